@@ -1,0 +1,1 @@
+"""One command per stage: words -> config -> Ray -> stage -> one line."""

@@ -1,0 +1,1 @@
+"""Energy-based out-of-distribution detection with vision-language models."""
