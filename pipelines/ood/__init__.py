@@ -36,7 +36,6 @@ from pipelines.ood.losses import (
 from pipelines.ood.metrics import (
     METRICS,
     Bounded,
-    Interval,
     Metric,
     aupr_id,
     aupr_ood,
@@ -60,6 +59,7 @@ from pipelines.ood.records import (
     record_from_state,
     record_state,
 )
+from pipelines.ood.resampling import Interval
 from pipelines.ood.scores import (
     SCORES,
     combine,
