@@ -11,9 +11,6 @@ from pipelines.methods import METHODS
 from tests.ray.small_backbone import files, write_backbone
 from tests.small_clip import toy_data
 
-# Ray's own: it copies a DataContext by way of its deprecated attributes.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
 TRAINING = {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "lr": 0.02}
 
 

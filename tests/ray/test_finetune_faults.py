@@ -17,8 +17,6 @@ from tests.ray.processes import descendants, kill, title
 from tests.ray.small_backbone import files, write_backbone
 from tests.small_clip import toy_data
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
 # Long enough that the kill comes in the middle.
 EPOCHS = 150
 TRAINING = {"epochs": EPOCHS, "batch_size": 16, "lr": 0.02}
