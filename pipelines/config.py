@@ -214,11 +214,11 @@ class _Composer:
     def interpolate(self, data: dict[str, Any]) -> dict[str, Any]:
         """Fill in `${other.key}` once all words are laid over the files."""
         try:
-            resolved = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+            resolved: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
         except OmegaConfBaseException as error:
             self.problems.append(f"{error.full_key}: {str(error).splitlines()[0]}")
             return data
-        return {str(key): value for key, value in dict(resolved).items()}
+        return {str(key): value for key, value in resolved.items()}
 
 
 def group_names(group: str) -> list[str]:

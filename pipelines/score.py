@@ -154,7 +154,7 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
     yield from dataset.iter_rows()
 
 
-def _score_shard(batch: pa.Table, shared: Any) -> pa.Table:
+def _score_shard(batch: Any, shared: Any) -> Any:
     work: _Work = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
     for unit in batch.to_pylist():
         score_shard(unit, work)

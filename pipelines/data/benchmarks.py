@@ -209,9 +209,14 @@ def _rows(name: str, source: Source) -> list[_Row]:
         raise UserError(f"benchmark.sources.{name}: no image in it")
     columns = (table[c].to_pylist() for c in ("key", "class_name", "domain", "split"))
     return [
-        _Row(name, key, class_name, domain, split or ("train" if _hash("split", key) < 0.8 else "test"))
+        _Row(name, key, class_name, domain, split or _drawn_split(key))
         for key, class_name, domain, split in zip(*columns, strict=True)
-    ]  # fmt: skip
+    ]
+
+
+def _drawn_split(key: str) -> str:
+    """The split of an image whose source has none."""
+    return "train" if _hash("split", key) < 0.8 else "test"
 
 
 def _hash(salt: str, key: str) -> float:
