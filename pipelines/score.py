@@ -144,8 +144,9 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
     ray.data.DataContext.get_current().enable_progress_bars = False
     shared = ray.put(work)
     blocks = [pa.Table.from_pylist([dict(unit)]) for unit in units]
+    task: Any = _score_shard  # takes a keyword more than map_batches' type knows
     dataset = ray.data.from_arrow(blocks).map_batches(
-        _score_shard,
+        task,
         batch_size=1,
         batch_format="pyarrow",
         fn_kwargs={"shared": shared},
