@@ -47,6 +47,9 @@ def connect(config: ComputeConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table on every run
+    # Ray Data's actor pools log a harmless error line of the core at every start.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     inherited = os.environ.get("RAY_ADDRESS")
     local = not inherited and config.address == "local"
     options: dict[str, Any] = {"address": inherited or config.address}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -103,7 +103,7 @@ def compose(job: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     composer.expand_groups(data)
     for key, value in dotted.items():
         composer.override(data, key, value)
-    return data, composer.problems
+    return composer.interpolate(data), composer.problems
 
 
 @dataclass
@@ -114,7 +114,7 @@ class _Composer:
 
     def read(self, path: Path) -> dict[str, Any]:
         try:
-            content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         except FileNotFoundError:
             self.problems.append(f"{path}: no such file")
         except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
@@ -136,8 +136,8 @@ class _Composer:
                     raise ValueError
                 parsed = OmegaConf.from_dotlist([word])
                 value = OmegaConf.select(parsed, key)
-                if isinstance(value, DictConfig) or OmegaConf.is_list(value):
-                    value = OmegaConf.to_container(value, resolve=True)
+                if OmegaConf.is_config(value):
+                    value = OmegaConf.to_container(value, resolve=False)
             except (ValueError, YAMLError, OmegaConfBaseException):
                 self.problems.append(f"{word!r}: expected key=value, for example seeds=3")
                 continue
@@ -210,6 +210,15 @@ class _Composer:
             self.problems.append(f"{key}: {'.'.join(parents)} holds no keys")
             return
         node[last] = value
+
+    def interpolate(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Fill in `${other.key}` once all words are laid over the files."""
+        try:
+            resolved: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+        except OmegaConfBaseException as error:
+            self.problems.append(f"{error.full_key}: {str(error).splitlines()[0]}")
+            return data
+        return {str(key): value for key, value in resolved.items()}
 
 
 def group_names(group: str) -> list[str]:

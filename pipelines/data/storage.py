@@ -92,11 +92,12 @@ class Storage:
             file.write(content)
 
     @contextmanager
-    def writing(self, *parts: str) -> Iterator[Path]:
+    def writing(self, *parts: str, replace: bool = True) -> Iterator[Path]:
         """A local path to write to; on success it is flushed and takes its name at once.
 
         Object stores show an upload only when it is complete, so there the finished local
-        file is uploaded under its final name.
+        file is uploaded under its final name. With `replace=False` a file that is already
+        there stays, also when two write at once: the first wins.
         """
         target = self.path(*parts)
         if self.is_local:
@@ -106,7 +107,8 @@ class Storage:
             try:
                 yield temporary
                 _flush(temporary)
-                temporary.replace(final)
+                if replace or not _link(temporary, final):
+                    temporary.replace(final)
             finally:
                 temporary.unlink(missing_ok=True)
             return
@@ -114,6 +116,8 @@ class Storage:
             temporary = Path(folder) / parts[-1]
             yield temporary
             fs = self._fs()
+            if not replace and fs.exists(target):
+                return
             fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             fs.put_file(str(temporary), target)
 
@@ -135,6 +139,17 @@ class Storage:
         """Write a Parquet file, whole or not at all."""
         with self.writing(*parts) as path:
             pq.write_table(table, path)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give `source` a second name, unless that is taken; False where links are not possible."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        return True
+    except OSError:
+        return target.exists()
+    return True
 
 
 def _flush(path: Path) -> None:
