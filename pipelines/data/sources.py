@@ -232,7 +232,7 @@ class TarSource(Section):
             if wanted:
                 members = {prefix + member.name: member for member in archives.members(file)}
                 places = {slot: members[key] for key, slot in wanted.items() if key in members}
-                for slot, content in _readarchives.members(file, places):
+                for slot, content in archives.read_members(file, places):
                     result[slot] = content
         return result
 
