@@ -35,7 +35,7 @@ class SetConfig(Section):
     classes: list[str] | None = Field(
         None, description="class names; id: the benchmark's; FILE#KEY: a list in a JSON file"
     )
-    not_classes: list[str] = Field([], description="class names left out")
+    not_classes: list[str] = Field([], description="left out, in the same words")
     domains: list[str] | None = Field(None, description="styles taken")
     not_domains: list[str] = Field([], description="styles left out")
     splits: list[str] | None = Field(
@@ -209,9 +209,14 @@ def _rows(name: str, source: Source) -> list[_Row]:
         raise UserError(f"benchmark.sources.{name}: no image in it")
     columns = (table[c].to_pylist() for c in ("key", "class_name", "domain", "split"))
     return [
-        _Row(name, key, class_name, domain, split or ("train" if _hash("split", key) < 0.8 else "test"))
+        _Row(name, key, class_name, domain, split or _drawn_split(key))
         for key, class_name, domain, split in zip(*columns, strict=True)
-    ]  # fmt: skip
+    ]
+
+
+def _drawn_split(key: str) -> str:
+    """The split of an image whose source has none."""
+    return "train" if _hash("split", key) < 0.8 else "test"
 
 
 def _hash(salt: str, key: str) -> float:
@@ -224,12 +229,13 @@ def _choose(
     config: BenchmarkConfig, name: str, chosen: SetConfig, rows: Mapping[str, list[_Row]]
 ) -> Iterator[_Row]:
     classes = None if chosen.classes is None else set(_class_list(config, name, chosen.classes))
+    not_classes = set(_class_list(config, name, chosen.not_classes))
     low, high = chosen.fraction
     for source in chosen.source:
         for row in rows[source]:
             if (
                 (classes is None or row.class_name in classes)
-                and row.class_name not in chosen.not_classes
+                and row.class_name not in not_classes
                 and (chosen.domains is None or row.domain in chosen.domains)
                 and row.domain not in chosen.not_domains
                 and (chosen.splits is None or row.split in chosen.splits)

@@ -92,7 +92,7 @@ def _grey(photo: str) -> NDArray[np.uint8]:
 def patches() -> int:
     """The number of patches that do not overlap in each photo."""
     height, width = _grey(PHOTOS[0]).shape
-    return (height // SIZE) * (width // SIZE)
+    return int(height // SIZE) * int(width // SIZE)
 
 
 def _encode(key: str) -> bytes | Exception:
