@@ -57,7 +57,7 @@ class SetConfig(Section):
 class BenchmarkConfig(Section):
     """A benchmark: classes, prompts, sources, and the sets taken from them."""
 
-    name: str
+    name: str = Field(description="the name in tables")
     root: str = Field("", description="where its files are")
     held_out: str | None = Field(None, description="the domain left out of training")
     class_names: list[str] = Field(min_length=2, description="the ID classes, in label order")
@@ -68,7 +68,7 @@ class BenchmarkConfig(Section):
     sources: dict[str, list[BenchmarkSource]] = Field(
         description="image sources; of a list, the first that exists"
     )
-    sets: dict[str, SetConfig]
+    sets: dict[str, SetConfig] = Field(description="which rows of which source are in which set")
 
     @field_validator("sources", mode="before")
     @classmethod
