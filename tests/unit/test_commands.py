@@ -18,10 +18,10 @@ def script(path: Path, body: str) -> None:
     path.chmod(0o755)
 
 
-def run(*command: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run in `cwd` with its stand-ins first on PATH (make looks there for uv)."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TERM", "MAKEFLAGS")}
-    if path:
-        environment["PATH"] = f"{path}:{environment['PATH']}"
+    environment["PATH"] = f"{cwd}/bin:{cwd}/.venv/bin:{environment['PATH']}"
     return subprocess.run(
         command,
         cwd=cwd,
@@ -72,7 +72,7 @@ def test_make_demo_runs_the_main_job(checkout: Path) -> None:
 def test_a_newer_lock_file_is_installed_again(checkout: Path) -> None:
     installed = checkout / ".venv" / ".installed"
     os.utime(installed, (1, 1))
-    assert run("make", "setup", cwd=checkout, path=checkout / ".venv" / "bin").returncode == 0
+    assert run("make", "setup", cwd=checkout).returncode == 0
     assert [line.split()[:2] for line in calls(checkout)] == [["uv", "venv"], ["uv", "pip"]]
     assert "--require-hashes" in calls(checkout)[1]
     assert installed.stat().st_mtime > 1
@@ -100,7 +100,7 @@ def test_ci_runs_both_parts_and_fails_where_one_does(tmp_path: Path, failing: st
     lines += '[ "$name" = test ] || echo "61.20s setup    tests/ray/test_b.py::test_y"'
     fails = f'case " {failing} " in *" $name "*) exit 2;; esac'
     script(tmp_path / "bin" / "make", f"{last}\n{lines}\n{fails}")
-    done = run(str(ROOT / ".ci" / "run"), cwd=tmp_path, path=tmp_path / "bin")
+    done = run(str(ROOT / ".ci" / "run"), cwd=tmp_path)
     assert done.returncode == (1 if failing else 0), done.stderr
     output = done.stdout.splitlines()
     assert output.index("made test") < output.index("made test-slow")
