@@ -34,9 +34,6 @@ import ray.train.torch
 import torch.distributed
 from ray.util.queue import Empty, Queue
 
-import pipelines.methods.base
-import pipelines.models.heads.base
-import pipelines.models.text_tower
 import pipelines.training
 from pipelines.compute import ComputeConfig
 from pipelines.config import digest, plain
@@ -77,20 +74,25 @@ def address(cell: Cell, data: TrainingData, backbone: BackboneConfig) -> str:
     )
 
 
+# Where the source that decides a head's weights lies.
+_DECIDING = ("pipelines.methods", "pipelines.models", "pipelines.ood", "pipelines.training")
+
+
 def code_version(method: str, head: str) -> str:
-    """A digest of the source that decides what training gives."""
-    modules: list[ModuleType] = [
-        pipelines.training,
-        pipelines.models.text_tower,
-        pipelines.models.heads.base,
-        pipelines.methods.base,
-        METHODS[method],
-        HEADS[head],
-    ]
-    uses = {inspect.getmodule(value) for value in vars(METHODS[method]).values()}
-    maths = [m for m in uses if m is not None and m.__name__.startswith("pipelines.ood.")]
-    modules += sorted(maths, key=lambda module: module.__name__)
-    sources = "\n".join(inspect.getsource(module) for module in modules)
+    """A digest of the source that decides what training gives.
+
+    That is the loop, the method, the head, and what they use of the folders named above.
+    """
+    modules = {m.__name__: m for m in (pipelines.training, METHODS[method], HEADS[head])}
+    waiting: list[ModuleType] = list(modules.values())
+    while waiting:
+        for value in vars(waiting.pop()).values():
+            used = inspect.getmodule(value)
+            name = used.__name__ if used is not None else ""
+            if used is not None and name.startswith(_DECIDING) and name not in modules:
+                modules[name] = used
+                waiting.append(used)
+    sources = "\n".join(inspect.getsource(modules[name]) for name in sorted(modules))
     return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 

@@ -1,22 +1,22 @@
 """Where images come from: an index of keys, and their encoded bytes on demand.
 
 A source is a configuration section and does the work itself (`kind` chooses which), so a YAML
-block is all that a new data set needs. Keys are relative paths below a folder, or the values
-of a Parquet file's key column.
+block is all that a new data set needs. Every `root` may be a URI (`s3://`, `gs://`,
+`https://`), see `pipelines.data.files`. Keys are relative paths below a folder or in a tar
+archive, or the values of a Parquet file's key column.
 
-Fingerprints are made of names, sizes and the times of last change (mtime and ctime, in
-nanoseconds), not of the content: reading a terabyte before each run to find that nothing
-changed costs more than the features it would save. ctime cannot be set by a program, so a file
-rewritten with its old size and mtime is still noticed; a copied or touched file costs one
-needless pass. It errs to the safe side only.
+Fingerprints are made of names, sizes and the times of last change (mtime and ctime in
+nanoseconds; the entity tag of a store), not of the content: reading a terabyte before each run
+to find that nothing changed costs more than the features it would save. ctime cannot be set by
+a program, so a file rewritten with its old size and mtime is still noticed; a copied or touched
+file costs one needless pass. It errs to the safe side only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines.config import Section, UserError, digest
-from pipelines.data import images
+from pipelines.data import archives, files, images
+from pipelines.data.files import File
 from pipelines.data.schema import INDEX
 
 
@@ -58,17 +59,19 @@ class FolderSource(Section):
     """
 
     kind: Literal["folder"] = "folder"
-    root: str = Field(description="the folder")
+    root: str = Field(description="the folder, or its URI")
     table: str | None = Field(None, description="CSV or Parquet file: key, class_name, ...")
     domain: str | None = Field(None, description="the style of all images here")
 
     def fingerprint(self) -> str:
-        """See `Source`; a walk over the folder without opening an image."""
+        """See `Source`; no image is opened."""
         if self.table is None:
-            return digest(["folder", self.domain, [_stamp(p, k) for k, p in self._files()]])
+            stamps = [file.stamp for file in self._files()]
+            return digest(["folder", self.domain, stamps])
         keys = self.index()["key"].to_pylist()
-        stamps = [_stamp(self._path(key), key) for key in keys]
-        return digest(["folder", self.domain, _stamp(Path(self.table), "table"), stamps])
+        stamps = [files.stat(self.root, key).stamp for key in keys]
+        table = [file.stamp for file in files.listing(self.table, ("",))]
+        return digest(["folder", self.domain, table, stamps])
 
     def index(self) -> pa.Table:
         """See `Source`.
@@ -78,11 +81,11 @@ class FolderSource(Section):
                 file outside the folder.
         """
         if self.table is None:
-            keys = [key for key, _ in self._files()]
+            keys = [file.name for file in self._files()]
             rows = {"key": keys, "class_name": [_top_folder(key) for key in keys]}
             table = pa.table(rows, schema=pa.schema([INDEX.field(0), INDEX.field(1)]))
         else:
-            table = _read_index_file(Path(self.table))
+            table = _read_index_file(self.table)
             for key in table["key"].to_pylist():
                 check_relative(key, self.table)
         if not table.num_rows:
@@ -97,25 +100,14 @@ class FolderSource(Section):
 
     def _read_one(self, key: str) -> bytes | Exception:
         try:
-            return self._path(key).read_bytes()
+            return files.read(files.join(self.root, key))
         except OSError as error:
             return error
 
-    def _path(self, key: str) -> Path:
-        return Path(self.root).expanduser() / key
-
-    def _files(self) -> list[tuple[str, Path]]:
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
+    def _files(self) -> list[File]:
+        if not files.is_folder(self.root):
             raise UserError(f"{self.root}: no such folder of images")
-        found = []
-        for folder, folders, names in os.walk(root, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in names:
-                if not name.startswith(".") and name.lower().endswith(images.EXTENSIONS):
-                    path = Path(folder, name)
-                    found.append((path.relative_to(root).as_posix(), path))
-        return sorted(found)
+        return files.listing(self.root, images.EXTENSIONS)
 
 
 class ParquetSource(Section):
@@ -126,7 +118,7 @@ class ParquetSource(Section):
     """
 
     kind: Literal["parquet"] = "parquet"
-    root: str = Field(description="a Parquet file, or a folder of them")
+    root: str = Field(description="a Parquet file, or a folder of them, or its URI")
     image_column: str = Field("image", description="encoded bytes, or a struct with `bytes`")
     key_column: str = Field("key", description="a unique name; may be missing")
     class_column: str = Field("class_name", description="may be missing")
@@ -135,7 +127,7 @@ class ParquetSource(Section):
     def fingerprint(self) -> str:
         """See `Source`."""
         columns = [self.image_column, self.key_column, self.class_column, self.domain]
-        return digest(["parquet", columns, [_stamp(p, p.name) for p in self._files()]])
+        return digest(["parquet", columns, [file.stamp for file in self._files()]])
 
     def index(self) -> pa.Table:
         """See `Source`.
@@ -143,31 +135,28 @@ class ParquetSource(Section):
         Raises:
             UserError: where there is no Parquet file, or one without the image column.
         """
-        parts = [self._index_of(path) for path in self._files()]
+        parts = [self._index_of(file) for file in self._files()]
         return as_index(pa.concat_tables(parts), domain=self.domain)
 
     def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
         """See `Source`; reads each row group that holds one of the keys once."""
-        files = self._files()
-        stamps = tuple(_stamp(path, str(path)) for path in files)
-        table = _locations(self, stamps)
-        rows = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"])
-        found = rows.fill_null(-1).to_numpy()
+        places = _locations(self, tuple(self._files()))
+        rows = pc.index_in(pa.array(keys, pa.string()), value_set=places["key"])
+        slots = np.flatnonzero(rows.is_valid().to_numpy(zero_copy_only=False))
         result: list[bytes | Exception] = [KeyError(key) for key in keys]
-        places = table.select(["file", "group", "row"]).take(pa.array(found[found >= 0]))
-        slots = np.flatnonzero(found >= 0)
-        columns = [places[name].to_numpy() for name in ("file", "group", "row")]
-        for file, group in sorted(set(zip(*columns[:2], strict=True))):
-            here = np.flatnonzero((columns[0] == file) & (columns[1] == group))
-            contents = self._read_rows(files[file], int(group), columns[2][here])
+        taken = places.take(rows.drop_null())
+        number, group, row = (taken[name].to_numpy() for name in ("file", "group", "row"))
+        for pair in sorted(set(zip(number.tolist(), group.tolist(), strict=True))):
+            here = np.flatnonzero((number == pair[0]) & (group == pair[1]))
+            contents = self._read_rows(self._files()[pair[0]], pair[1], row[here])
             for slot, content in zip(slots[here], contents, strict=True):
                 result[slot] = content
         return result
 
-    def _read_rows(self, path: Path, group: int, rows: Iterable[int]) -> list[bytes | Exception]:
+    def _read_rows(self, file: File, group: int, rows: Iterable[int]) -> list[bytes | Exception]:
         try:
-            with pq.ParquetFile(path) as file:
-                column = file.read_row_group(group, columns=[self.image_column])
+            with files.open_file(file.path) as opened, pq.ParquetFile(opened) as table:
+                column = table.read_row_group(group, columns=[self.image_column])
             taken = column[self.image_column].take(pa.array(rows))
             if pa.types.is_struct(taken.type):
                 taken = pc.struct_field(taken, "bytes")
@@ -175,13 +164,12 @@ class ParquetSource(Section):
         except (OSError, pa.ArrowException) as error:
             return [error for _ in rows]
 
-    def _index_of(self, path: Path) -> pa.Table:
-        with _parquet(path) as file:
-            names = set(file.schema_arrow.names)
+    def _index_of(self, file: File) -> pa.Table:
+        with _parquet(file) as opened:
+            names = set(opened.schema_arrow.names)
             if self.image_column not in names:
-                raise UserError(
-                    f"{path}: no column {self.image_column!r}; it has {', '.join(sorted(names))}"
-                )
+                has = ", ".join(sorted(names))
+                raise UserError(f"{file.path}: no column {self.image_column!r}; it has {has}")
             wanted = {
                 "key": self.key_column,
                 "class_name": self.class_column,
@@ -189,36 +177,91 @@ class ParquetSource(Section):
                 "split": "split",
             }
             wanted = {name: column for name, column in wanted.items() if column in names}
-            table = file.read(columns=list(wanted.values()))
+            table = opened.read(columns=list(wanted.values()))
             columns = {name: table[column].cast(pa.string()) for name, column in wanted.items()}
             if "key" not in columns:
-                numbers = range(file.metadata.num_rows)
-                columns["key"] = pa.array([f"{path.name}/{n:09d}" for n in numbers], pa.string())
+                numbers = range(opened.metadata.num_rows)
+                columns["key"] = pa.array([f"{file.name}/{n:09d}" for n in numbers], pa.string())
         return as_index(pa.table(columns), sort=False)
 
-    def _files(self) -> list[Path]:
-        root = Path(self.root).expanduser()
-        files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
-        if not files or not files[0].is_file():
+    def _files(self) -> list[File]:
+        found = files.listing(self.root, (".parquet",))
+        if not found:
             raise UserError(f"{self.root}: no Parquet file here")
-        return files
+        return found
 
 
-AnySource = Annotated[FolderSource | ParquetSource, Field(discriminator="kind")]
+class TarSource(Section):
+    """Tar archives in WebDataset layout: `000017.jpg`, `000017.cls`, ... one after the other.
+
+    A key is the archive's name and the member's, `train-0001.tar/000017.jpg`; the class name is
+    the content of `000017.cls`, where there is one. Archives are read in place, never unpacked:
+    a member that is a link, or whose name leaves the archive, is rejected, and so is what
+    follows the place where a broken archive cannot be read any more.
+    """
+
+    kind: Literal["tar"] = "tar"
+    root: str = Field(description="a tar archive, or a folder of them, or its URI")
+    domain: str | None = Field(None, description="the style of all images here")
+
+    def fingerprint(self) -> str:
+        """See `Source`."""
+        return digest(["tar", self.domain, [file.stamp for file in self._files()]])
+
+    def index(self) -> pa.Table:
+        """See `Source`.
+
+        Raises:
+            UserError: where there is no archive, or no image in any.
+        """
+        rows = [
+            {"key": f"{file.name}/{member.name}", "class_name": member.class_name}
+            for file in self._files()
+            for member in archives.members(file)
+        ]
+        if not rows:
+            raise UserError(f"{self.root}: no image in the archives here")
+        return as_index(pa.Table.from_pylist(rows), domain=self.domain)
+
+    def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
+        """See `Source`; opens each archive once."""
+        result: list[bytes | Exception] = [KeyError(key) for key in keys]
+        for file in self._files():
+            prefix = f"{file.name}/"
+            wanted = {key: slot for slot, key in enumerate(keys) if key.startswith(prefix)}
+            if wanted:
+                members = {prefix + member.name: member for member in archives.members(file)}
+                places = {slot: members[key] for key, slot in wanted.items() if key in members}
+                for slot, content in archives.read_members(file, places):
+                    result[slot] = content
+        return result
+
+    def _files(self) -> list[File]:
+        found = files.listing(self.root, (".tar",))
+        if not found:
+            raise UserError(f"{self.root}: no tar archive here")
+        return found
 
 
-def open_source(root: str) -> FolderSource | ParquetSource:
-    """The source that a bare path means: a Parquet file, or a folder of either.
+AnySource = Annotated[FolderSource | ParquetSource | TarSource, Field(discriminator="kind")]
+
+
+def open_source(root: str) -> FolderSource | ParquetSource | TarSource:
+    """The source that a bare path or URI means: by its ending, or by what the folder holds.
 
     Raises:
         UserError: where there is nothing at `root`.
     """
-    path = Path(root).expanduser()
-    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+    if root.endswith(".parquet"):
         return ParquetSource(root=root)
-    if not path.is_dir():
-        raise UserError(f"source={root}: no such folder or Parquet file")
-    return FolderSource(root=root)
+    if root.endswith(".tar"):
+        return TarSource(root=root)
+    if not files.is_folder(root):
+        raise UserError(f"source={root}: no such folder, Parquet file or tar archive")
+    names = [file.name for file in files.listing(root, (".parquet", ".tar"))]
+    if any(name.endswith(".parquet") for name in names):
+        return ParquetSource(root=root)
+    return TarSource(root=root) if names else FolderSource(root=root)
 
 
 def as_index(table: pa.Table, *, domain: str | None = None, sort: bool = True) -> pa.Table:
@@ -247,8 +290,7 @@ def check_relative(key: str, where: str) -> None:
     Raises:
         UserError: for an absolute path, a drive, or a step up (`..`).
     """
-    path = PurePosixPath(key.replace("\\", "/"))
-    if not key or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not files.is_relative(key):
         raise UserError(f"{where}: {key!r} is not a path below the source; nothing outside is read")
 
 
@@ -257,22 +299,15 @@ def _top_folder(key: str) -> str | None:
     return first if slash else None
 
 
-def _stamp(path: Path, name: str) -> tuple[str, int, int, int]:
+def _read_index_file(path: str) -> pa.Table:
     try:
-        stat = path.stat()
-    except OSError:
-        return name, -1, -1, -1  # read() will say what is wrong with it
-    return name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _read_index_file(path: Path) -> pa.Table:
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-        else:
-            strings = {field.name: pa.string() for field in INDEX}
-            options = pyarrow.csv.ConvertOptions(column_types=strings)
-            table = pyarrow.csv.read_csv(path, convert_options=options)
+        with files.open_file(path) as opened:
+            if path.endswith(".parquet"):
+                table = pq.read_table(opened)
+            else:
+                strings = {field.name: pa.string() for field in INDEX}
+                options = pyarrow.csv.ConvertOptions(column_types=strings)
+                table = pyarrow.csv.read_csv(opened, convert_options=options)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not readable as a table of images ({error})") from None
     if "key" not in table.column_names:
@@ -280,23 +315,24 @@ def _read_index_file(path: Path) -> pa.Table:
     return table
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _parquet(file: File) -> Iterator[pq.ParquetFile]:
     try:
-        return pq.ParquetFile(path)
+        with files.open_file(file.path) as opened, pq.ParquetFile(opened) as table:
+            yield table
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable as Parquet ({error})") from None
+        raise UserError(f"{file.path}: not readable as Parquet ({error})") from None
 
 
 @functools.lru_cache(maxsize=8)
-def _locations(source: ParquetSource, stamps: tuple[object, ...]) -> pa.Table:  # noqa: ARG001
-    """Key, file, row group and row within it; `stamps` makes a changed file a new entry."""
+def _locations(source: ParquetSource, found: tuple[File, ...]) -> pa.Table:
+    """Key, file, row group and row within it; a changed file makes a new entry."""
     parts = []
-    for number, path in enumerate(source._files()):
-        index = source._index_of(path)
-        with _parquet(path) as file:
-            sizes = [
-                file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)
-            ]
+    for number, file in enumerate(found):
+        index = source._index_of(file)
+        with _parquet(file) as opened:
+            metadata = opened.metadata
+            sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         columns = {
             "key": index["key"],
             "file": pa.array(np.full(index.num_rows, number)),

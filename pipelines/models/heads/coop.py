@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipelines.config import UserError
 from pipelines.models.heads import base
 from pipelines.models.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.models.parallel import Workers
 from pipelines.models.text_tower import TextTower, encode_plain, encode_shared, text_tower
 
 similarity = base.text_similarity
@@ -66,6 +67,8 @@ class CoOp(nn.Module):
         self.position = position
         self.logit_scale = logit_scale
         self.class_names = class_names
+        # With split="classes" each worker encodes its part of the prompts.
+        self.workers = Workers()
         self.context = nn.Parameter(context)
         ends = tower.end_positions(tokens)
         kept = int(ends.max()) + 1
@@ -75,24 +78,31 @@ class CoOp(nn.Module):
 
     def text_features(self) -> Tensor:
         """(K, D) unit length, with gradients to the context."""
-        embedded: Tensor = self.embedded  # type: ignore[assignment]
-        ends: Tensor = self.ends  # type: ignore[assignment]
-        if self.position == "end" and self.context.ndim == 2:
-            prefix = torch.cat((embedded[0, :1], self.context))
-            # Positions count from the start token, which the suffix does not hold.
-            encoded = encode_shared(self.tower, prefix, embedded[:, 1:], ends - 1)
-        else:
-            encoded = encode_plain(self.tower, self._prompts(), ends + self.context.shape[-2])
-        return F.normalize(encoded, dim=-1)
+        num_classes = len(self.class_names)
+        divided = self.workers.split == "classes"
+        own = self.workers.own(num_classes) if divided else slice(0, num_classes)
+        encoded = F.normalize(self._encode_classes(own), dim=-1)
+        return self.workers.gather(encoded, num_classes) if divided else encoded
 
-    def _prompts(self) -> Tensor:
-        """Whole prompts (K, 1 + C + S, W) for every position and kind of context."""
-        embedded: Tensor = self.embedded  # type: ignore[assignment]
-        context = self.context.expand(len(embedded), *self.context.shape[-2:])
+    def _encode_classes(self, own: slice) -> Tensor:
+        """Text features (k, D) of some of the classes, not normalised."""
+        embedded: Tensor = self.embedded[own]  # type: ignore[index]
+        ends: Tensor = self.ends[own]  # type: ignore[index]
+        if self.position == "end" and self.context.ndim == 2:
+            prefix = torch.cat((self.embedded[0, :1], self.context))  # type: ignore[index]
+            # Positions count from the start token, which the suffix does not hold.
+            return encode_shared(self.tower, prefix, embedded[:, 1:], ends - 1)
+        context = self.context if self.context.ndim == 2 else self.context[own]
+        prompts = self._prompts(embedded, context, ends.tolist())
+        return encode_plain(self.tower, prompts, ends + context.shape[-2])
+
+    def _prompts(self, embedded: Tensor, context: Tensor, ends: list[int]) -> Tensor:
+        """Whole prompts (k, 1 + C + S, W) for every position and kind of context."""
+        context = context.expand(len(embedded), *context.shape[-2:])
         before = {"end": context.shape[1], "middle": context.shape[1] // 2, "front": 0}
         split = before[self.position]
         prompts = []
-        for row, own, end in zip(embedded, context, self.ends.tolist(), strict=True):  # type: ignore[operator]
+        for row, own, end in zip(embedded, context, ends, strict=True):
             # "NAME." is name tokens, a full stop, the end of text; context after the name
             # stands before the full stop.
             name, rest = row[1 : end - 1], row[end - 1 :]

@@ -35,11 +35,12 @@ def problem(num_rows=200, num_columns=6, seed=0, dtype=torch.float64):
     labels = torch.randint(NUM_CLASSES, (num_rows,), generator=generator)
     labels[:NUM_CLASSES] = torch.arange(NUM_CLASSES)
     mixing = torch.randn(num_columns, num_columns, generator=generator, dtype=dtype)
+    mixing = torch.eye(num_columns, dtype=dtype) + 0.3 / math.sqrt(num_columns) * mixing
     noise = torch.randn(num_rows, num_columns, generator=generator, dtype=dtype) @ mixing
     features = means[labels] + 0.2 * noise
     weight = torch.randn(NUM_CLASSES, num_columns, generator=generator, dtype=dtype)
     bias = torch.randn(NUM_CLASSES, generator=generator, dtype=dtype)
-    far = 3 * torch.randn(50, num_columns, generator=generator, dtype=dtype)
+    far = 3 * torch.randn(20, num_columns, generator=generator, dtype=dtype)
     arrays = {"features": features, "labels": labels, "weight": weight, "bias": bias}
     return arrays | {"logits": features @ weight.T + bias}, far
 
@@ -77,7 +78,7 @@ def test_every_fitted_score_ranks_training_features_above_far_ones(name):
     if name == "kl_matching":  # a head that predicts the clusters, and far rows near no cluster
         arrays["logits"] = 8 * torch.nn.functional.one_hot(arrays["labels"]).double()
         fitted = row.fit(arrays)
-        assert auroc(fitted(arrays["logits"]), fitted(torch.zeros(50, NUM_CLASSES))) == 1
+        assert auroc(fitted(arrays["logits"]), fitted(torch.zeros(20, NUM_CLASSES))) == 1
     else:
         fitted = row.fit(arrays)
         assert auroc(fitted(arrays["features"]), fitted(far)) > 0.75
@@ -91,7 +92,7 @@ def test_every_fitted_score_is_frozen_walks_blocks_and_survives_saving(name, mon
     rows = scored(row, arrays, far)
     values = fitted(rows)
     assert values.dtype == torch.float64
-    assert values.shape == (50,)
+    assert values.shape == (20,)
     assert fitted(rows[:0]).shape == (0,)
     with pytest.raises(FrozenInstanceError):
         setattr(fitted, next(iter(vars(fitted))), None)
