@@ -261,15 +261,25 @@ def _train_with_ray(
 def _worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: the missing cells, one after the other."""
     place = ray.train.get_context()
-    workers = Workers(place.get_world_rank(), place.get_world_size())
+    rank, world = place.get_world_rank(), place.get_world_size()
     data, storage = ray.get(config["data"]), config["storage"]
     clip = backbones.load(config["backbone"], device=str(ray.train.torch.get_device()))
-    reports: Queue | None = config["reports"] if workers.rank == 0 else None
+    reports: Queue | None = config["reports"] if rank == 0 else None
     for number, job in enumerate(config["jobs"]):
+        workers = Workers(rank, world, _split(job.cell, data))
         if not is_trained(storage, job.address):
             on_epoch = _send(reports, number) if reports is not None else None
             _train_and_keep(job, data, clip, storage, workers, on_epoch)
         _wait_for_all(workers)
+
+
+# Classes from which sharing their encoding saves more than its collectives cost.
+CLASS_PARALLEL_FROM = 64
+
+
+def _split(cell: Cell, data: TrainingData) -> Literal["rows", "classes"]:
+    many = len(data.class_names) >= CLASS_PARALLEL_FROM
+    return "classes" if many and cell.method.head.class_parallel else "rows"
 
 
 def _send(reports: Queue, number: int) -> OnEpoch:

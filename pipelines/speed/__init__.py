@@ -1,0 +1,1 @@
+"""What the project's own benchmarks measure: `python -m jobs.benchmark suite=NAME`."""
