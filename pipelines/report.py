@@ -173,9 +173,9 @@ def _threshold_note(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, list[Any]]:
-    """Every panel as (title, SVG), under the name of its picture."""
-    drawn: dict[str, list[Any]] = {"accuracy": [], "histogram": [], "energy": [], "roc": []}
+def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, Any]:
+    """Every panel as (title, SVG), under the name of its picture; ROC curves by group of sets."""
+    drawn: dict[str, Any] = {"accuracy": [], "histogram": [], "energy": [], "roc": {}}
     for x_label, points in _points(metrics, judged):
         figure = pictures.accuracy_detection(points, x_label)
         drawn["accuracy"].append(_panel(x_label.removesuffix(" (%)") + " and detection", figure))
@@ -186,7 +186,7 @@ def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, li
             drawn["energy"].append(_panel(item.method, change))
         for group in (name for name in item.kinds if name not in ("ID", "shifted")):
             figure = pictures.roc(item, group, metrics["target_tpr"])
-            drawn["roc"].append(_panel(f"{item.method}, {group} OOD", figure))
+            drawn["roc"].setdefault(group, []).append(_panel(f"{item.method}, {group} OOD", figure))
     return drawn
 
 

@@ -221,6 +221,7 @@ def build(seeds: tuple[int, ...] = (0, 1), without: str = "nothing") -> dict[str
     }
 
 
+MINUS = "\N{MINUS SIGN}"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -337,7 +338,7 @@ def test_paired_intervals_carry_their_word(page):
                 word = "better" if sign * low > 0 else "worse"
             words[word] += 1
             numbers = [f"{100 * value:+.1f}" for value in (low + 0.01, low, low + 0.02)]
-            expected = "{} [{}, {}] ".format(*numbers).replace("-", "\N{MINUS SIGN}") + word
+            expected = "{} [{}, {}] ".format(*numbers).replace("-", MINUS) + word
             assert cell == expected
 
     assert page.tables["differences"][1][1:] == ["near", "far", "mean"] * 2
@@ -361,7 +362,7 @@ def test_each_set_stands_apart(evidence, page):
         for row in (rows[0], rows[3])
     ]
     assert [row[1:] for row in body(page, "tpr")] == [
-        ["{value:.4g} [{low:.4g}, {high:.4g}]".format(**row["threshold"])]
+        ["{value:.4g} [{low:.4g}, {high:.4g}]".format(**row["threshold"]).replace("-", MINUS)]
         + [percent(row["tpr"][name]) for name in ("test", *shifted)]
         + [percent(row["validation_fpr"][name]) for name in ood]
         for row in rows
