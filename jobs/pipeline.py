@@ -1,0 +1,25 @@
+"""The whole path: embed, sweep, finetune, score, evaluate, register. `make demo` runs this."""
+
+from __future__ import annotations
+
+from jobs import main
+from jobs.console import Console
+from pipelines import report
+from pipelines.pipeline import PipelineConfig, run
+
+
+def pipeline(config: PipelineConfig) -> None:
+    """Run what is not done yet, then print the table and what to do next."""
+    done = run(config, Console())
+    folder = done.storage.path("runs", done.id)
+    registered = done.manifest("register")
+    store = config.tracking_uri or done.tracker.uri
+    print("\n" + report.text_table(done.storage.read_json("runs", done.id, "metrics.json")))
+    print(f"\nreport     {folder}/report.html")
+    print(f"model      {registered['uri']} ({registered['method']} + {registered['score']})")
+    print(f"MLflow     mlflow ui --backend-store-uri {store}")
+    print(f"one image  python -m jobs.predict source=PATH storage={done.storage.root}")
+
+
+if __name__ == "__main__":
+    main("pipeline", PipelineConfig, pipeline, __doc__ or "")

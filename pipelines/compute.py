@@ -1,0 +1,81 @@
+"""Which Ray cluster a job uses and how much of it each stage may take."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from pydantic import Field
+
+from pipelines.config import Section
+
+
+class ComputeConfig(Section):
+    """Workers and their resources; the same words on a laptop and on a cluster."""
+
+    address: str = Field(
+        "local", description="local: start Ray here; auto or HOST:PORT: join a running cluster"
+    )
+    num_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a local Ray; default: at least 4"
+    )
+    embed_workers: int = Field(1, ge=1, description="encoding actors of embed")
+    embed_threads: int = Field(1, ge=1, description="CPU threads of an encoding actor")
+    embed_gpus: float = Field(0, ge=0, description="GPUs of an encoding actor, may be a fraction")
+    train_workers: int = Field(1, ge=1, description="Ray Train workers of finetune")
+    train_gpus: float = Field(0, ge=0, description="GPUs of a Ray Train worker")
+    trial_cpus: float = Field(1, gt=0, description="CPUs of a sweep trial")
+    trial_gpus: float = Field(0, ge=0, description="GPUs of a sweep trial")
+    max_failures: int = Field(2, ge=0, description="restarts of a failed Ray Train run")
+
+
+@contextmanager
+def connect(config: ComputeConfig) -> Iterator[None]:
+    """A Ray driver for the time of the block.
+
+    Inside a submitted job (or a shell with RAY_ADDRESS) Ray's own address wins. A Ray that is
+    already initialised is used and left running.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table on every run
+    # Ray Data's actor pools log a harmless error line of the core at every start.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    inherited = os.environ.get("RAY_ADDRESS")
+    local = not inherited and config.address == "local"
+    options: dict[str, Any] = {"address": inherited or config.address}
+    if local:
+        # Logical CPUs: nested Train, Tune and Data need a few slots even on two cores.
+        options["num_cpus"] = config.num_cpus or max(4, os.cpu_count() or 1)
+        options["include_dashboard"] = False
+    with warnings.catch_warnings(), _quiet_stderr():
+        warnings.simplefilter("ignore")
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drop what Ray's core writes to the terminal as it starts; errors are exceptions anyway."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a file descriptor is needed
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,1 @@
+"""Images, tables and where they are kept: sources, benchmarks, schemas, storage."""

@@ -1,0 +1,351 @@
+"""A benchmark: named sets of images with labels, chosen from sources by stored rules.
+
+No random number decides who is in a set. Where a part has to be taken (shots, a validation
+share), images are ordered by a hash of their key, so the same images are chosen for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.config import CONF, Section, UserError, digest
+from pipelines.data.digits import DigitsSource
+from pipelines.data.schema import NO_LABEL
+from pipelines.data.sources import AnySource, Source
+
+ID_ROLES = ("train", "validation", "test")
+ROLES = (*ID_ROLES, "shifted", "ood", "outliers", "validation_ood")
+
+BenchmarkSource = Annotated[AnySource | DigitsSource, Field(discriminator="kind")]
+
+
+class SetConfig(Section):
+    """Which rows of which source are in a set; every given condition holds."""
+
+    source: list[str] = Field(description="a source's name, or several")
+    classes: list[str] | None = Field(
+        None, description="class names; id: the benchmark's; FILE#KEY: a list in a JSON file"
+    )
+    not_classes: list[str] = Field([], description="left out, in the same words")
+    domains: list[str] | None = Field(None, description="styles taken")
+    not_domains: list[str] = Field([], description="styles left out")
+    splits: list[str] | None = Field(
+        None,
+        description="splits taken; rows of a source without splits are train (80 %) or test, "
+        "by the hash of their key",
+    )
+    fraction: tuple[float, float] = Field(
+        (0.0, 1.0), description="the share of keys taken, [from, to) of the hash order"
+    )
+    per_class: int | None = Field(None, ge=1, description="at most so many images a class")
+
+    @field_validator("source", "classes", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class BenchmarkConfig(Section):
+    """A benchmark: classes, prompts, sources, and the sets taken from them."""
+
+    name: str = Field(description="the name in tables")
+    root: str = Field("", description="where its files are")
+    held_out: str | None = Field(None, description="the domain left out of training")
+    class_names: list[str] = Field(min_length=2, description="the ID classes, in label order")
+    templates: list[str] = Field(
+        ["a photo of a {}."], min_length=1, description="prompts; {} stands for the class name"
+    )
+    notes: str = Field("", description="printed under every table")
+    sources: dict[str, list[BenchmarkSource]] = Field(
+        description="image sources; of a list, the first that exists"
+    )
+    sets: dict[str, SetConfig] = Field(description="which rows of which source are in which set")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: v if isinstance(v, list) else [v] for k, v in value.items()}
+
+    @field_validator("templates")
+    @classmethod
+    def _one_gap(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"{template!r} needs {{}} once, where the class name goes")
+        return templates
+
+    @model_validator(mode="after")
+    def _known_names(self) -> BenchmarkConfig:
+        if doubles := [n for n, c in Counter(self.class_names).items() if c > 1]:
+            raise ValueError(f"class_names: {', '.join(doubles)} stands there twice")
+        for name, chosen in self.sets.items():
+            if role(name) not in ROLES:
+                raise ValueError(f"set {name!r}: a name starts with one of {', '.join(ROLES)}")
+            if missing := [s for s in chosen.source if s not in self.sources]:
+                known = ", ".join(self.sources)
+                raise ValueError(f"set {name!r}: no source {missing[0]!r}; allowed: {known}")
+        if "test" not in self.sets:
+            raise ValueError("sets: a benchmark needs the set 'test'")
+        return self
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images of a set: row by row the source, the key and the label (-1: none)."""
+
+    sources: tuple[str, ...]
+    keys: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An opened benchmark; `sets` in the order of its configuration."""
+
+    name: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    notes: str
+    sources: Mapping[str, Source]
+    sets: Mapping[str, Selection]
+    address: str
+
+    def names(self, *roles: str) -> list[str]:
+        """The names of the sets with one of these roles."""
+        return [name for name in self.sets if role(name) in roles]
+
+    def keys_by_source(self) -> dict[str, list[str]]:
+        """Every key that some set needs, sorted, by source."""
+        needed: dict[str, set[str]] = {name: set() for name in self.sources}
+        for chosen in self.sets.values():
+            for source, key in zip(chosen.sources, chosen.keys, strict=True):
+                needed[source].add(key)
+        return {name: sorted(keys) for name, keys in needed.items() if keys}
+
+
+def role(set_name: str) -> str:
+    """The role of a set: the first part of its name."""
+    return set_name.partition("/")[0]
+
+
+def open_benchmark(config: BenchmarkConfig, *, shots: int | None = None) -> Benchmark:
+    """Look into the sources and choose the images of every set.
+
+    Args:
+        config: the benchmark.
+        shots: training images a class, spread over the training domains; None: all.
+
+    Raises:
+        UserError: for a missing or empty source, a label outside the class list, a class
+            without images, or sets that must not share images or classes but do.
+    """
+    sources = {name: _first(name, found) for name, found in config.sources.items()}
+    rows = {name: _rows(name, source) for name, source in sources.items()}
+    sets, classes = {}, {}
+    for name, chosen in config.sets.items():
+        found = list(_choose(config, name, chosen, rows))
+        limit = chosen.per_class
+        if name == "train" and shots is not None:
+            limit = min(shots, limit or shots)
+            _enough(config, found, shots)
+        sets[name] = _selection(config, name, _cap(found, limit))
+        classes[name] = {row.class_name for row in found if row.class_name is not None}
+    prints = {name: source.fingerprint() for name, source in sources.items()}
+    _refuse_shared_images(config, sets, prints)
+    _refuse_shared_classes(config, classes)
+    members = {name: [chosen.keys, chosen.labels] for name, chosen in sets.items()}
+    return Benchmark(
+        name=config.name,
+        class_names=tuple(config.class_names),
+        templates=tuple(config.templates),
+        notes=config.notes,
+        sources=sources,
+        sets=sets,
+        address=digest([prints, members, config.class_names, config.templates]),
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    source: str
+    key: str
+    class_name: str | None
+    domain: str | None
+    split: str
+
+
+def _first(name: str, candidates: Sequence[Source]) -> Source:
+    """The first candidate that is there; the last one's own message where none is."""
+    for candidate in candidates[:-1]:
+        if Path(getattr(candidate, "root", "")).expanduser().exists():
+            return candidate
+    last = candidates[-1]
+    root = getattr(last, "root", None)
+    if root is not None and "://" not in root and not Path(root).expanduser().exists():
+        tried = ", ".join(str(getattr(c, "root", "")) for c in candidates)
+        raise UserError(
+            f"benchmark.sources.{name}: nothing there (looked for {tried}); "
+            "say where the files are with benchmark.root=DIR"
+        )
+    return last
+
+
+def _rows(name: str, source: Source) -> list[_Row]:
+    table = source.index()
+    if not table.num_rows:
+        raise UserError(f"benchmark.sources.{name}: no image in it")
+    columns = (table[c].to_pylist() for c in ("key", "class_name", "domain", "split"))
+    return [
+        _Row(name, key, class_name, domain, split or _drawn_split(key))
+        for key, class_name, domain, split in zip(*columns, strict=True)
+    ]
+
+
+def _drawn_split(key: str) -> str:
+    """The split of an image whose source has none."""
+    return "train" if _hash("split", key) < 0.8 else "test"
+
+
+def _hash(salt: str, key: str) -> float:
+    """A number in [0, 1) that depends on `key` alone; `salt` makes independent ones."""
+    whole = hashlib.sha256(f"{salt}-v1/{key}".encode()).digest()[:8]
+    return int.from_bytes(whole, "big") / 2**64
+
+
+def _choose(
+    config: BenchmarkConfig, name: str, chosen: SetConfig, rows: Mapping[str, list[_Row]]
+) -> Iterator[_Row]:
+    classes = None if chosen.classes is None else set(_class_list(config, name, chosen.classes))
+    not_classes = set(_class_list(config, name, chosen.not_classes))
+    low, high = chosen.fraction
+    for source in chosen.source:
+        for row in rows[source]:
+            if (
+                (classes is None or row.class_name in classes)
+                and row.class_name not in not_classes
+                and (chosen.domains is None or row.domain in chosen.domains)
+                and row.domain not in chosen.not_domains
+                and (chosen.splits is None or row.split in chosen.splits)
+                and ((low, high) == (0, 1) or low <= _hash("fraction", row.key) < high)
+            ):
+                yield row
+
+
+def _class_list(config: BenchmarkConfig, name: str, classes: Iterable[str]) -> Iterator[str]:
+    for entry in classes:
+        file, mark, key = entry.partition("#")
+        if entry == "id":
+            yield from config.class_names
+        elif mark:
+            path = next((p for p in (Path(file), CONF / "benchmark" / file) if p.is_file()), None)
+            stored = _read_lists(name, path) if path else {}
+            if key not in stored:
+                raise UserError(f"set {name!r}: no list {key!r} in {file}")
+            yield from stored[key]
+        else:
+            yield entry
+
+
+def _read_lists(name: str, path: Path) -> dict[str, list[str]]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"set {name!r}: {path} is not readable as JSON ({error})") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _cap(rows: Iterable[_Row], per_class: int | None) -> list[_Row]:
+    """At most `per_class` rows of each class, taken in turn from its domains, by key's hash."""
+    rows = sorted(rows, key=lambda row: row.key)
+    if per_class is None:
+        return rows
+    classes: dict[str | None, dict[str | None, list[_Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in sorted(rows, key=lambda row: _hash("order", row.key)):
+        classes[row.class_name][row.domain].append(row)
+    kept: list[_Row] = []
+    for domains in classes.values():
+        ordered = [domains[d] for d in sorted(domains, key=str)]
+        in_turn = [row for turn in zip_longest(*ordered) for row in turn if row is not None]
+        kept += in_turn[:per_class]
+    return sorted(kept, key=lambda row: row.key)
+
+
+def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Selection:
+    if not rows:
+        raise UserError(f"set {name!r} of benchmark {config.name!r}: no image fits its conditions")
+    number = {class_name: k for k, class_name in enumerate(config.class_names)}
+    labelled = role(name) in (*ID_ROLES, "shifted")
+    labels = []
+    for row in rows:
+        if labelled and row.class_name not in number:
+            raise UserError(
+                f"set {name!r}: {row.key} has the class {row.class_name!r}, which is not in "
+                f"class_names ({', '.join(config.class_names)})"
+            )
+        labels.append(number[str(row.class_name)] if labelled else NO_LABEL)
+    missing = set(number.values()) - set(labels)
+    if role(name) in ID_ROLES and missing:
+        names = ", ".join(config.class_names[k] for k in sorted(missing))
+        raise UserError(f"set {name!r} of benchmark {config.name!r}: no image of class {names}")
+    if not labelled:
+        overlap = {row.class_name for row in rows if row.class_name in number}
+        if overlap:
+            raise UserError(
+                f"set {name!r}: its class {', '.join(sorted(map(str, overlap)))} is an ID class; "
+                "an image of a known class is not OOD (leave it out with not_classes)"
+            )
+    return Selection(
+        tuple(row.source for row in rows), tuple(row.key for row in rows), tuple(labels)
+    )
+
+
+def _enough(config: BenchmarkConfig, rows: Sequence[_Row], shots: int) -> None:
+    counts = Counter(row.class_name for row in rows)
+    short = {c: counts[c] for c in config.class_names if 0 < counts[c] < shots}
+    if short:
+        have = ", ".join(f"{c}: {n}" for c, n in short.items())
+        raise UserError(f"shots={shots}: more than there are ({have}); shots=null takes all")
+
+
+def _refuse_shared_images(
+    config: BenchmarkConfig, sets: Mapping[str, Selection], prints: Mapping[str, str]
+) -> None:
+    """No image serves two purposes: train, choose, test. Equal sources count as one."""
+    owner: dict[tuple[str, str], str] = {}
+    for name, chosen in sets.items():
+        for source, key in zip(chosen.sources, chosen.keys, strict=True):
+            first = owner.setdefault((prints[source], key), name)
+            if first != name:
+                raise UserError(
+                    f"benchmark {config.name!r}: {key} is in {first!r} and in {name!r}; "
+                    "sets must not share images"
+                )
+
+
+def _refuse_shared_classes(config: BenchmarkConfig, classes: Mapping[str, set[str]]) -> None:
+    """What training or the choice of settings has seen as an outlier is no test of OOD."""
+    for name, seen in classes.items():
+        if role(name) not in ("outliers", "validation_ood"):
+            continue
+        for other, tested in classes.items():
+            shared = sorted(seen & tested)
+            if role(other) == "ood" and shared:
+                raise UserError(
+                    f"benchmark {config.name!r}: {name!r} and {other!r} share the class "
+                    f"{', '.join(shared)}; a test set must show classes never seen before"
+                )

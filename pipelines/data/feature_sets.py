@@ -1,0 +1,91 @@
+"""The features of a benchmark's sets, and which roles a stage may open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config import UserError, digest
+from pipelines.data.benchmarks import Benchmark, role
+from pipelines.data.features import FeatureCache
+
+TRAINING_ROLES = ("train", "validation", "outliers", "validation_ood")
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The embedded images of one set: keys, features (N, D) and labels (N,), row by row."""
+
+    name: str
+    keys: tuple[str, ...]
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """A benchmark's sets as features; `roles` are the only ones that may be opened.
+
+    The sweep and the training get a view without the test roles (`for_training`), so that no
+    test image can choose anything.
+    """
+
+    benchmark: Benchmark
+    caches: Mapping[str, FeatureCache]
+    roles: tuple[str, ...] | None = None
+
+    def for_training(self) -> FeatureSets:
+        """The view that may open train, validation, outliers and validation_ood only."""
+        return FeatureSets(self.benchmark, self.caches, TRAINING_ROLES)
+
+    def names(self, *roles: str) -> list[str]:
+        """The benchmark's sets of these roles."""
+        return self.benchmark.names(*roles)
+
+    def load(self, name: str) -> FeatureSet:
+        """The set of that name without its rejected images.
+
+        Raises:
+            PermissionError: where this view may not open sets of that role.
+            UserError: where no image of the set could be read.
+        """
+        if self.roles is not None and role(name) not in self.roles:
+            raise PermissionError(f"{name!r} is test data: only score and evaluate may open it")
+        chosen = self.benchmark.sets[name]
+        keys, labels, features = [], [], []
+        for source, cache in self.caches.items():
+            rows = [i for i, s in enumerate(chosen.sources) if s == source]
+            if not rows:
+                continue
+            wanted = [chosen.keys[i] for i in rows]
+            present = cache.present(wanted)
+            kept = [key for key, there in zip(wanted, present, strict=True) if there]
+            keys += kept
+            labels += [chosen.labels[i] for i, there in zip(rows, present, strict=True) if there]
+            features.append(cache.load(kept))
+        if not keys:
+            raise UserError(f"set {name!r}: none of its {len(chosen)} images could be read")
+        return FeatureSet(
+            name, tuple(keys), np.concatenate(features), np.asarray(labels, dtype=np.int64)
+        )
+
+    def address(self, names: Sequence[str]) -> str:
+        """A digest of the content of these sets."""
+        members = {
+            name: [
+                self.benchmark.sets[name].sources,
+                self.benchmark.sets[name].keys,
+                self.benchmark.sets[name].labels,
+            ]
+            for name in names
+        }
+        caches = {source: cache.address for source, cache in self.caches.items()}
+        classes = [self.benchmark.class_names, self.benchmark.templates]
+        return digest([members, caches, classes])

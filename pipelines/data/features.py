@@ -1,0 +1,245 @@
+"""Features on disk, found by content, in cache/features/ADDRESS/.
+
+00000.parquet ...   shards: key, feature, sorted by key; rejections are in the file's metadata
+rejected.parquet    key, reason, message
+manifest.json       written last: an address without it is unfinished work
+
+A shard takes its name when it is complete, so a file that can be seen can be read. The first
+file of a name stays, so that two runs on one cache never change what either has counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.config import UserError
+from pipelines.data.schema import REJECTED, features_table, matrix
+from pipelines.data.storage import Storage
+
+FOLDER = ("cache", "features")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished shard holds."""
+
+    shard: int
+    rows: int
+    sha256: str
+    rejected: tuple[tuple[str, str, str], ...]  # key, reason, message
+    columns: Mapping[str, tuple[int, ...]]  # shape of a row
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The finished features of one source under one backbone."""
+
+    storage: Storage
+    address: str
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What went in, what came out, and the checksum of each shard."""
+        content: dict[str, Any] = self.storage.read_json(*FOLDER, self.address, "manifest.json")
+        return content
+
+    def shards(self) -> list[str]:
+        """Paths of the shards, in key order."""
+        return [
+            self.storage.path(*FOLDER, self.address, s["file"]) for s in self.manifest["shards"]
+        ]
+
+    def load(self, keys: Sequence[str], column: str = "feature") -> NDArray[np.float32]:
+        """The features of `keys`, in their order.
+
+        Args:
+            keys: N keys of the source.
+            column: `feature` (N, D), `local_features` (N, P, D) or `views` (N, V, D).
+
+        Raises:
+            UserError: where a key has no feature, or a shard's bytes are not those written.
+        """
+        shapes = self.manifest["columns"]
+        if column not in shapes:
+            raise UserError(
+                f"features {self.address}: no {column}; embed with embed.{column}= first"
+            )
+        table = self._table(keys, column)
+        rows = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"])
+        if rows.null_count:
+            missing = [key for key, row in zip(keys, rows.to_pylist(), strict=True) if row is None]
+            raise UserError(
+                f"features {self.address}: {len(missing)} of {len(keys)} keys have no feature "
+                f"(first: {', '.join(missing[:3])}); see {self._path('rejected.parquet')}"
+            )
+        taken: NDArray[np.float32] = matrix(table[column])[rows.to_numpy()]
+        return taken.reshape(len(keys), *shapes[column])
+
+    def present(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of `keys` have a feature (rejected ones have none)."""
+        known = self.keys()
+        found: NDArray[np.bool_] = pc.is_in(pa.array(keys, pa.string()), value_set=known).to_numpy(
+            zero_copy_only=False
+        )
+        return found
+
+    def keys(self) -> pa.Array:
+        """All keys that have a feature, sorted."""
+        tables = [self._read(s, ["key"]) for s in self.manifest["shards"]]
+        return pa.concat_tables(tables)["key"].combine_chunks()
+
+    def rejected(self) -> pa.Table:
+        """The images without a feature: key, reason, message."""
+        return self.storage.read_table(*FOLDER, self.address, "rejected.parquet")
+
+    def _table(self, keys: Sequence[str], column: str) -> pa.Table:
+        """The shards that may hold one of `keys`; shards are cut from the sorted keys."""
+        wanted = np.sort(np.asarray(keys, dtype=object))
+        tables = []
+        for shard in self.manifest["shards"]:
+            start = np.searchsorted(wanted, shard["first"], side="left")
+            stop = np.searchsorted(wanted, shard["last"], side="right")
+            if stop > start:
+                tables.append(self._read(shard, ["key", column]))
+        if not tables:
+            tables = [self._read(self.manifest["shards"][0], ["key", column]).slice(0, 0)]
+        return pa.concat_tables(tables)
+
+    def _read(self, shard: Mapping[str, Any], columns: list[str]) -> pa.Table:
+        content = self.storage.read_bytes(*FOLDER, self.address, shard["file"])
+        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
+            raise UserError(
+                f"{self._path(shard['file'])}: not the bytes that were written; delete the "
+                "folder and run embed again"
+            )
+        return pq.read_table(io.BytesIO(content), columns=columns)
+
+    def _path(self, name: str) -> str:
+        return self.storage.path(*FOLDER, self.address, name)
+
+
+def find(storage: Storage, address: str) -> FeatureCache | None:
+    """The finished cache entry of that address, if there is one."""
+    if storage.exists(*FOLDER, address, "manifest.json"):
+        return FeatureCache(storage, address)
+    return None
+
+
+def shard_name(shard: int) -> str:
+    """The file of a shard."""
+    return f"{shard:05d}.parquet"
+
+
+def finished_shards(storage: Storage, address: str) -> set[int]:
+    """The numbers of the shards that are there."""
+    names = storage.names(*FOLDER, address)
+    stems = (name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
+    return {int(stem) for stem in stems if stem.isdecimal()}
+
+
+def has_shard(storage: Storage, address: str, shard: int) -> bool:
+    """Whether that shard is there."""
+    return storage.exists(*FOLDER, address, shard_name(shard))
+
+
+def write_shard(
+    storage: Storage,
+    address: str,
+    *,
+    shard: int,
+    keys: Sequence[str],
+    columns: Mapping[str, NDArray[np.float32]],
+    rejected: Sequence[tuple[str, str, str]],
+) -> Receipt:
+    """Write one shard, whole or not at all; one that is there already stays.
+
+    Args:
+        storage: where the cache is.
+        address: of the cache entry.
+        shard: its number.
+        keys: N sorted keys.
+        columns: `feature` (N, D) and any others (N, ..., D), stored as one list a row.
+        rejected: key, reason and message of the images without a feature.
+    """
+    table = features_table(list(keys), columns["feature"])
+    for name in columns.keys() - {"feature"}:
+        flat = columns[name].reshape(len(keys), math.prod(columns[name].shape[1:]))
+        column = features_table(list(keys), flat)["feature"]
+        table = table.append_column(pa.field(name, column.type, nullable=False), column)
+    shapes = {name: column.shape[1:] for name, column in columns.items()}
+    about = {"rejected": json.dumps(list(rejected)), "columns": json.dumps(shapes)}
+    table = table.replace_schema_metadata(about)
+    with storage.writing(*FOLDER, address, shard_name(shard), replace=False) as path:
+        pq.write_table(table, path)
+    return inspect_shard(storage, address, shard)
+
+
+def inspect_shard(storage: Storage, address: str, shard: int) -> Receipt:
+    """The receipt of a shard that is there, from its own bytes."""
+    content = storage.read_bytes(*FOLDER, address, shard_name(shard))
+    with pq.ParquetFile(io.BytesIO(content)) as file:
+        metadata = file.metadata.metadata or {}
+        rows = file.metadata.num_rows
+    rejected = tuple((k, r, m) for k, r, m in json.loads(metadata[b"rejected"]))
+    columns = {name: tuple(shape) for name, shape in json.loads(metadata[b"columns"]).items()}
+    return Receipt(shard, rows, hashlib.sha256(content).hexdigest(), rejected, columns)
+
+
+def finish(
+    storage: Storage,
+    address: str,
+    *,
+    receipts: Sequence[Receipt],
+    bounds: Sequence[tuple[str, str]],
+    about: Mapping[str, Any],
+    rejected: Sequence[tuple[str, str, str]] = (),
+) -> FeatureCache:
+    """Write rejected.parquet and then the manifest, which makes the entry finished.
+
+    Args:
+        storage: where the cache is.
+        address: of the cache entry.
+        receipts: of all shards.
+        bounds: first and last key of each shard's plan.
+        about: what went into the address, for the manifest.
+        rejected: images rejected before any shard (duplicates).
+    """
+    lost = sorted([*rejected, *(row for receipt in receipts for row in receipt.rejected)])
+    columns = list(zip(*lost, strict=True)) if lost else [(), (), ()]
+    arrays = [pa.array(column, pa.string()) for column in columns]
+    storage.write_table(
+        pa.Table.from_arrays(arrays, schema=REJECTED), *FOLDER, address, "rejected.parquet"
+    )
+    shards = [
+        {
+            "file": shard_name(receipt.shard),
+            "rows": receipt.rows,
+            "sha256": receipt.sha256,
+            "first": bounds[receipt.shard][0],
+            "last": bounds[receipt.shard][1],
+        }
+        for receipt in sorted(receipts, key=lambda receipt: receipt.shard)
+    ]
+    content = {
+        **about,
+        "address": address,
+        "rows": sum(receipt.rows for receipt in receipts),
+        "rejected": len(lost),
+        "columns": receipts[0].columns,
+        "shards": shards,
+    }
+    storage.write_json(content, *FOLDER, address, "manifest.json")
+    return FeatureCache(storage, address)

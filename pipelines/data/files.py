@@ -1,0 +1,213 @@
+"""Files of a source, on this machine or behind a URI: listing, stamps, bytes.
+
+`s3://` and `gs://` go through pyarrow, which brings their clients along; every other scheme
+(`https://`, `file://`, `memory://`, ...) through fsspec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+from pipelines.config import UserError
+
+Stamp = tuple[str, int, str]  # name, bytes, what changes when the content does
+MISSING = -1
+
+
+@dataclass(frozen=True, order=True)
+class File:
+    """A file of a source.
+
+    Attributes:
+        name: path below the source's root, with `/`; a key, or the beginning of one.
+        path: the full path or URI.
+        size: bytes; -1 where the file is missing.
+        change: times of change on this machine (mtime and ctime in nanoseconds), the entity
+            tag or time of change elsewhere.
+    """
+
+    name: str
+    path: str
+    size: int
+    change: str
+
+    @property
+    def stamp(self) -> Stamp:
+        """What a fingerprint is made of."""
+        return self.name, self.size, self.change
+
+
+def is_uri(path: str) -> bool:
+    """Whether `path` names a scheme."""
+    return "://" in path
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder at `path`."""
+    if not is_uri(path):
+        return Path(path).expanduser().is_dir()
+    fs, inner = _filesystem(path)
+    return bool(fs.isdir(inner))
+
+
+def listing(root: str, suffixes: tuple[str, ...]) -> list[File]:
+    """All files below `root` (or `root` itself) that end in one of `suffixes`, by name.
+
+    Names are matched without regard to case; hidden files and folders are left out.
+
+    Raises:
+        UserError: where there is nothing at `root`, or its store cannot be asked.
+    """
+    found = _remote(root) if is_uri(root) else _local(root)
+    return sorted(file for file in found if file.name.lower().endswith(suffixes))
+
+
+def stat(root: str, name: str) -> File:
+    """The file `name` below `root`; of size -1 where it is missing."""
+    path = join(root, name)
+    try:
+        if not is_uri(root):
+            return _local_file(name, Path(path))
+        fs, inner = _filesystem(path)
+        return _remote_file(name, path, fs.info(inner))
+    except OSError:
+        return File(name, path, MISSING, "")
+
+
+def join(root: str, name: str) -> str:
+    """The full path or URI of `name` below `root`."""
+    if is_uri(root):
+        return f"{root.rstrip('/')}/{name}"
+    return str(Path(root).expanduser() / name)
+
+
+def read(path: str) -> bytes:
+    """The content of a file; OSError where it cannot be read."""
+    if not is_uri(path):
+        return Path(path).read_bytes()
+    fs, inner = _filesystem(path)
+    with _as_os_error():
+        return bytes(fs.cat_file(inner))
+
+
+def open_file(path: str) -> IO[bytes]:
+    """A file to seek in and read from; OSError where it cannot be opened.
+
+    From a web server that cannot send parts of a file the whole is fetched.
+    """
+    if not is_uri(path):
+        return Path(path).open("rb")
+    fs, inner = _filesystem(path)
+    with _as_os_error():
+        if path.startswith("http") and not fs.info(inner).get("partial"):
+            return io.BytesIO(fs.cat_file(inner))
+        file: IO[bytes] = fs.open(inner, "rb")
+        return file
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    # Every client has its own error classes, and not all of them are installed here.
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def is_relative(name: str) -> bool:
+    """Whether `name` stays below its source: no absolute path, no drive, no step up (`..`)."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return bool(path.parts) and not (
+        path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
+    )
+
+
+def _local(root: str) -> list[File]:
+    top = Path(root).expanduser()
+    if top.is_file():
+        return [_local_file(top.name, top)]
+    if not top.is_dir():
+        raise UserError(f"{root}: no such file or folder")
+    found = []
+    for folder, folders, names in os.walk(top, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith("."):
+                found.append(_local_or_missing(path.relative_to(top).as_posix(), path))
+    return found
+
+
+def _local_or_missing(name: str, path: Path) -> File:
+    try:
+        return _local_file(name, path)
+    except OSError:  # a dangling link: reading it will say so
+        return File(name, str(path), MISSING, "")
+
+
+def _local_file(name: str, path: Path) -> File:
+    info = path.stat()
+    return File(name, str(path), info.st_size, f"{info.st_mtime_ns} {info.st_ctime_ns}")
+
+
+def _remote(root: str) -> list[File]:
+    fs, inner = _filesystem(root)
+    try:
+        found = fs.find(inner, detail=True)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{root}: cannot be listed ({error})") from None
+    files = []
+    for path, info in sorted(found.items()):
+        name = path[len(inner) :].strip("/") if path.startswith(inner) else path
+        single = not name
+        name = name or path.rstrip("/").rpartition("/")[2]
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and not is_folder_entry(info):
+            files.append(_remote_file(name, root if single else join(root, name), info))
+    if not files:
+        raise UserError(f"{root}: no file here")
+    return files
+
+
+def is_folder_entry(info: dict[str, Any]) -> bool:
+    """Whether a store's answer describes a folder."""
+    return info.get("type") == "directory"
+
+
+def _remote_file(name: str, path: str, info: dict[str, Any]) -> File:
+    known = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created")
+    change = next((str(info[key]) for key in known if info.get(key)), "")
+    return File(name, path, int(info.get("size") or 0), change)
+
+
+@lru_cache(maxsize=16)
+def _by_scheme(scheme: str, host: str) -> Any:
+    if scheme in ("s3", "gs"):
+        return ArrowFSWrapper(pa.fs.FileSystem.from_uri(f"{scheme}://{host}")[0])
+    return fsspec.filesystem(scheme)
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    """The store of a URI and the path inside it."""
+    scheme, _, rest = uri.partition("://")
+    try:
+        fs = _by_scheme(scheme, rest.partition("/")[0])
+    except (ImportError, ValueError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{uri}: cannot be opened ({error})") from None
+    if scheme in ("s3", "gs"):
+        return fs, rest.rstrip("/")
+    return fs, str(fs._strip_protocol(uri))

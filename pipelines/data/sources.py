@@ -1,0 +1,343 @@
+"""Where images come from: an index of keys, and their encoded bytes on demand.
+
+A source is a configuration section and does the work itself (`kind` chooses which), so a YAML
+block is all that a new data set needs. Every `root` may be a URI (`s3://`, `gs://`,
+`https://`), see `pipelines.data.files`. Keys are relative paths below a folder or in a tar
+archive, or the values of a Parquet file's key column.
+
+Fingerprints are made of names, sizes and the times of last change (mtime and ctime in
+nanoseconds; the entity tag of a store), not of the content: reading a terabyte before each run
+to find that nothing changed costs more than the features it would save. ctime cannot be set by
+a program, so a file rewritten with its old size and mtime is still noticed; a copied or touched
+file costs one needless pass. It errs to the safe side only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from pipelines.config import Section, UserError, digest
+from pipelines.data import archives, files, images
+from pipelines.data.files import File
+from pipelines.data.schema import INDEX
+
+
+class Source(Protocol):
+    """Images by key; small enough to pickle, so that workers read their own bytes."""
+
+    def fingerprint(self) -> str:
+        """A digest that changes when the set of images or their bytes change."""
+        ...
+
+    def index(self) -> pa.Table:
+        """One row an image, sorted by key, in `pipelines.data.schema.INDEX`.
+
+        A key may stand there twice; `embed` keeps the first and rejects the others.
+        """
+        ...
+
+    def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
+        """The encoded bytes of each key, or what stopped the reading of that one."""
+        ...
+
+
+class FolderSource(Section):
+    """A folder of image files; a key is the path below it, the class the first folder.
+
+    With `table` (CSV or Parquet with a column `key` and any of `class_name`, `domain`, `split`)
+    the images are the table's, and the class names too.
+    """
+
+    kind: Literal["folder"] = "folder"
+    root: str = Field(description="the folder, or its URI")
+    table: str | None = Field(None, description="CSV or Parquet file: key, class_name, ...")
+    domain: str | None = Field(None, description="the style of all images here")
+
+    def fingerprint(self) -> str:
+        """See `Source`; no image is opened."""
+        if self.table is None:
+            stamps = [file.stamp for file in self._files()]
+            return digest(["folder", self.domain, stamps])
+        keys = self.index()["key"].to_pylist()
+        stamps = [files.stat(self.root, key).stamp for key in keys]
+        table = [file.stamp for file in files.listing(self.table, ("",))]
+        return digest(["folder", self.domain, table, stamps])
+
+    def index(self) -> pa.Table:
+        """See `Source`.
+
+        Raises:
+            UserError: where the folder or the table is missing, holds no image, or names a
+                file outside the folder.
+        """
+        if self.table is None:
+            keys = [file.name for file in self._files()]
+            rows = {"key": keys, "class_name": [_top_folder(key) for key in keys]}
+            table = pa.table(rows, schema=pa.schema([INDEX.field(0), INDEX.field(1)]))
+        else:
+            table = _read_index_file(self.table)
+            for key in table["key"].to_pylist():
+                check_relative(key, self.table)
+        if not table.num_rows:
+            raise UserError(
+                f"{self.root}: no image here (looked for {' '.join(images.EXTENSIONS)})"
+            )
+        return as_index(table, domain=self.domain)
+
+    def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
+        """See `Source`."""
+        return [self._read_one(key) for key in keys]
+
+    def _read_one(self, key: str) -> bytes | Exception:
+        try:
+            return files.read(files.join(self.root, key))
+        except OSError as error:
+            return error
+
+    def _files(self) -> list[File]:
+        if not files.is_folder(self.root):
+            raise UserError(f"{self.root}: no such folder of images")
+        return files.listing(self.root, images.EXTENSIONS)
+
+
+class ParquetSource(Section):
+    """Parquet with the encoded bytes of one image a row, in one file or all files of a folder.
+
+    The image column is binary, or a struct with a field `bytes` (Hugging Face). Where there is
+    no key column, a key is made of the file's name and the row's number.
+    """
+
+    kind: Literal["parquet"] = "parquet"
+    root: str = Field(description="a Parquet file, or a folder of them, or its URI")
+    image_column: str = Field("image", description="encoded bytes, or a struct with `bytes`")
+    key_column: str = Field("key", description="a unique name; may be missing")
+    class_column: str = Field("class_name", description="may be missing")
+    domain: str | None = Field(None, description="the style of all images, over the column's")
+
+    def fingerprint(self) -> str:
+        """See `Source`."""
+        columns = [self.image_column, self.key_column, self.class_column, self.domain]
+        return digest(["parquet", columns, [file.stamp for file in self._files()]])
+
+    def index(self) -> pa.Table:
+        """See `Source`.
+
+        Raises:
+            UserError: where there is no Parquet file, or one without the image column.
+        """
+        parts = [self._index_of(file) for file in self._files()]
+        return as_index(pa.concat_tables(parts), domain=self.domain)
+
+    def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
+        """See `Source`; reads each row group that holds one of the keys once."""
+        places = _locations(self, tuple(self._files()))
+        rows = pc.index_in(pa.array(keys, pa.string()), value_set=places["key"])
+        slots = np.flatnonzero(rows.is_valid().to_numpy(zero_copy_only=False))
+        result: list[bytes | Exception] = [KeyError(key) for key in keys]
+        taken = places.take(rows.drop_null())
+        number, group, row = (taken[name].to_numpy() for name in ("file", "group", "row"))
+        for pair in sorted(set(zip(number.tolist(), group.tolist(), strict=True))):
+            here = np.flatnonzero((number == pair[0]) & (group == pair[1]))
+            contents = self._read_rows(self._files()[pair[0]], pair[1], row[here])
+            for slot, content in zip(slots[here], contents, strict=True):
+                result[slot] = content
+        return result
+
+    def _read_rows(self, file: File, group: int, rows: Iterable[int]) -> list[bytes | Exception]:
+        try:
+            with files.open_file(file.path) as opened, pq.ParquetFile(opened) as table:
+                column = table.read_row_group(group, columns=[self.image_column])
+            taken = column[self.image_column].take(pa.array(rows))
+            if pa.types.is_struct(taken.type):
+                taken = pc.struct_field(taken, "bytes")
+            return [content or b"" for content in taken.to_pylist()]
+        except (OSError, pa.ArrowException) as error:
+            return [error for _ in rows]
+
+    def _index_of(self, file: File) -> pa.Table:
+        with _parquet(file) as opened:
+            names = set(opened.schema_arrow.names)
+            if self.image_column not in names:
+                has = ", ".join(sorted(names))
+                raise UserError(f"{file.path}: no column {self.image_column!r}; it has {has}")
+            wanted = {
+                "key": self.key_column,
+                "class_name": self.class_column,
+                "domain": "domain",
+                "split": "split",
+            }
+            wanted = {name: column for name, column in wanted.items() if column in names}
+            table = opened.read(columns=list(wanted.values()))
+            columns = {name: table[column].cast(pa.string()) for name, column in wanted.items()}
+            if "key" not in columns:
+                numbers = range(opened.metadata.num_rows)
+                columns["key"] = pa.array([f"{file.name}/{n:09d}" for n in numbers], pa.string())
+        return as_index(pa.table(columns), sort=False)
+
+    def _files(self) -> list[File]:
+        found = files.listing(self.root, (".parquet",))
+        if not found:
+            raise UserError(f"{self.root}: no Parquet file here")
+        return found
+
+
+class TarSource(Section):
+    """Tar archives in WebDataset layout: `000017.jpg`, `000017.cls`, ... one after the other.
+
+    A key is the archive's name and the member's, `train-0001.tar/000017.jpg`; the class name is
+    the content of `000017.cls`, where there is one. Archives are read in place, never unpacked:
+    a member that is a link, or whose name leaves the archive, is rejected, and so is what
+    follows the place where a broken archive cannot be read any more.
+    """
+
+    kind: Literal["tar"] = "tar"
+    root: str = Field(description="a tar archive, or a folder of them, or its URI")
+    domain: str | None = Field(None, description="the style of all images here")
+
+    def fingerprint(self) -> str:
+        """See `Source`."""
+        return digest(["tar", self.domain, [file.stamp for file in self._files()]])
+
+    def index(self) -> pa.Table:
+        """See `Source`.
+
+        Raises:
+            UserError: where there is no archive, or no image in any.
+        """
+        rows = [
+            {"key": f"{file.name}/{member.name}", "class_name": member.class_name}
+            for file in self._files()
+            for member in archives.members(file)
+        ]
+        if not rows:
+            raise UserError(f"{self.root}: no image in the archives here")
+        return as_index(pa.Table.from_pylist(rows), domain=self.domain)
+
+    def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
+        """See `Source`; opens each archive once."""
+        result: list[bytes | Exception] = [KeyError(key) for key in keys]
+        for file in self._files():
+            prefix = f"{file.name}/"
+            wanted = {key: slot for slot, key in enumerate(keys) if key.startswith(prefix)}
+            if wanted:
+                members = {prefix + member.name: member for member in archives.members(file)}
+                places = {slot: members[key] for key, slot in wanted.items() if key in members}
+                for slot, content in archives.read_members(file, places):
+                    result[slot] = content
+        return result
+
+    def _files(self) -> list[File]:
+        found = files.listing(self.root, (".tar",))
+        if not found:
+            raise UserError(f"{self.root}: no tar archive here")
+        return found
+
+
+AnySource = Annotated[FolderSource | ParquetSource | TarSource, Field(discriminator="kind")]
+
+
+def open_source(root: str) -> FolderSource | ParquetSource | TarSource:
+    """The source that a bare path or URI means: by its ending, or by what the folder holds.
+
+    Raises:
+        UserError: where there is nothing at `root`.
+    """
+    if root.endswith(".parquet"):
+        return ParquetSource(root=root)
+    if root.endswith(".tar"):
+        return TarSource(root=root)
+    if not files.is_folder(root):
+        raise UserError(f"source={root}: no such folder, Parquet file or tar archive")
+    names = [file.name for file in files.listing(root, (".parquet", ".tar"))]
+    if any(name.endswith(".parquet") for name in names):
+        return ParquetSource(root=root)
+    return TarSource(root=root) if names else FolderSource(root=root)
+
+
+def as_index(table: pa.Table, *, domain: str | None = None, sort: bool = True) -> pa.Table:
+    """`table` with the columns of INDEX in order, missing ones null, sorted by key.
+
+    Rows of equal keys keep their order. `domain` replaces the column of that name.
+    """
+    columns = []
+    for field in INDEX:
+        if field.name == "domain" and domain is not None:
+            columns.append(pa.array([domain] * table.num_rows, pa.string()))
+        elif field.name in table.column_names:
+            columns.append(table[field.name].cast(pa.string()))
+        else:
+            columns.append(pa.nulls(table.num_rows, pa.string()))
+    index = pa.Table.from_arrays(columns, schema=INDEX)
+    if not sort:
+        return index
+    # Arrow's sort of strings is by bytes, as Python's is by code points: the same in UTF-8.
+    return index.take(pc.sort_indices(index["key"]))
+
+
+def check_relative(key: str, where: str) -> None:
+    """Refuse a key that names a file outside its source.
+
+    Raises:
+        UserError: for an absolute path, a drive, or a step up (`..`).
+    """
+    if not files.is_relative(key):
+        raise UserError(f"{where}: {key!r} is not a path below the source; nothing outside is read")
+
+
+def _top_folder(key: str) -> str | None:
+    first, slash, _ = key.partition("/")
+    return first if slash else None
+
+
+def _read_index_file(path: str) -> pa.Table:
+    try:
+        with files.open_file(path) as opened:
+            if path.endswith(".parquet"):
+                table = pq.read_table(opened)
+            else:
+                strings = {field.name: pa.string() for field in INDEX}
+                options = pyarrow.csv.ConvertOptions(column_types=strings)
+                table = pyarrow.csv.read_csv(opened, convert_options=options)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not readable as a table of images ({error})") from None
+    if "key" not in table.column_names:
+        raise UserError(f"{path}: no column 'key'; it has {', '.join(table.column_names)}")
+    return table
+
+
+@contextlib.contextmanager
+def _parquet(file: File) -> Iterator[pq.ParquetFile]:
+    try:
+        with files.open_file(file.path) as opened, pq.ParquetFile(opened) as table:
+            yield table
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file.path}: not readable as Parquet ({error})") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _locations(source: ParquetSource, found: tuple[File, ...]) -> pa.Table:
+    """Key, file, row group and row within it; a changed file makes a new entry."""
+    parts = []
+    for number, file in enumerate(found):
+        index = source._index_of(file)
+        with _parquet(file) as opened:
+            metadata = opened.metadata
+            sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        columns = {
+            "key": index["key"],
+            "file": pa.array(np.full(index.num_rows, number)),
+            "group": pa.array(np.repeat(np.arange(len(sizes)), sizes)),
+            "row": pa.array(np.concatenate([np.arange(n) for n in sizes] or [np.arange(0)])),
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)

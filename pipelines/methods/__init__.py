@@ -1,0 +1,23 @@
+"""Methods: which head is trained with which losses and judged by which score, one file each.
+
+A file NAME.py here is a method when it defines `Config` (a `MethodConfig` with `name:
+Literal["NAME"]`) and `loss(outputs, batch, config) -> (losses by name, report)`. It may define
+`prepare(config, initial) -> tensors by name`, which runs once before training. The loop in
+`pipelines.training` never changes for a new one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines.methods.base import MethodConfig
+from pipelines.models.plugins import discover, tagged_union
+
+METHODS = discover(__name__, list(__path__))
+
+if TYPE_CHECKING:
+    AnyMethod = MethodConfig
+else:
+    AnyMethod = tagged_union(METHODS)
+
+__all__ = ["METHODS", "AnyMethod", "MethodConfig"]

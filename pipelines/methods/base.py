@@ -1,0 +1,146 @@
+"""What methods share: their settings, and what a loss is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pipelines.config import Section
+from pipelines.models.heads import HEADS, AnyHead
+
+# (losses by name, whose sum is minimised; figures to report)
+Losses: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
+
+
+class TrainingConfig(Section):
+    """How a head is trained, whatever its losses."""
+
+    epochs: int = Field(30, ge=1, description="passes over the training images")
+    batch_size: int = Field(32, ge=1, description="images a step; the last batch may be shorter")
+    outlier_batch_size: int = Field(64, ge=1, description="outliers a step, where a method has any")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd with momentum, or AdamW")
+    lr: float = Field(2e-3, gt=0, description="learning rate after warm-up")
+    final_lr: float = Field(0.0, ge=0, description="where the cosine ends, at the last step")
+    warmup_epochs: int = Field(1, ge=0, description="epochs at warmup_lr before the cosine")
+    warmup_lr: float = Field(1e-5, gt=0, description="constant learning rate of the warm-up")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="decoupled for adamw")
+    accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are added up")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast")
+    threads: int = Field(1, ge=1, description="CPU threads of a worker; part of the last bits")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0 and self.epochs > 1:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}"
+            )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs momentum > 0")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate={self.accumulate} > batch_size={self.batch_size}")
+        return self
+
+
+class MethodConfig(Section):
+    """A method's settings; `name` tells which file in `pipelines/methods/` it belongs to."""
+
+    name: str
+    head: AnyHead
+    score: str = Field(description="the method's own score")
+    training: TrainingConfig = TrainingConfig()
+
+    needs_outliers: ClassVar[bool] = False
+    needs_text_features: ClassVar[bool] = False
+    needs_trainable_head: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_head(self) -> MethodConfig:
+        head = self.head
+        if self.needs_text_features and not head.has_text_features:
+            fitting = [n for n, m in HEADS.items() if m.Config.has_text_features]
+            raise ValueError(
+                f"head={head.name} has no text features, which the losses of {self.name} compare "
+                f"images with; allowed: {', '.join(fitting)}"
+            )
+        if self.needs_trainable_head and not head.trainable:
+            fitting = [n for n, m in HEADS.items() if m.Config.trainable]
+            raise ValueError(
+                f"head={head.name} has nothing to train; allowed: {', '.join(fitting)}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The data of one step.
+
+    Attributes:
+        labels: (N,) classes of the training images.
+        columns: further per-image tensors of the training images (domains, local features).
+        prepared: what the method's `prepare` measured before training (margins, a prior).
+    """
+
+    labels: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What the backbone makes of the training data before training, by its zero-shot prompts.
+
+    Attributes:
+        logits: (N, K) of the training images.
+        outlier_logits: (M, K) of the outliers, or None.
+        outlier_counts: (K,) how many outliers are predicted as each class, where a pass over
+            all of them has been made beforehand (they may be more than the M held here).
+    """
+
+    logits: Tensor
+    outlier_logits: Tensor | None
+    outlier_counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the head made of one step's images, and of its outliers where there are any.
+
+    Attributes:
+        similarity: (N, K); logits: (N, K) similarity x logit_scale.
+        image_features: (N, D) after any adapter; text_features: (K, D) or None.
+        outlier_similarity, outlier_logits: (M, K) or None.
+        logit_scale: the head's.
+        extra: what else the head gave.
+    """
+
+    similarity: Tensor
+    logits: Tensor
+    image_features: Tensor
+    text_features: Tensor | None
+    outlier_similarity: Tensor | None
+    outlier_logits: Tensor | None
+    logit_scale: float
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def cross_entropy(outputs: Outputs, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the logits (nats)."""
+    return F.cross_entropy(outputs.logits.float(), batch.labels)
+
+
+def outlier_logits(outputs: Outputs) -> Tensor:
+    """The step's outlier logits (M, K), float32; the method's config promised that there are."""
+    assert outputs.outlier_logits is not None
+    return outputs.outlier_logits.float()
+
+
+def accuracy(outputs: Outputs, batch: Batch) -> float:
+    """Share of the batch whose largest logit is its class's."""
+    return float((outputs.logits.argmax(dim=1) == batch.labels).float().mean())

@@ -1,0 +1,24 @@
+"""CoOp: learned prompts trained with cross-entropy, judged by MCM. Zhou 2022, equation 3."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.models.heads import AnyHead
+from pipelines.models.heads.coop import Config as CoOpConfig
+
+
+class Config(MethodConfig):
+    """Cross-entropy alone."""
+
+    name: Literal["coop"] = "coop"
+    head: AnyHead = CoOpConfig()
+    score: str = Field("mcm", description="the method's own score")
+
+
+def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
+    """Cross-entropy of the logits, similarity x logit_scale."""
+    return {"cross_entropy": cross_entropy(outputs, batch)}, {"accuracy": accuracy(outputs, batch)}

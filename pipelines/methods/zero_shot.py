@@ -1,0 +1,34 @@
+"""No training: the backbone's own prompts, judged like any trained head. Radford 2021 (CLIP)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, cross_entropy
+from pipelines.models.heads import AnyHead
+from pipelines.models.heads.zero_shot import Config as ZeroShotConfig
+
+
+class Config(MethodConfig):
+    """The zero-shot head as it is."""
+
+    name: Literal["zero_shot"] = "zero_shot"
+    head: AnyHead = ZeroShotConfig()
+    score: str = Field("mcm", description="the method's own score")
+    needs_trainable_head: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _train_nothing(self) -> Config:
+        if self.head.trainable:
+            raise ValueError(
+                f"head={self.head.name} is there to be trained, which method=zero_shot never "
+                "does; use method=cross_entropy"
+            )
+        return self
+
+
+def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
+    """Cross-entropy, should the head have anything to train."""
+    return {"cross_entropy": cross_entropy(outputs, batch)}, {}

@@ -1,0 +1,1 @@
+"""Backbones, prompts and heads."""

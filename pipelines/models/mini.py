@@ -1,0 +1,167 @@
+"""The embedded backbone: a miniature open_clip model that the project trains in seconds.
+
+It learns captions of the digits 0 to 7 (training indices only) in the styles plain, inverted
+and noisy, so that it knows a concept outside the benchmark's classes (7), has never met two (8
+and 9), knows two of the shifted styles and has never seen the other two. It is kept as an
+open_clip JSON and safetensors, and is loaded by the function that loads every other backbone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pipelines.config import digest
+from pipelines.data import digits
+from pipelines.data.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE: dict[str, Any] = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": digits.SIZE, "layers": [1, 1, 1, 1], "width": 16},
+    "text_cfg": {
+        "context_length": 24,
+        "vocab_size": 49408,
+        "width": 64,
+        "heads": 4,
+        "layers": 2,
+    },
+}
+CONCEPTS = digits.NAMES[:8]
+STYLES = {"plain": "plain", "inverted": "inverted", "noisy": "noisy"}
+TEMPLATES = (
+    "a photo of the digit {}.",
+    "the handwritten number {}.",
+    "a {}.",
+    "a picture of a {}.",
+)
+# Short on purpose: the model knows its concepts well, but not so well that methods cannot differ.
+STEPS, BATCH_SIZE, LR, SEED = 160, 64, 1e-3, 0
+VERSION = 1
+
+Progress = Callable[[int, int], None]
+
+
+def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path, Path]:
+    """The paths of the JSON and the weights, trained first where they are missing.
+
+    Args:
+        storage: a local one; the files lie under `cache/backbones/`.
+        on_progress: called with (steps done, steps in all).
+
+    Raises:
+        UserError: where `storage` is not a folder of this machine.
+    """
+    address = digest(
+        {
+            "architecture": ARCHITECTURE,
+            "recipe": [STEPS, BATCH_SIZE, LR, SEED],
+            "captions": [CONCEPTS, list(STYLES), TEMPLATES],
+            "data": digits.DigitsSource().fingerprint(),
+            "split": _train_indices(),
+            "version": VERSION,
+            "torch": torch.__version__,
+        }
+    )
+    folder = ("cache", "backbones", f"mini-{address}")
+    paths = storage.local(*folder, "model.json"), storage.local(*folder, "model.safetensors")
+    if not all(path.exists() for path in paths):
+        model = train(on_progress)
+        storage.write_json(ARCHITECTURE, *folder, "model.json")
+        with storage.writing(*folder, "model.safetensors") as path:
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    return paths
+
+
+def train(on_progress: Progress | None = None) -> open_clip.CLIP:
+    """Train the miniature model; the same bits every time on one machine."""
+    with _repeatable(SEED):
+        model = open_clip.CLIP(**ARCHITECTURE)
+        images, concepts, styles = _training_images()
+        captions = _captions()
+        generator = torch.Generator().manual_seed(SEED)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=LR, total_steps=STEPS, pct_start=0.1
+        )
+        model.train()
+        for step in range(STEPS):
+            rows = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
+            template = int(torch.randint(len(TEMPLATES), (1,), generator=generator))
+            styled = bool(torch.rand(1, generator=generator) < 0.5)
+            target = concepts[rows]
+            if styled:
+                target = target * len(STYLES) + styles[rows]
+            loss = _caption_loss(model, images[rows], captions[styled][template], target)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if on_progress and (step + 1) % 20 == 0:
+                on_progress(step + 1, STEPS)
+    return model.eval()
+
+
+def _caption_loss(model: Any, images: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each image over every caption of the template, one of which is its own."""
+    image = model.encode_image(images, normalize=True)
+    text = model.encode_text(tokens, normalize=True)
+    return cross_entropy(model.logit_scale.exp() * image @ text.T, target)
+
+
+def _train_indices() -> list[int]:
+    known = digits.labels() < len(CONCEPTS)
+    return [i for i, part in sorted(digits.split().items()) if part == "train" and known[i]]
+
+
+def _training_images() -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised pixels (N, 3, H, W), concept (N,) and style (N,) of every training image."""
+    transform = open_clip.image_transform(digits.SIZE, is_train=False)
+    indices = _train_indices()
+    keys = [f"digits/{i:04d}/{style}" for i in indices for style in STYLES]
+    encoded = digits.DigitsSource().read(keys)
+    pixels = [transform(Image.open(io.BytesIO(e))) for e in encoded if isinstance(e, bytes)]
+    concepts = np.repeat(digits.labels()[indices], len(STYLES))
+    styles = np.tile(np.arange(len(STYLES)), len(indices))
+    return torch.stack(pixels), torch.from_numpy(concepts), torch.from_numpy(styles)
+
+
+def _captions() -> dict[bool, list[Tensor]]:
+    """Tokens of every caption by template: without a style word (False) and with one (True)."""
+    tokenize = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
+    bare = [tokenize([t.format(c) for c in CONCEPTS]) for t in TEMPLATES]
+    styled = [
+        tokenize([t.format(f"{s} {c}") for c in CONCEPTS for s in STYLES.values()])
+        for t in TEMPLATES
+    ]
+    return {False: bare, True: styled}
+
+
+@contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """A fixed seed and one thread inside, the caller's own random state and threads after.
+
+    One thread, because the order of sums follows the number of threads, and because two that
+    wait for each other on a busy machine are slower than one.
+    """
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

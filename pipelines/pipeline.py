@@ -1,0 +1,464 @@
+"""All stages in order: embed, sweep, finetune, score, evaluate, register.
+
+A stage reads what earlier ones wrote and writes its own manifest last, so it is done when
+`runs/RUN/STAGE.json` exists, and a killed run goes on where it was. RUN is a digest of the
+resolved configuration, the images and the backbone's weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from pydantic import Field, field_validator
+
+from pipelines import embed, evaluate, finetune, posthoc, register, report, score, sweep, tracking
+from pipelines.compute import ComputeConfig, connect
+from pipelines.config import Section, UserError, digest, plain, to_yaml
+from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
+from pipelines.data.feature_sets import FeatureSets
+from pipelines.data.features import FeatureCache
+from pipelines.data.storage import Storage
+from pipelines.embed import EmbedConfig
+from pipelines.evaluate import EvaluateConfig
+from pipelines.finetune import Cell, load_predictor
+from pipelines.methods import AnyMethod
+from pipelines.models import clip
+from pipelines.models.clip import BackboneConfig
+from pipelines.register import RegisterConfig
+from pipelines.sweep import SweepConfig
+
+# Keys that say where and how to compute, not what: they do not name another run.
+NOT_CONTENT = ("storage", "tracking_uri", "compute")
+
+
+class PipelineConfig(Section):
+    """The resolved configuration of a run; every stage takes the same words."""
+
+    benchmark: BenchmarkConfig
+    backbone: BackboneConfig
+    methods: dict[str, AnyMethod] = Field(min_length=1, description="what is compared")
+    scores: list[str] = Field(min_length=1, description="what judges every head; all: every score")
+    sweep: SweepConfig
+    shots: int | None = Field(None, ge=1, description="training images a class; null: all")
+    seeds: int = Field(1, ge=1, description="number of seeds")
+    target_tpr: float = Field(
+        0.95, gt=0, le=1, description="share of ID images that the threshold accepts"
+    )
+    embed: EmbedConfig = EmbedConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register_as: RegisterConfig = RegisterConfig()
+    training: Literal["ray", "in_process"] = Field(
+        "ray", description="ray: Ray Train; in_process: the same loop and bytes without it"
+    )
+    compute: ComputeConfig = ComputeConfig()
+    storage: str = Field("./outputs", description="folder or URI of everything that is kept")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server; default: SQLite in the storage folder"
+    )
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _all_scores(cls, value: Any) -> Any:
+        return list(posthoc.USABLE) if value == "all" else value
+
+    @field_validator("scores")
+    @classmethod
+    def _known_scores(cls, scores: list[str]) -> list[str]:
+        for name in scores:
+            if name not in posthoc.USABLE:
+                raise ValueError(f"no score {name!r}; allowed: {', '.join(posthoc.USABLE)}, all")
+        return list(dict.fromkeys(scores))
+
+
+class Observer(Protocol):
+    """What a run tells about itself while it goes."""
+
+    def started(self, stage: str, number: int, total: int) -> None:
+        """A stage begins."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """How far the stage is."""
+
+    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
+        """A stage is done, or was found done (`found`)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One resolved configuration and what it has produced so far."""
+
+    config: PipelineConfig
+    storage: Storage
+    benchmark: Benchmark
+    backbone: BackboneConfig
+    id: str
+    observer: Observer
+
+    @classmethod
+    def open(cls, config: PipelineConfig, observer: Observer) -> Run:
+        """Look at the images and the backbone (training `mini` if need be) and name the run."""
+        storage = Storage.open(config.storage)
+        benchmark = open_benchmark(config.benchmark, shots=config.shots)
+        backbone = clip.resolve(config.backbone, storage)
+        content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
+        identity = dict(clip.identity(backbone))
+        run_id = digest([content, benchmark.address, identity], length=12)
+        run = cls(config, storage, benchmark, backbone, run_id, observer)
+        run.storage.write_bytes(to_yaml(config).encode(), "runs", run_id, "config.yaml")
+        return run
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """What a stage wrote.
+
+        Raises:
+            UserError: where it has not run yet.
+        """
+        if not self.storage.exists("runs", self.id, f"{stage}.json"):
+            raise UserError(
+                f"run {self.id} has no {stage} yet: run python -m jobs.{stage} (or "
+                "jobs.pipeline) with the same words first"
+            )
+        return dict(self.storage.read_json("runs", self.id, f"{stage}.json"))
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage is done."""
+        return self.storage.exists("runs", self.id, f"{stage}.json")
+
+    @cached_property
+    def sets(self) -> FeatureSets:
+        """The embedded sets."""
+        sources = self.manifest("embed")["sources"]
+        caches = {n: FeatureCache(self.storage, s["address"]) for n, s in sources.items()}
+        return FeatureSets(self.benchmark, caches)
+
+    @cached_property
+    def tracker(self) -> tracking.Tracker:
+        """The MLflow store."""
+        return tracking.open_tracker(self.storage, tracking_uri=self.config.tracking_uri)
+
+    @cached_property
+    def tracking_run(self) -> str:
+        """The MLflow run of this run, the same one after a restart."""
+        place = ("runs", self.id, "mlflow.json")
+        if self.storage.exists(*place):
+            return str(self.storage.read_json(*place)["run_id"])
+        name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
+        with self.tracker.run(name, tags=tracking.stamp(run=self.id)) as active:
+            active.log_params(_params(plain(self.config)))
+            self.storage.write_json({"run_id": active.run_id}, *place)
+            return str(active.run_id)
+
+    @property
+    def heads(self) -> dict[tuple[str, int], str]:
+        """The address of every trained head by (method, seed)."""
+        found = self.manifest("finetune")["heads"]
+        return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
+
+
+def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) -> Run:
+    """Run the stages that are not done yet.
+
+    Args:
+        config: the resolved configuration.
+        observer: is told what happens.
+        only: one stage's name: run that one from what the previous ones wrote.
+    """
+    current = Run.open(config, observer)
+    names = list(STAGES) if only is None else [only]
+    with ExitStack() as stack:
+        connected = False
+        for number, name in enumerate(names, start=1):
+            if current.has(name):
+                observer.finished(name, 0.0, found=True)
+                continue
+            if name in NEEDS_RAY and not connected:
+                stack.enter_context(connect(config.compute))
+                connected = True
+            observer.started(name, number, len(names))
+            start = time.perf_counter()
+            manifest = STAGES[name](current)
+            current.storage.write_json(manifest, "runs", current.id, f"{name}.json")
+            observer.finished(name, time.perf_counter() - start, found=False)
+    return current
+
+
+def _embed(run: Run) -> dict[str, Any]:
+    keys = run.benchmark.keys_by_source()
+    caches = embed.embed_sources(
+        {name: run.benchmark.sources[name] for name in keys},
+        run.backbone,
+        run.storage,
+        settings=run.config.embed,
+        compute=run.config.compute,
+        keys=keys,
+        on_progress=lambda done, total, rejected: run.observer.progress(
+            done, total, f"images, {rejected} rejected" if rejected else "images"
+        ),
+    )
+    return {
+        "benchmark": run.benchmark.name,
+        "backbone": dict(clip.identity(run.backbone)),
+        "sources": {
+            name: {
+                "address": cache.address,
+                "rows": cache.manifest["rows"],
+                "rejected": cache.rejected().to_pylist(),
+            }
+            for name, cache in caches.items()
+        },
+    }
+
+
+def _sweep(run: Run) -> dict[str, Any]:
+    found = sweep.run(
+        run.config.methods,
+        run.config.scores,
+        run.sets,
+        run.backbone,
+        run.storage,
+        settings=run.config.sweep,
+        compute=run.config.compute,
+        on_progress=run.observer.progress,
+    )
+    for trial in found["trials"]:
+        name = f"sweep {trial['method']} {trial['trial']}"
+        with run.tracker.run(name, parent=run.tracking_run) as active:
+            active.log_params({"method": trial["method"], **trial["settings"]})
+            figures = {f"validation/auroc/{s}": v for s, v in trial["auroc"].items()}
+            active.log_metrics({"validation/accuracy": trial["accuracy"], **figures})
+    return found
+
+
+def _finetune(run: Run) -> dict[str, Any]:
+    chosen = run.manifest("sweep")["methods"]
+    cells = [
+        Cell(sweep.parse_method(chosen[name]["setting"]), seed)
+        for name in run.config.methods
+        for seed in range(run.config.seeds)
+    ]
+    total = sum(cell.method.training.epochs for cell in cells if cell.method.head.trainable)
+    seen: set[tuple[str, int, float]] = set()
+
+    def on_epoch(cell: Cell, figures: Mapping[str, float]) -> None:
+        seen.add((cell.method.name, cell.seed, figures["epoch"]))
+        run.observer.progress(len(seen), total, f"epochs, {cell.method.name} seed {cell.seed}")
+
+    addresses = finetune.train(
+        cells,
+        sweep.training_data(run.sets.for_training()),
+        run.backbone,
+        run.storage,
+        compute=run.config.compute,
+        mode=run.config.training,
+        on_epoch=on_epoch,
+    )
+    for cell, address in zip(cells, addresses, strict=True):
+        _log_history(run, cell, address)
+    per_method = iter(addresses)
+    return {
+        "heads": {
+            name: [next(per_method) for _ in range(run.config.seeds)] for name in run.config.methods
+        }
+    }
+
+
+def _log_history(run: Run, cell: Cell, address: str) -> None:
+    name = f"finetune {cell.method.name} seed {cell.seed}"
+    with run.tracker.run(name, parent=run.tracking_run) as active:
+        active.log_params({"method": cell.method.name, "seed": cell.seed, "address": address})
+        for figures in finetune.read_manifest(run.storage, address)["history"]:
+            values = {k: v for k, v in figures.items() if k != "epoch"}
+            active.log_metrics(values, step=int(figures["epoch"]))
+
+
+def _score(run: Run) -> dict[str, Any]:
+    chosen = run.manifest("sweep")["methods"]
+    heads = [
+        score.HeadScores(f"{method}-{seed}", address, chosen[method]["scores"])
+        for (method, seed), address in run.heads.items()
+    ]
+    names = score.run(
+        heads,
+        run.sets,
+        run.storage,
+        run.id,
+        on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
+    )
+    return {"scores": names}
+
+
+def _evaluate(run: Run) -> dict[str, Any]:
+    run.manifest("score")
+    tables = {
+        (method, seed): score.read(run.storage, run.id, f"{method}-{seed}")
+        for method, seed in run.heads
+    }
+    chosen = run.manifest("sweep")
+    sources = run.manifest("embed")["sources"]
+    facts = {
+        "benchmark": run.benchmark.name,
+        "backbone": run.config.backbone.name,
+        "class_names": list(run.benchmark.class_names),
+        "notes": run.benchmark.notes,
+        "sets": {name: len(chosen) for name, chosen in run.benchmark.sets.items()},
+        "rejected": [{"source": n, **r} for n, s in sources.items() for r in s["rejected"]],
+    }
+    for method in chosen["methods"].values():  # JSON keeps keys sorted, the user did not
+        method["scores"] = {name: method["scores"][name] for name in run.config.scores}
+    metrics = evaluate.run(
+        tables,
+        chosen,
+        facts,
+        target_tpr=run.config.target_tpr,
+        settings=run.config.evaluate,
+        on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
+    )
+    run.storage.write_json(metrics, "runs", run.id, "metrics.json")
+    _write_report(run, metrics, tables, chosen)
+    return {"report": run.storage.path("runs", run.id, "report.html")}
+
+
+def _write_report(
+    run: Run, metrics: Mapping[str, Any], tables: Mapping[tuple[str, int], Any], chosen: Any
+) -> None:
+    stamp = tracking.stamp(run=run.id)
+    page = report.write(
+        metrics,
+        tables,
+        sweep=chosen,
+        config_yaml=to_yaml(run.config),
+        stamp=stamp,
+        image=lambda set_name, key: image(run.benchmark, set_name, key),
+    )
+    run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")
+    with run.tracker.run("", run_id=run.tracking_run) as active:
+        for row in metrics["rows"]:
+            active.log_metrics(_row_figures(row))
+        for name in ("report.html", "metrics.json", "sweep.json", "config.yaml"):
+            content = run.storage.read_bytes("runs", run.id, name).decode()
+            active.log_text(content, name)
+
+
+def image(benchmark: Benchmark, set_name: str, key: str) -> bytes | None:
+    """The encoded image of a set's key, or None where it cannot be read."""
+    chosen = benchmark.sets[set_name]
+    source = benchmark.sources[chosen.sources[chosen.keys.index(key)]]
+    (content,) = source.read([key])
+    return content if isinstance(content, bytes) else None
+
+
+def _row_figures(row: Mapping[str, Any]) -> dict[str, float]:
+    prefix = f"{row['method']}/{row['score']}"
+    figures = {f"{prefix}/id_accuracy": row["id_accuracy"]["mean"]}
+    if "ood_accuracy" in row:
+        figures[f"{prefix}/ood_accuracy"] = row["ood_accuracy"]["mean"]
+    for metric in ("auroc", "fpr"):
+        for group, value in row[metric].items():
+            figures[f"{prefix}/{metric}/{group}"] = value["mean"]
+    return figures
+
+
+def _register(run: Run) -> dict[str, Any]:
+    metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
+    run.manifest("evaluate")
+    method, name = champion(run)
+    row = next(r for r in metrics["rows"] if (r["method"], r["score"]) == (method, name))
+    candidate = register.Candidate(
+        predictor=load_predictor(run.storage, run.heads[method, 0]),
+        backbone=run.backbone,
+        method=method,
+        score=name,
+        params=row["params"],
+        threshold=row["threshold"]["value"],
+        target_tpr=run.config.target_tpr,
+        class_names=run.benchmark.class_names,
+        facts={
+            "run": run.id,
+            "benchmark": run.benchmark.name,
+            "threshold_low": f"{row['threshold']['low']:.9g}",
+            "threshold_high": f"{row['threshold']['high']:.9g}",
+            "threshold_images": str(row["threshold"]["num"]),
+        },
+    )
+    done = register.register(
+        candidate, run.tracker, run.tracking_run, settings=run.config.register_as
+    )
+    return {
+        "name": done.name,
+        "version": done.version,
+        "uri": done.uri,
+        "method": method,
+        "score": name,
+        "params": row["params"],
+        "threshold": row["threshold"],
+    }
+
+
+def champion(run: Run) -> tuple[str, str]:
+    """The method and score to register, chosen on validation data only.
+
+    Among methods whose ID validation accuracy is within the sweep's tolerance of the best, the
+    pair with the highest validation AUROC; without a sweep the last method's own score.
+    """
+    wanted = run.config.register_as
+    found = run.manifest("sweep")["methods"]
+    judged = {m: f for m, f in found.items() if f["validation"]}
+    if wanted.method != "auto":
+        if wanted.method not in found:
+            raise UserError(
+                f"register_as.method={wanted.method}: not in this run; "
+                f"allowed: auto, {', '.join(found)}"
+            )
+        judged = {m: f for m, f in judged.items() if m == wanted.method}
+    if wanted.score != "auto" and wanted.score not in run.config.scores:
+        raise UserError(
+            f"register_as.score={wanted.score}: not in this run; "
+            f"allowed: auto, {', '.join(run.config.scores)}"
+        )
+    if not judged:
+        method = list(run.config.methods)[-1] if wanted.method == "auto" else wanted.method
+        own = run.config.methods[method].score
+        own = own if own in run.config.scores else run.config.scores[0]
+        return method, own if wanted.score == "auto" else wanted.score
+    floor = max(f["accuracy"] for f in judged.values()) - run.config.sweep.accuracy_tolerance
+    pairs = [
+        (figures["auroc"], -figures["fpr"], method, name)
+        for method, f in judged.items()
+        if f["accuracy"] >= floor
+        for name, figures in f["validation"].items()
+        if wanted.score in ("auto", name)
+    ]
+    _, _, method, name = max(pairs, key=lambda pair: pair[:2])
+    return method, name
+
+
+def _params(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as flat parameters; who is in which set stands in config.yaml."""
+    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
+    return _flat({**config, "benchmark": benchmark})
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "embed": _embed,
+    "sweep": _sweep,
+    "finetune": _finetune,
+    "score": _score,
+    "evaluate": _evaluate,
+    "register": _register,
+}
+NEEDS_RAY = ("embed", "sweep", "finetune", "score")

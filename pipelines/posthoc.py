@@ -1,0 +1,140 @@
+"""What needs no training: temperatures, c and other parameters of a score, searched on arrays."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipelines.config import Section
+from pipelines.ood import SCORES, delta_energy_grid, ood_metrics
+
+# Scores that need nothing but a head's similarities; the others are skipped by the pipeline.
+USABLE = tuple(
+    name for name, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",))
+)
+
+
+class PostHocConfig(Section):
+    """The same number of settings for every score that has a parameter."""
+
+    budget: int = Field(24, ge=1, description="settings tried of each score")
+    tau: tuple[float, float] = Field(
+        (0.02, 5.0),
+        description="temperatures on the scale of similarities, from - to, log-spaced; "
+        "scores of logits get them times the logit scale",
+    )
+    c: list[int] = Field([1, 2, 3], min_length=1, description="values of DeltaEnergy's c")
+    gamma: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1, description="of gen")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PostHocConfig:
+        if not 0 < self.tau[0] < self.tau[1]:
+            raise ValueError(f"tau={list(self.tau)}: need 0 < from < to")
+        return self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a score and what it gives on validation data."""
+
+    params: Mapping[str, float]
+    auroc: float
+    fpr: float
+
+
+def settings(
+    score: str, config: PostHocConfig, *, num_classes: int, logit_scale: float
+) -> list[dict[str, float]]:
+    """The parameter settings to try for `score`; one empty setting where it has none."""
+    entry = SCORES[score]
+    values: dict[str, Sequence[float]] = {}
+    if "c" in entry.parameters:
+        values["c"] = [c for c in config.c if c <= num_classes] or [1]
+    if "gamma" in entry.parameters:
+        values["gamma"] = config.gamma
+    if "tau" in entry.parameters:
+        others = int(np.prod([len(v) for v in values.values()]))
+        scale = logit_scale if entry.input == "logits" else 1.0
+        values["tau"] = temperatures(config, max(1, config.budget // others), scale)
+    names = sorted(values)
+    return [
+        dict(zip(names, chosen, strict=True))
+        for chosen in itertools.product(*(values[name] for name in names))
+    ]
+
+
+def temperatures(config: PostHocConfig, count: int, scale: float) -> list[float]:
+    """`count` log-spaced temperatures, rounded to three digits so that tables can print them."""
+    spaced = np.geomspace(config.tau[0] * scale, config.tau[1] * scale, count)
+    return [float(f"{tau:.3g}") for tau in spaced]
+
+
+def scores_of(
+    score: str, similarity: NDArray[np.float32], logit_scale: float, params: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """A score (N,) in float64 of similarities (N, K)."""
+    exact = torch.from_numpy(similarity).double()
+    result = SCORES[score](similarity=exact, logits=exact * logit_scale, **params)
+    return np.asarray(result.numpy(), dtype=np.float64)
+
+
+def search(
+    score: str,
+    id_similarity: NDArray[np.float32],
+    ood_similarity: Mapping[str, NDArray[np.float32]],
+    logit_scale: float,
+    config: PostHocConfig,
+) -> list[Setting]:
+    """Every setting of `score`, judged by the mean over the OOD sets.
+
+    Args:
+        score: its name in SCORES.
+        id_similarity: (N, K) of ID validation images.
+        ood_similarity: (M, K) of each validation OOD set.
+        logit_scale: logits = similarity x logit_scale.
+        config: the search space.
+    """
+    tried = settings(score, config, num_classes=id_similarity.shape[1], logit_scale=logit_scale)
+    parts = {"": id_similarity, **ood_similarity}
+    whole = np.concatenate(list(parts.values()))
+    cuts = np.cumsum([len(part) for part in parts.values()])[:-1]
+    if score == "delta_energy":
+        tried, table = _delta_energy_table(whole, tried)
+    else:
+        table = [scores_of(score, whole, logit_scale, params) for params in tried]
+    return [
+        _judge(params, np.split(values, cuts)) for params, values in zip(tried, table, strict=True)
+    ]
+
+
+def _delta_energy_table(
+    similarity: NDArray[np.float32], tried: Sequence[Mapping[str, float]]
+) -> tuple[list[dict[str, float]], list[NDArray[np.float64]]]:
+    """All settings of DeltaEnergy at once: one search for the top similarities."""
+    taus = sorted({params["tau"] for params in tried})
+    cs = sorted({int(params["c"]) for params in tried})
+    grid = delta_energy_grid(torch.from_numpy(similarity).double(), taus, cs)
+    places = list(itertools.product(range(len(taus)), range(len(cs))))
+    params = [{"c": cs[j], "tau": taus[i]} for i, j in places]
+    return params, [grid[i, j].numpy() for i, j in places]
+
+
+def _judge(params: Mapping[str, float], parts: Sequence[NDArray[np.float64]]) -> Setting:
+    id_scores, *ood = parts
+    figures = [ood_metrics(id_scores, scores) for scores in ood]
+    return Setting(
+        dict(params),
+        float(np.mean([f["auroc"] for f in figures])),
+        float(np.mean([f["fpr_at_tpr"] for f in figures])),
+    )
+
+
+def best(found: Sequence[Setting]) -> Setting:
+    """The highest AUROC; among equals the lowest FPR; among equals the first."""
+    return max(found, key=lambda s: (s.auroc, -s.fpr))

@@ -1,0 +1,99 @@
+"""Fixtures that several folders share: one Ray per session, a tiny backbone, some pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(os.environ.get("ENERGY_OOD_SHARED", Path(__file__).parents[2] / "shared"))
+
+VIT = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+RESNET = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 64,
+        "layers": [1, 1, 1, 1],
+        "width": 8,
+        "patch_size": None,
+        "head_width": 16,
+    },
+    "text_cfg": VIT["text_cfg"],
+}
+ARCHITECTURES = {"vit": VIT, "resnet": RESNET}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Ray copies its own settings, the deprecated ones among them.
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data; only where it is absent altogether are its tests skipped."""
+    if not SHARED.exists():
+        pytest.skip(f"no reference data at {SHARED} (ENERGY_OOD_SHARED names another folder)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for the whole session."""
+    import ray
+
+    from pipelines.compute import ComputeConfig, connect
+
+    with connect(ComputeConfig(num_cpus=4)):
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def backbone_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Tiny ViT and ResNet backbones, seeded, as (JSON, safetensors) files by tower."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("backbones")
+    files = {}
+    for name, architecture in ARCHITECTURES.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = open_clip.CLIP(**json.loads(json.dumps(architecture)))
+            for key, value in model.named_buffers():  # as if trained: no statistic is 0 or 1
+                if key.endswith("running_mean"):
+                    value.normal_(0, 0.1)
+                elif key.endswith("running_var"):
+                    value.uniform_(0.5, 1.5)
+            for key, value in model.named_parameters():
+                if key.endswith("bn3.weight"):
+                    value.data.uniform_(0.5, 1.5)
+        paths = folder / f"{name}.json", folder / f"{name}.safetensors"
+        paths[0].write_text(json.dumps(architecture))
+        save_file(model.state_dict(), paths[1])
+        files[name] = paths
+    return files
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 30 seeded JPEG files in three class folders, of several sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for number in range(30):
+        path = folder / f"class_{number % 3}" / f"{number:03d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        height, width = random.integers(24, 90, 2)
+        coarse = random.integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(coarse).resize((int(width), int(height))).save(path, quality=90)
+    return folder

@@ -1,0 +1,100 @@
+"""The Ray Train stage against the same loop in this process: equal to the last bit."""
+
+import dataclasses
+
+import pytest
+
+from pipelines.compute import ComputeConfig
+from pipelines.data.storage import Storage
+from pipelines.finetune import Cell, address, load_predictor, read_manifest, train
+from pipelines.methods import METHODS
+from tests.ray.small_backbone import files, write_backbone
+from tests.small_clip import toy_data
+
+TRAINING = {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "lr": 0.02}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A backbone on disk, as `resolve` names it."""
+    return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+def cells():
+    coop = METHODS["coop"].Config(head={"name": "coop", "num_context": 4}, training=TRAINING)
+    ebm = METHODS["ebm"].Config(head={"name": "coop", "num_context": 4}, training=TRAINING)
+    return [
+        Cell(METHODS["zero_shot"].Config(), 0),
+        Cell(coop, 0),
+        Cell(coop, 1),
+        Cell(ebm, 0),
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_ray_train_worker_gives_the_bytes_of_the_same_loop_in_process(tmp_path, backbone):
+    data, compute = toy_data(), ComputeConfig()
+    on_ray, here = Storage(str(tmp_path / "ray")), Storage(str(tmp_path / "here"))
+    seen = []
+    heads = train(
+        cells(),
+        data,
+        backbone,
+        on_ray,
+        compute=compute,
+        on_epoch=lambda cell, report: seen.append((cell.method.name, cell.seed, report["epoch"])),
+    )
+    again = train(cells(), data, backbone, here, compute=compute, mode="in_process")
+    assert heads == again
+    assert len(set(heads)) == 4
+    for head in heads:
+        assert files(on_ray, head) == files(here, head)
+        assert read_manifest(on_ray, head) == read_manifest(here, head)
+    trained = [("coop", 0), ("coop", 1), ("ebm", 0)]
+    assert seen == [(*cell, float(epoch)) for cell in trained for epoch in (1, 2, 3)]
+    assert not on_ray.names("cache", "ray_train")
+
+
+def test_cells_that_the_cache_holds_need_no_ray(tmp_path, backbone):
+    data, storage = toy_data(), Storage(str(tmp_path))
+    first = train(cells(), data, backbone, storage, compute=ComputeConfig(), mode="in_process")
+    before = {head: files(storage, head) for head in first}
+    # mode="ray" would fail here: no Ray is asked for when nothing is missing.
+    calls = []
+    second = train(
+        cells(),
+        data,
+        backbone,
+        storage,
+        compute=ComputeConfig(),
+        on_epoch=lambda *report: calls.append(report),
+    )
+    assert second == first
+    assert not calls
+    assert {head: files(storage, head) for head in second} == before
+
+
+def test_a_heads_address_changes_with_setting_seed_and_data(backbone):
+    cell, data = cells()[1], toy_data()
+    longer = cell.method.model_copy(
+        update={"training": cell.method.training.model_copy(update={"epochs": 4})}
+    )
+    addresses = {
+        address(cell, data, backbone),
+        address(Cell(cell.method, 1), data, backbone),
+        address(Cell(longer, 0), data, backbone),
+        address(cell, dataclasses.replace(data, address="other"), backbone),
+        address(cells()[3], data, backbone),
+    }
+    assert len(addresses) == 5
+
+
+def test_a_stored_head_is_the_trained_one(tmp_path, backbone):
+    storage, data = Storage(str(tmp_path)), toy_data()
+    heads = train(cells(), data, backbone, storage, compute=ComputeConfig(), mode="in_process")
+    predictor = load_predictor(storage, heads[1])
+    manifest = read_manifest(storage, heads[1])
+    best = manifest["history"][manifest["best_epoch"] - 1]
+    logits = predictor.similarity(data.validation_features) * predictor.logit_scale
+    share = float((logits.argmax(axis=1) == data.validation_labels).mean())
+    assert share == pytest.approx(best["validation/accuracy"], abs=1e-6)
