@@ -58,7 +58,7 @@ _SIDES = (
 )  # fmt: skip
 _MINUS = "\u2212"  # as on the axes
 _MARKERS = "osD^vPX<>hp*"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": ["DejaVu Sans"],
     "text.parse_math": False,  # a set may be called "$5 (new)"
@@ -292,13 +292,13 @@ def png(figure: Figure) -> bytes:
 
 @contextmanager
 def _figure(
-    width: float, height: float, *, layout: str = "constrained", facecolor: str = "none"
+    width: float, height: float, *, layout: Any = "constrained", facecolor: str = "none"
 ) -> Iterator[Figure]:
     with mpl.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout=layout, facecolor=facecolor)
 
 
-def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
+def _ridges(rows: Any, judged: Judged) -> None:
     """A histogram per kind on a common axis, labelled at its left and with the share accepted."""
     values = {name: judged.values(name) for name in judged.kinds}
     low, high = np.quantile(np.concatenate(list(values.values())), [0.001, 0.999])
@@ -309,7 +309,7 @@ def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
         axes.stairs(counts / counts.max(), edges, fill=True, color=kind_colour(name), alpha=0.85)
         axes.axvline(judged.threshold, color=INK, linewidth=1)
         accepted = 100 * np.mean(scores >= judged.threshold)
-        side = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
+        side: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
         axes.text(-0.02, 0.35, name, ha="right", **side)
         axes.text(1.02, 0.35, f"{accepted:.1f} %", ha="left", **side)
         axes.set(yticks=[], ylim=(0, 1.05), xlim=(edges[0], edges[-1]))
