@@ -123,6 +123,11 @@ class Judged:
         return list(dict.fromkeys(map(kind, self.sets)))
 
     @property
+    def groups(self) -> list[str]:
+        """The groups of OOD sets, from near to far."""
+        return [name for name in self.kinds if name not in ("ID", "shifted")]
+
+    @property
     def scores(self) -> list[str]:
         """The names of all scores of the table, in order."""
         names = self.table.column_names
@@ -187,9 +192,11 @@ def roc(judged: Judged, group: str, target_tpr: float) -> Figure:
         for score in judged.scores:
             false, true, area = _curve(judged, group, score)
             colour, dashes = score_style(score, judged.scores)
-            width = 2.2 if score == judged.score else 1.2
+            own = score == judged.score
+            # The thick curve lies below, so that an equal one still shows.
+            style = {"linewidth": 2.4, "zorder": 2} if own else {"linewidth": 1.2, "zorder": 3}
             label = f"{score}  {100 * area:.1f}"
-            axes.plot(false, true, color=colour, linestyle=dashes, linewidth=width, label=label)
+            axes.plot(false, true, color=colour, linestyle=dashes, label=label, **style)
         axes.axhline(100 * target_tpr, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set(xlim=(0, 100), ylim=(0, 100.5), xlabel="OOD accepted, FPR (%)")
         axes.set_ylabel("ID accepted, TPR (%)")
@@ -316,6 +323,7 @@ def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", length=3 if axes is rows[-1] else 0)
     rows[0].set_title("accepted", fontsize=8.5, color=MUTED, loc="right", x=1.16)
+    rows[-1].locator_params(axis="x", nbins=5)
     rows[-1].set_xlabel(f"{judged.score} (threshold {_minus(judged.threshold)})")
 
 
