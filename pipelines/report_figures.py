@@ -232,7 +232,7 @@ def accuracy_detection(points: Sequence[Point], x_label: str) -> Figure:
 def histograms(judged: Sequence[Judged]) -> Figure:
     """Every method's own score side by side, for the README."""
     rows = max(len(item.kinds) for item in judged)
-    with _figure(3.6 * len(judged), 0.62 * rows + 1.0, facecolor="white") as figure:
+    with _figure(3.6 * len(judged), 0.62 * rows + 1.0) as figure:
         for column, item in zip(
             figure.subfigures(1, len(judged), squeeze=False)[0], judged, strict=True
         ):
@@ -247,7 +247,7 @@ def table_picture(shown: tables.Table) -> Figure:
     lines = heads + len(shown.rows) + len(shown.methods)
     stub, width = 1.7, 1.0
     total = stub + width * len(shown.columns)
-    with _figure(total, pitch * lines + 0.15, layout="none", facecolor="white") as figure:
+    with _figure(total, pitch * lines + 0.15, layout="none") as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, total), ylim=(lines + 0.3, -0.3))
         axes.axis("off")
@@ -293,16 +293,16 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+        figure.savefig(
+            buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None}
+        )
     return buffer.getvalue()
 
 
 @contextmanager
-def _figure(
-    width: float, height: float, *, layout: str = "constrained", facecolor: str = "none"
-) -> Iterator[Figure]:
+def _figure(width: float, height: float, *, layout: str = "constrained") -> Iterator[Figure]:
     with mpl.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout=layout, facecolor=facecolor)
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
