@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -58,7 +58,7 @@ _SIDES = (
 )  # fmt: skip
 _MINUS = "\u2212"  # as on the axes
 _MARKERS = "osD^vPX<>hp*"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": ["DejaVu Sans"],
     "text.parse_math": False,  # a set may be called "$5 (new)"
@@ -159,7 +159,7 @@ def histogram(judged: Judged) -> Figure:
     """The method's own score of each kind of set, one row each, with the threshold through all."""
     kinds = judged.kinds
     with _figure(4.4, 0.62 * len(kinds) + 0.75) as figure:
-        _ridges(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0], judged)
+        _ridges(list(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]), judged)
     return figure
 
 
@@ -194,7 +194,9 @@ def roc(judged: Judged, group: str, target_tpr: float) -> Figure:
             colour, dashes = score_style(score, judged.scores)
             own = score == judged.score
             # The thick curve lies below, so that an equal one still shows.
-            style = {"linewidth": 2.4, "zorder": 2} if own else {"linewidth": 1.2, "zorder": 3}
+            style: dict[str, Any] = (
+                {"linewidth": 2.4, "zorder": 2} if own else {"linewidth": 1.2, "zorder": 3}
+            )
             label = f"{score}  {100 * area:.1f}"
             axes.plot(false, true, color=colour, linestyle=dashes, label=label, **style)
         axes.axhline(100 * target_tpr, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
@@ -237,7 +239,9 @@ def histograms(judged: Sequence[Judged]) -> Figure:
             figure.subfigures(1, len(judged), squeeze=False)[0], judged, strict=True
         ):
             column.suptitle(f"{item.method} + {item.score}", fontsize=10, fontweight="bold")
-            _ridges(column.subplots(len(item.kinds), 1, sharex=True, squeeze=False)[:, 0], item)
+            _ridges(
+                list(column.subplots(len(item.kinds), 1, sharex=True, squeeze=False)[:, 0]), item
+            )
     return figure
 
 
@@ -247,7 +251,7 @@ def table_picture(shown: tables.Table) -> Figure:
     lines = heads + len(shown.rows) + len(shown.methods)
     stub, width = 1.7, 1.0
     total = stub + width * len(shown.columns)
-    with _figure(total, pitch * lines + 0.15, layout="none") as figure:
+    with _figure(total, pitch * lines + 0.15, layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, total), ylim=(lines + 0.3, -0.3))
         axes.axis("off")
@@ -300,7 +304,9 @@ def png(figure: Figure) -> bytes:
 
 
 @contextmanager
-def _figure(width: float, height: float, *, layout: str = "constrained") -> Iterator[Figure]:
+def _figure(
+    width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
+) -> Iterator[Figure]:
     with mpl.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout=layout)
 
@@ -316,7 +322,7 @@ def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
         axes.stairs(counts / counts.max(), edges, fill=True, color=kind_colour(name), alpha=0.85)
         axes.axvline(judged.threshold, color=INK, linewidth=1)
         accepted = 100 * np.mean(scores >= judged.threshold)
-        side = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
+        side: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
         axes.text(-0.02, 0.35, name, ha="right", **side)
         axes.text(1.02, 0.35, f"{accepted:.1f} %", ha="left", **side)
         axes.set(yticks=[], ylim=(0, 1.05), xlim=(edges[0], edges[-1]))
