@@ -1,0 +1,428 @@
+"""Metrics of OOD detection and of confidence, on scores that are HIGH for in-distribution (ID).
+
+ID is the positive class unless a name or argument says otherwise. Scores are (N,) arrays or
+tensors, judged in float64; metrics are floats in [0, 1]. Every one equals scikit-learn's curves,
+ties included, and none returns a number for input it cannot judge: an empty side (one class
+only), NaN or inf is a ValueError that says which. `METRICS`, at the foot, holds those that take
+(id_scores, ood_scores); `ood_metrics` computes all of them in one pass.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from pipelines.ood import curves
+from pipelines.ood.checks import as_tensor, check_finite
+from pipelines.ood.curves import Rule, Steps, sort_both, steps_of_counts, steps_of_sorted
+from pipelines.ood.resampling import Interval, PairMetric, resampled_metric, resampled_shares
+from pipelines.ood.statistics import FloatArray, ScoreHistogram, Values, class_labels, score_array
+
+Convention: TypeAlias = Literal["first", "nearest", "percentile"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of `METRICS`; calling it calls `function(id_scores, ood_scores)`.
+
+    `rule` computes the same from counts; `bound` is how far the value of binned scores can lie
+    from that of the scores themselves.
+    """
+
+    function: PairMetric
+    rule: Rule
+    bound: Callable[[Steps], float]
+    higher_is_better: bool
+
+    def __call__(self, id_scores: Values, ood_scores: Values) -> float:
+        """The metric of ID scores (N,) and OOD scores (M,)."""
+        return self.function(id_scores, ood_scores)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A value and a bound: the exact metric lies within `value` +- `bound`."""
+
+    value: float
+    bound: float
+
+
+def ood_metrics(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> dict[str, float]:
+    """All of `METRICS` at once; each side is sorted once.
+
+    Args:
+        id_scores: (N,), higher means ID.
+        ood_scores: (M,).
+        tpr: Target of the FPR in both directions, in (0, 1].
+
+    Returns:
+        A value for each name in `METRICS`.
+
+    Raises:
+        ValueError: A side is empty or holds NaN or inf, or `tpr` is out of range.
+    """
+    rules = {name: row.rule for name, row in METRICS.items()}
+    return _measured(rules, *_sides(id_scores, ood_scores), tpr)
+
+
+def histogram_metrics(
+    id_scores: ScoreHistogram, ood_scores: ScoreHistogram, tpr: float = 0.95
+) -> dict[str, Bounded]:
+    """All of `METRICS` from two histograms, each with a bound on its distance to the exact value.
+
+    The value treats the scores of a bin as equal. The bound is rigorous, whatever the order
+    inside the bins: see the bounds in `curves`. Memory does not depend on how many scores.
+
+    Raises:
+        ValueError: The bins differ, a histogram is empty, or `tpr` is out of range.
+    """
+    if id_scores.bins != ood_scores.bins:
+        raise ValueError(f"bins must be equal, came {id_scores.bins} and {ood_scores.bins}")
+    for name, histogram in (("id_scores", id_scores), ("ood_scores", ood_scores)):
+        _check_some(int(histogram.counts.sum()), name)
+    steps = steps_of_counts(id_scores.counts, ood_scores.counts, _checked_tpr(tpr))
+    return {
+        name: Bounded(float(row.rule.of(steps)), row.bound(steps)) for name, row in METRICS.items()
+    }
+
+
+def auroc(id_scores: Values, ood_scores: Values) -> float:
+    """Area under the ROC curve: P(ID score > OOD score) + P(equal) / 2.
+
+    Raises:
+        ValueError: A side is empty or holds NaN or inf.
+    """
+    return _one("auroc", id_scores, ood_scores)
+
+
+def aupr_id(id_scores: Values, ood_scores: Values) -> float:
+    """Average precision with ID positive: sum of precision times the step in recall.
+
+    Not the trapezoid, which is optimistic (55.6 against 59.9 where many scores tie). It follows
+    the base rate N / (N + M).
+
+    Raises:
+        ValueError: A side is empty or holds NaN or inf.
+    """
+    return _one("aupr_id", id_scores, ood_scores)
+
+
+def aupr_ood(id_scores: Values, ood_scores: Values) -> float:
+    """Average precision with OOD positive, ranked by the negated score; see `aupr_id`.
+
+    Raises:
+        ValueError: A side is empty or holds NaN or inf.
+    """
+    return _one("aupr_ood", id_scores, ood_scores)
+
+
+def detection_error(id_scores: Values, ood_scores: Values) -> float:
+    """Smallest mean of miss rate and false alarm rate over all thresholds, (FNR + FPR) / 2.
+
+    Liang et al. 2018, "Enhancing the Reliability of OOD Image Detection", section 4.2, at equal
+    priors. The same for either positive class; at most 0.5.
+
+    Raises:
+        ValueError: A side is empty or holds NaN or inf.
+    """
+    return _one("detection_error", id_scores, ood_scores)
+
+
+def threshold_at_tpr(id_scores: Values, tpr: float = 0.95) -> float:
+    """The largest threshold that at least the share `tpr` of ID scores reach.
+
+    With `is_ood = score < threshold` at least `tpr` of these ID scores are kept, and the share of
+    OOD scores kept is `fpr_at_tpr(..., convention="first")`.
+
+    Raises:
+        ValueError: The scores are empty or hold NaN or inf, or `tpr` is not in (0, 1].
+    """
+    scores = _side(id_scores, "id_scores")
+    rank = scores.size - curves.num_needed(scores.size, _checked_tpr(tpr))
+    return float(np.partition(scores, rank)[rank])
+
+
+def fpr_at_tpr(
+    id_scores: Values,
+    ood_scores: Values,
+    tpr: float = 0.95,
+    positive: Literal["id", "ood"] = "id",
+    convention: Convention = "first",
+) -> float:
+    """False positive rate at a true positive rate.
+
+    Args:
+        id_scores: (N,), higher means ID.
+        ood_scores: (M,).
+        tpr: Target, in (0, 1].
+        positive: "id": share of OOD kept where `tpr` of ID is kept (seeds 000, 002 and 004, MCM,
+            LoCoOp). "ood": share of ID rejected where `tpr` of OOD is rejected (seed 003's code,
+            OpenOOD, pytorch-ood).
+        convention: "first": the first vertex of the full ROC curve with TPR >= `tpr` (OpenOOD).
+            "nearest": the vertex whose TPR is nearest `tpr`; of equally near ones that with the
+            higher TPR, of equal TPR that with the lowest threshold, but for TPR 1, where it is
+            the first (code of energy_ood, MCM, LoCoOp). "percentile": strictly above the
+            interpolated percentile of the positive side (HEAT).
+
+    Returns:
+        The share in [0, 1]. The conventions agree within 1/N of TPR unless scores tie.
+
+    Raises:
+        ValueError: A side is empty or holds NaN or inf, or an argument is not allowed.
+    """
+    sides = _sides(id_scores, ood_scores)
+    if positive not in ("id", "ood"):
+        raise ValueError(f'positive must be "id" or "ood", came {positive!r}')
+    accepted, rejected = sides if positive == "id" else (-sides[1], -sides[0])
+    if convention == "first":
+        return float(np.mean(rejected >= threshold_at_tpr(accepted, tpr)))
+    if convention == "percentile":
+        # HEAT's form, on energies: unlike 100 * (1 - 0.95), 100 * 0.95 is exact.
+        return float(np.mean(-rejected < np.percentile(-accepted, 100 * _checked_tpr(tpr))))
+    if convention == "nearest":
+        return _nearest_fpr(accepted, rejected, _checked_tpr(tpr))
+    raise ValueError(f'convention must be "first", "nearest" or "percentile", came {convention!r}')
+
+
+def aurc(scores: Values, correct: Values) -> float:
+    """Area under the risk-coverage curve of a classifier that abstains on low scores.
+
+    Geifman & El-Yaniv 2017: the mean, over samples, of the error rate among those with a score
+    at least as high. Tied samples share the risk of their group.
+
+    Args:
+        scores: (N,), high where the prediction is trusted.
+        correct: bool (N,), whether the prediction is right.
+
+    Raises:
+        ValueError: Empty, NaN or inf, not boolean, or lengths that differ.
+    """
+    values = _side(scores, "scores")
+    right = _correct(correct, values.size)
+    return _measured({"aurc": curves.RISK}, values[right], values[~right])["aurc"]
+
+
+def oscr(id_scores: Values, correct: Values, ood_scores: Values) -> float:
+    """Open-set classification rate: area under correct-classification rate against FPR.
+
+    Dhamija et al. 2018: P(ID sample is classified correctly and scores above an OOD sample), ties
+    counting half (the trapezoid rule). It is at most the accuracy.
+
+    Args:
+        id_scores: (N,).
+        correct: bool (N,), whether the ID prediction is right.
+        ood_scores: (M,).
+
+    Raises:
+        ValueError: A side is empty, holds NaN or inf, or lengths differ.
+    """
+    id_side, ood_side = _sides(id_scores, ood_scores)
+    right = _correct(correct, id_side.size)
+    return float(right.mean() * auroc(id_side[right], ood_side)) if right.any() else 0.0
+
+
+def expected_calibration_error(probabilities: Values, labels: Values, num_bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over bins of equal width, weighted by their share.
+
+    Naeini et al. 2015; Guo et al. 2017, eq. 3. Bins are (i/B, (i+1)/B]; the prediction is the
+    most probable class, the first of equals.
+
+    Args:
+        probabilities: (N, K), rows sum to 1.
+        labels: int (N,).
+        num_bins: B.
+
+    Raises:
+        ValueError: Empty, NaN, values outside [0, 1], rows that do not sum to 1, labels out of
+            range, lengths that differ, or no bins.
+    """
+    table = _probabilities(probabilities)
+    classes = class_labels(labels, table.shape[1]).numpy()
+    if classes.size != len(table) or num_bins < 1:
+        raise ValueError(
+            f"need one label per row and num_bins >= 1, came {classes.size} labels for "
+            f"{len(table)} rows and {num_bins} bins"
+        )
+    confidence = table.max(axis=1)
+    place = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(np.int64)
+    gap = np.bincount(place, weights=(table.argmax(axis=1) == classes) - confidence)
+    return float(np.abs(gap).sum() / len(table))
+
+
+def bootstrap_interval(
+    metric: str | PairMetric,
+    id_scores: Values,
+    ood_scores: Values,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Stratified 95 % percentile bootstrap of a metric: ID and OOD are resampled apart.
+
+    Args:
+        metric: A name or row of `METRICS` or its function (all resamples at once, from counts),
+            or any function of (id_scores, ood_scores) (one call per resample).
+        id_scores: (N,).
+        ood_scores: (M,).
+        num_resamples: How many, at least 1.
+        seed: Of numpy's generator; the same seed gives the same interval.
+
+    Raises:
+        ValueError: A side is empty or holds NaN or inf, the name is unknown, or no resamples.
+    """
+    sides = _sides(id_scores, ood_scores)
+    function, rule = _metric(metric)
+    (resampled,) = resampled_metric(rule, [sides], num_resamples, seed)
+    return Interval.of(function(*sides), resampled)
+
+
+def paired_delta_interval(
+    metric: str | PairMetric,
+    first: tuple[Values, Values],
+    second: tuple[Values, Values],
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """95 % interval of metric(first) - metric(second), two methods on the same samples.
+
+    Each resample draws the same samples for both methods, so what makes a sample hard for both
+    cancels: much narrower than the two intervals apart. 0 outside it: the methods differ.
+
+    Args:
+        metric: As in `bootstrap_interval`.
+        first: (id_scores, ood_scores) of one method, (N,) and (M,).
+        second: Those of the other, row by row the same samples.
+        num_resamples: How many, at least 1.
+        seed: Of numpy's generator.
+
+    Raises:
+        ValueError: As in `bootstrap_interval`, or the methods differ in N or M.
+    """
+    methods = [_sides(*first), _sides(*second)]
+    sizes = [(id_side.size, ood_side.size) for id_side, ood_side in methods]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"both methods must score the same samples, came sizes {sizes}")
+    function, rule = _metric(metric)
+    of_first, of_second = resampled_metric(rule, methods, num_resamples, seed)
+    return Interval.of(function(*methods[0]) - function(*methods[1]), of_first - of_second)
+
+
+def paired_accuracy_interval(
+    first: Values, second: Values, num_resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """95 % bootstrap interval of accuracy(first) - accuracy(second) on the same samples.
+
+    Args:
+        first: bool (N,), where the one method is right.
+        second: bool (N,), where the other is.
+        num_resamples: How many, at least 1.
+        seed: Of numpy's generator.
+
+    Raises:
+        ValueError: Empty, not boolean, lengths that differ, or no resamples.
+    """
+    right = _correct(first)
+    _check_some(right.size, "first")
+    delta = right.astype(np.int64) - _correct(second, right.size)
+    counts = np.bincount(delta + 1, minlength=3)  # second wins, both alike, first wins
+    shares = resampled_shares(counts, num_resamples, seed)
+    return Interval.of(float(delta.mean()), shares[:, 2] - shares[:, 0])
+
+
+def _one(name: str, id_scores: Values, ood_scores: Values) -> float:
+    return _measured({name: METRICS[name].rule}, *_sides(id_scores, ood_scores))[name]
+
+
+def _measured(
+    rules: Mapping[str, Rule], id_side: FloatArray, ood_side: FloatArray, tpr: float = 0.95
+) -> dict[str, float]:
+    totals: dict[str, FloatArray] = {}
+    for steps in steps_of_sorted(*sort_both(id_side, ood_side), _checked_tpr(tpr)):
+        for name, rule in rules.items():
+            part = rule.of(steps)
+            totals[name] = rule.combine(totals[name], part) if name in totals else part
+    return {name: float(total) for name, total in totals.items()}
+
+
+def _nearest_fpr(accepted: FloatArray, rejected: FloatArray, tpr: float) -> float:
+    (steps,) = steps_of_sorted(np.sort(accepted), np.sort(rejected), tpr, block=2**62)
+    full = np.searchsorted(-steps.id_above, -accepted.size, side="right") - 1
+    distance = np.abs(steps.id_above[full:] / accepted.size - tpr)
+    return float(steps.ood_above[full + distance.argmin()] / rejected.size)
+
+
+def _sides(id_scores: Values, ood_scores: Values) -> tuple[FloatArray, FloatArray]:
+    return _side(id_scores, "id_scores"), _side(ood_scores, "ood_scores")
+
+
+def _side(scores: Values, name: str) -> FloatArray:
+    array = score_array(scores, name)
+    _check_some(array.size, name)
+    return array
+
+
+def _check_some(size: int, name: str) -> None:
+    if size == 0:
+        raise ValueError(f"{name} is empty: a metric needs at least one score of each side")
+
+
+def _checked_tpr(tpr: float) -> float:
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr must lie in (0, 1], came {tpr}")
+    return tpr
+
+
+def _correct(correct: Values, size: int | None = None) -> npt.NDArray[np.bool_]:
+    right = np.asarray(correct.detach().cpu() if isinstance(correct, Tensor) else correct)
+    boolean = right.dtype == np.bool_ or right.size == 0
+    if not boolean or right.shape != (right.size if size is None else size,):
+        raise ValueError(
+            f"correct must be bool ({'N' if size is None else size},), came {right.dtype} "
+            f"{right.shape}"
+        )
+    return right.astype(np.bool_)
+
+
+def _probabilities(probabilities: Values) -> FloatArray:
+    given = probabilities if isinstance(probabilities, Tensor) else np.asarray(probabilities)
+    table = as_tensor(given, "probabilities", rank=2).detach().cpu()
+    check_finite(table, "probabilities")
+    rows: FloatArray = table.double().numpy()
+    _check_some(len(rows), "probabilities")
+    # Half precision keeps three digits: rows then sum to 1 within about 1e-2.
+    if rows.min() < 0 or abs(rows.sum(axis=1) - 1).max() > 1e-2:
+        raise ValueError("probabilities must be >= 0 with rows that sum to 1; were they logits?")
+    return rows
+
+
+def _metric(metric: str | PairMetric) -> tuple[PairMetric, Rule | PairMetric]:
+    """The function to call on scores, and what resamples are judged by: a rule where known."""
+    if isinstance(metric, str) and metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known are {', '.join(METRICS)}")
+    if isinstance(metric, str):
+        return METRICS[metric], METRICS[metric].rule
+    known = [row.rule for row in METRICS.values() if metric in (row, row.function)]
+    return metric, known[0] if known else metric
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "auroc": Metric(auroc, curves.AUROC, curves.auroc_bound, higher_is_better=True),
+        "aupr_id": Metric(aupr_id, curves.AUPR_ID, curves.aupr_id_bound, higher_is_better=True),
+        "aupr_ood": Metric(aupr_ood, curves.AUPR_OOD, curves.aupr_ood_bound, higher_is_better=True),
+        "fpr_at_tpr": Metric(fpr_at_tpr, curves.FPR, curves.fpr_bound, higher_is_better=False),
+        "fpr_at_tpr_ood": Metric(
+            partial(fpr_at_tpr, positive="ood"),
+            curves.FPR_OOD,
+            curves.fpr_ood_bound,
+            higher_is_better=False,
+        ),
+        "detection_error": Metric(
+            detection_error, curves.ERROR, curves.error_bound, higher_is_better=False
+        ),
+    }
+)

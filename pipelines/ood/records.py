@@ -1,0 +1,110 @@
+"""Frozen records that are fitted to data: their table row, moving them, saving and loading."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipelines.ood.checks import Array
+
+R = TypeVar("R")
+
+
+class FittedRecord(Protocol):
+    """What fitting gives: a score of features (or logits), HIGH for in-distribution."""
+
+    def __call__(self, features: Array, /) -> Tensor:
+        """Scores float64 (N,) of features (N, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedScore:
+    """One row of `FITTED_SCORES`: a record and what it needs.
+
+    Attributes:
+        record: The class, fitted by `record.fit`.
+        inputs: Names of the arrays that `fit` needs.
+        input: What the fitted record scores, `features` or `logits`.
+    """
+
+    record: type[Any]
+    inputs: tuple[str, ...]
+    input: str
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Tunable parameters of `fit`, which are its keyword-only ones, and their defaults."""
+        keywords = [value for value in self._signature if value.kind is value.KEYWORD_ONLY]
+        return {value.name: value.default for value in keywords}
+
+    def fit(self, arrays: Mapping[str, Any], **parameters: Any) -> FittedRecord:
+        """Fit with what the record takes of `arrays`; those it does not take are ignored.
+
+        Raises:
+            ValueError: An array is missing, a parameter is unknown, or as the record's own `fit`.
+        """
+        missing = [name for name in self.inputs if arrays.get(name) is None]
+        unknown = sorted(set(parameters) - set(self.parameters))
+        if missing or unknown:
+            raise ValueError(
+                f"{self.record.__name__} needs {', '.join(self.inputs)} and takes "
+                f"{', '.join(self.parameters) or 'no parameter'}; missing: {missing}, "
+                f"unknown: {unknown}"
+            )
+        names = [value.name for value in self._signature if value.name not in self.parameters]
+        record: FittedRecord = self.record.fit(*(arrays.get(name) for name in names), **parameters)
+        return record
+
+    @property
+    def _signature(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.record.fit).parameters.values())
+
+
+def move(record: R, *args: Any, **kwargs: Any) -> R:
+    """The record with each of its tensors moved by `Tensor.to(*args, **kwargs)`."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(*args, **kwargs)
+        return move(value, *args, **kwargs) if dataclasses.is_dataclass(value) else value
+
+    fields = {name: moved(value) for name, value in vars(record).items()}
+    return dataclasses.replace(record, **fields)  # type: ignore[type-var]
+
+
+def record_state(record: Any) -> dict[str, Tensor]:
+    """The tensors and numbers of a record by dotted name, ready for safetensors."""
+    state: dict[str, Tensor] = {}
+    for name, value in vars(record).items():
+        if dataclasses.is_dataclass(value):
+            state |= {f"{name}.{key}": tensor for key, tensor in record_state(value).items()}
+        else:
+            dtype = torch.float64 if isinstance(value, float) else None
+            state[name] = torch.as_tensor(value, dtype=dtype).contiguous()
+    return state
+
+
+def record_from_state(record: type[R], state: Mapping[str, Tensor]) -> R:
+    """The record whose `record_state` is `state`; scores are identical.
+
+    Raises:
+        ValueError: A field is missing.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(record):  # type: ignore[arg-type]
+        kind: Any = field.type
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            start = f"{field.name}."
+            own = {key.removeprefix(start): state[key] for key in state if key.startswith(start)}
+            values[field.name] = record_from_state(kind, own)
+        elif field.name not in state:
+            raise ValueError(f"the state of a {record.__name__} lacks {field.name}")
+        else:
+            value = state[field.name]
+            values[field.name] = value if kind is Tensor else kind(value.item())
+    return record(**values)

@@ -1,0 +1,93 @@
+"""Bootstrap resamples of a metric, all at once from counts where a rule for it is known."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.ood.curves import Rule, steps_of_counts
+from pipelines.ood.statistics import FloatArray, IntArray
+
+PairMetric: TypeAlias = Callable[[Any, Any], float]  # of (id_scores, ood_scores)
+
+_SCORES_AT_ONCE = 2_000_000  # resampled scores held at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric and its 95 % bootstrap interval, the 2.5 and 97.5 percentiles of resamples."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, resampled: FloatArray) -> Self:
+        """The interval of a value from its resamples (R,)."""
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        return cls(float(value), float(low), float(high))
+
+
+def resampled_metric(
+    metric: Rule | PairMetric,
+    methods: Sequence[tuple[FloatArray, FloatArray]],
+    num_resamples: int,
+    seed: int,
+) -> FloatArray:
+    """A metric (methods, num_resamples) of stratified resamples, the same rows for all methods.
+
+    Args:
+        metric: A rule on counts, or a function that is called for each resample.
+        methods: (id_scores, ood_scores) of each method, (N,) and (M,), the same samples.
+        num_resamples: At least 1.
+        seed: Of numpy's generator.
+    """
+    generator = np.random.default_rng(seed)
+    num_id, num_ood = methods[0][0].size, methods[0][1].size
+    at_once = max(1, _SCORES_AT_ONCE // (num_id + num_ood))
+    chunks = []
+    for start in range(0, _checked(num_resamples), at_once):
+        rows = min(at_once, num_resamples - start)
+        id_rows = generator.integers(num_id, size=(rows, num_id))
+        ood_rows = generator.integers(num_ood, size=(rows, num_ood))
+        chunks.append([_of_rows(metric, *sides, id_rows, ood_rows) for sides in methods])
+    return np.concatenate(chunks, axis=1)
+
+
+def resampled_shares(counts: IntArray, num_resamples: int, seed: int) -> FloatArray:
+    """Shares (num_resamples, C) of resamples of sum(counts) samples of C kinds, counts (C,)."""
+    size = int(counts.sum())
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(size, counts / size, size=_checked(num_resamples))
+    return np.asarray(draws / size)
+
+
+def _of_rows(
+    metric: Rule | PairMetric,
+    id_scores: FloatArray,
+    ood_scores: FloatArray,
+    id_rows: IntArray,
+    ood_rows: IntArray,
+) -> FloatArray:
+    if not isinstance(metric, Rule):
+        pairs = zip(id_rows, ood_rows, strict=True)
+        return np.array([metric(id_scores[i], ood_scores[j]) for i, j in pairs])
+    values, place = np.unique(np.concatenate([id_scores, ood_scores]), return_inverse=True)
+    id_counts = _row_counts(place[: id_scores.size][id_rows], values.size)
+    ood_counts = _row_counts(place[id_scores.size :][ood_rows], values.size)
+    return metric.of(steps_of_counts(id_counts, ood_counts, tpr=0.95))
+
+
+def _row_counts(places: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
+    """How often each of 0..size-1 stands in each row of places (R, N); (R, size)."""
+    offsets = np.arange(len(places))[:, None] * size
+    flat = np.bincount((places + offsets).ravel(), minlength=len(places) * size)
+    return flat.reshape(len(places), size)
+
+
+def _checked(num_resamples: int) -> int:
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples must be at least 1, came {num_resamples}")
+    return num_resamples
