@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ def connect(config: ComputeConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table on every run
+    # Ray Data's actor pools log a harmless error line of the core at every start.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     inherited = os.environ.get("RAY_ADDRESS")
     local = not inherited and config.address == "local"
     options: dict[str, Any] = {"address": inherited or config.address}
@@ -54,10 +58,24 @@ def connect(config: ComputeConfig) -> Iterator[None]:
         # Logical CPUs: nested Train, Tune and Data need a few slots even on two cores.
         options["num_cpus"] = config.num_cpus or max(4, os.cpu_count() or 1)
         options["include_dashboard"] = False
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_stderr():
         warnings.simplefilter("ignore")
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Drop what Ray's core writes to the terminal as it starts; errors are exceptions anyway."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a file descriptor is needed
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -34,9 +34,6 @@ import ray.train.torch
 import torch.distributed
 from ray.util.queue import Empty, Queue
 
-import pipelines.methods.base
-import pipelines.models.heads.base
-import pipelines.models.text_tower
 import pipelines.training
 from pipelines.compute import ComputeConfig
 from pipelines.config import digest, plain
@@ -77,20 +74,25 @@ def address(cell: Cell, data: TrainingData, backbone: BackboneConfig) -> str:
     )
 
 
+# Where the source that decides a head's weights lies.
+_DECIDING = ("pipelines.methods", "pipelines.models", "pipelines.ood", "pipelines.training")
+
+
 def code_version(method: str, head: str) -> str:
-    """A digest of the source that decides what training gives."""
-    modules: list[ModuleType] = [
-        pipelines.training,
-        pipelines.models.text_tower,
-        pipelines.models.heads.base,
-        pipelines.methods.base,
-        METHODS[method],
-        HEADS[head],
-    ]
-    uses = {inspect.getmodule(value) for value in vars(METHODS[method]).values()}
-    maths = [m for m in uses if m is not None and m.__name__.startswith("pipelines.ood.")]
-    modules += sorted(maths, key=lambda module: module.__name__)
-    sources = "\n".join(inspect.getsource(module) for module in modules)
+    """A digest of the source that decides what training gives.
+
+    That is the loop, the method, the head, and what they use of the folders named above.
+    """
+    modules = {m.__name__: m for m in (pipelines.training, METHODS[method], HEADS[head])}
+    waiting: list[ModuleType] = list(modules.values())
+    while waiting:
+        for value in vars(waiting.pop()).values():
+            used = inspect.getmodule(value)
+            name = used.__name__ if used is not None else ""
+            if used is not None and name.startswith(_DECIDING) and name not in modules:
+                modules[name] = used
+                waiting.append(used)
+    sources = "\n".join(inspect.getsource(modules[name]) for name in sorted(modules))
     return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 
@@ -259,15 +261,25 @@ def _train_with_ray(
 def _worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: the missing cells, one after the other."""
     place = ray.train.get_context()
-    workers = Workers(place.get_world_rank(), place.get_world_size())
+    rank, world = place.get_world_rank(), place.get_world_size()
     data, storage = ray.get(config["data"]), config["storage"]
     clip = backbones.load(config["backbone"], device=str(ray.train.torch.get_device()))
-    reports: Queue | None = config["reports"] if workers.rank == 0 else None
+    reports: Queue | None = config["reports"] if rank == 0 else None
     for number, job in enumerate(config["jobs"]):
+        workers = Workers(rank, world, _split(job.cell, data))
         if not is_trained(storage, job.address):
             on_epoch = _send(reports, number) if reports is not None else None
             _train_and_keep(job, data, clip, storage, workers, on_epoch)
         _wait_for_all(workers)
+
+
+# Classes from which sharing their encoding saves more than its collectives cost.
+CLASS_PARALLEL_FROM = 64
+
+
+def _split(cell: Cell, data: TrainingData) -> Literal["rows", "classes"]:
+    many = len(data.class_names) >= CLASS_PARALLEL_FROM
+    return "classes" if many and cell.method.head.class_parallel else "rows"
 
 
 def _send(reports: Queue, number: int) -> OnEpoch:

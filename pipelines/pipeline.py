@@ -88,6 +88,19 @@ class Observer(Protocol):
         """A stage is done, or was found done (`found`)."""
 
 
+class Quiet:
+    """An observer that says nothing."""
+
+    def started(self, stage: str, number: int, total: int) -> None:
+        """Nothing."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Nothing."""
+
+    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One resolved configuration and what it has produced so far."""
@@ -149,7 +162,7 @@ class Run:
             return str(self.storage.read_json(*place)["run_id"])
         name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
         with self.tracker.run(name, tags=tracking.stamp(run=self.id)) as active:
-            active.log_params(_flat(plain(self.config)))
+            active.log_params(_params(plain(self.config)))
             self.storage.write_json({"run_id": active.run_id}, *place)
             return str(active.run_id)
 
@@ -157,7 +170,7 @@ class Run:
     def heads(self) -> dict[tuple[str, int], str]:
         """The address of every trained head by (method, seed)."""
         found = self.manifest("finetune")["heads"]
-        return {(m, seed): a for m, addresses in found.items() for seed, a in enumerate(addresses)}
+        return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
 
 
 def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) -> Run:
@@ -308,6 +321,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "sets": {name: len(chosen) for name, chosen in run.benchmark.sets.items()},
         "rejected": [{"source": n, **r} for n, s in sources.items() for r in s["rejected"]],
     }
+    for method in chosen["methods"].values():  # JSON keeps keys sorted, the user did not
+        method["scores"] = {name: method["scores"][name] for name in run.config.scores}
     metrics = evaluate.run(
         tables,
         chosen,
@@ -433,6 +448,12 @@ def champion(run: Run) -> tuple[str, str]:
     ]
     _, _, method, name = max(pairs, key=lambda pair: pair[:2])
     return method, name
+
+
+def _params(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as flat parameters; who is in which set stands in config.yaml."""
+    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
+    return _flat({**config, "benchmark": benchmark})
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

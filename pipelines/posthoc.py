@@ -15,7 +15,9 @@ from pipelines.config import Section
 from pipelines.ood import SCORES, delta_energy_grid, ood_metrics
 
 # Scores that need nothing but a head's similarities; the others are skipped by the pipeline.
-USABLE = tuple(name for name, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",)))  # fmt: skip
+USABLE = tuple(
+    name for name, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",))
+)
 
 
 class PostHocConfig(Section):
@@ -23,7 +25,7 @@ class PostHocConfig(Section):
 
     budget: int = Field(24, ge=1, description="settings tried of each score")
     tau: tuple[float, float] = Field(
-        (0.02, 2.0),
+        (0.02, 5.0),
         description="temperatures on the scale of similarities, from - to, log-spaced; "
         "scores of logits get them times the logit scale",
     )

@@ -144,8 +144,9 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
     ray.data.DataContext.get_current().enable_progress_bars = False
     shared = ray.put(work)
     blocks = [pa.Table.from_pylist([dict(unit)]) for unit in units]
+    task: Any = _score_shard  # takes a keyword more than map_batches' type knows
     dataset = ray.data.from_arrow(blocks).map_batches(
-        _score_shard,
+        task,
         batch_size=1,
         batch_format="pyarrow",
         fn_kwargs={"shared": shared},
@@ -154,7 +155,7 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
     yield from dataset.iter_rows()
 
 
-def _score_shard(batch: pa.Table, shared: Any) -> pa.Table:
+def _score_shard(batch: Any, shared: Any) -> Any:
     work: _Work = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
     for unit in batch.to_pylist():
         score_shard(unit, work)

@@ -260,11 +260,14 @@ def _run_trials(
     """The result of every trial, in the order of `specs`; those in the cache are not run."""
     storage = shared.storage
     missing = [s for s in specs if not storage.exists(*TRIALS, f"{s['address']}.json")]
-    done = len(specs) - len(missing)
-    if on_progress:
-        on_progress(done, len(specs), "trials")
+
+    def report(finished: int) -> None:
+        if on_progress:
+            on_progress(len(specs) - len(missing) + finished, len(specs), "trials")
+
+    report(0)
     if missing:
-        _tune(missing, shared, compute, lambda n: on_progress and on_progress(done + n, len(specs), "trials"))  # fmt: skip
+        _tune(missing, shared, compute, report)
     found = []
     for spec in specs:
         result = storage.read_json(*TRIALS, f"{spec['address']}.json")
@@ -272,10 +275,10 @@ def _run_trials(
     return found
 
 
-class _Counter(ray.tune.Callback):  # type: ignore[misc]
+class _Counter(ray.tune.Callback):
     """Counts finished trials."""
 
-    def __init__(self, report: Callable[[int], Any]) -> None:
+    def __init__(self, report: Callable[[int], None]) -> None:
         self.report, self.count = report, 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
@@ -287,7 +290,7 @@ def _tune(
     specs: Sequence[dict[str, Any]],
     shared: Shared,
     compute: ComputeConfig,
-    report: Callable[[int], Any],
+    report: Callable[[int], None],
 ) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

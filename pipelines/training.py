@@ -28,9 +28,10 @@ from torch import Tensor
 
 from pipelines.config import UserError
 from pipelines.methods import METHODS, MethodConfig
-from pipelines.methods.base import Batch, Outputs, TrainingConfig
+from pipelines.methods.base import Batch, Initial, Outputs, TrainingConfig
 from pipelines.models.heads import HeadContext, Predictor, build
 from pipelines.models.heads.base import TextModel
+from pipelines.models.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.models.parallel import Workers
 
 EpochReport: TypeAlias = dict[str, float]
@@ -48,6 +49,8 @@ class TrainingData:
         validation_features: (V, D); validation_labels: (V,); V may be 0.
         outliers: (M, D) features of auxiliary outliers, or None.
         address: digest of what went in, so that heads are found again.
+        outlier_counts: (K,) outliers that the zero-shot prompts take for each class, where a
+            pass over all of them was made beforehand; measured on `outliers` where None.
         columns: further training arrays of N rows (domains, local features).
     """
 
@@ -59,6 +62,7 @@ class TrainingData:
     validation_labels: NDArray[np.int64]
     outliers: NDArray[np.float32] | None
     address: str
+    outlier_counts: NDArray[np.int64] | None = None
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
@@ -171,6 +175,7 @@ class _Run:
     prepared: Mapping[str, Tensor]
     workers: Workers
     order: torch.Generator
+    outlier_order: torch.Generator
     parameters: dict[str, Tensor]
     optimizer: torch.optim.Optimizer | None
     history: list[EpochReport] = field(default_factory=list)
@@ -194,21 +199,47 @@ def _start(cell: Cell, data: TrainingData, clip: TextModel, workers: Workers) ->
         head.workers = workers
     parameters = {n: p for n, p in head.named_parameters() if p.requires_grad}
     uses_outliers = cell.method.needs_outliers and data.outliers is not None
+    outliers = torch.tensor(data.outliers, device=device) if uses_outliers else None
     return _Run(
         method=cell.method,
         head=head,
         context=context,
-        outliers=torch.tensor(data.outliers, device=device) if uses_outliers else None,
+        outliers=outliers,
         validation=(
             torch.tensor(data.validation_features, device=device),
             torch.tensor(data.validation_labels, device=device),
         ),
-        prepared={},
+        prepared=_prepare(cell.method, context, outliers, data.outlier_counts),
         workers=workers,
         order=torch.Generator().manual_seed(_stream(cell.seed, "order")),
+        outlier_order=torch.Generator().manual_seed(_stream(cell.seed, "outlier order")),
         parameters=parameters,
         optimizer=_optimizer(cell.method.training, parameters) if parameters else None,
     )
+
+
+def _prepare(
+    method: MethodConfig,
+    context: HeadContext,
+    outliers: Tensor | None,
+    outlier_counts: NDArray[np.int64] | None,
+) -> dict[str, Tensor]:
+    """What the method measures once before training, on what the zero-shot prompts give."""
+    prepare = getattr(METHODS[method.name], "prepare", None)
+    if prepare is None:
+        return {}
+    head = build(ZeroShotConfig(), context, 0)
+    with torch.no_grad():
+        initial = Initial(
+            logits=head(context.features) * head.logit_scale,
+            outlier_logits=head(outliers) * head.logit_scale if outliers is not None else None,
+            outlier_counts=torch.tensor(outlier_counts) if outlier_counts is not None else None,
+        )
+    try:
+        prepared: dict[str, Tensor] = prepare(method, initial)
+    except ValueError as error:
+        raise UserError(f"method={method.name}: {error}") from None
+    return prepared
 
 
 def _stream(seed: int, purpose: str) -> int:
@@ -273,7 +304,7 @@ def _batches(run: _Run) -> Iterator[tuple[Tensor, Tensor | None]]:
         return
     size = config.outlier_batch_size
     passes = math.ceil(len(rows) * size / len(run.outliers))
-    drawn = [torch.randperm(len(run.outliers), generator=run.order) for _ in range(passes)]
+    drawn = [torch.randperm(len(run.outliers), generator=run.outlier_order) for _ in range(passes)]
     yield from zip(rows, torch.split(torch.cat(drawn).to(device), size), strict=False)
 
 
@@ -316,7 +347,14 @@ def _losses(
     half = run.method.training.precision == "bf16"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         outputs = _outputs(run, features, len(rows))
-    losses, report = METHODS[run.method.name].loss(outputs, batch, run.method)
+    try:
+        losses, report = METHODS[run.method.name].loss(outputs, batch, run.method)
+    except ValueError as error:
+        # The maths refuses what is no number; for the user that is a training gone wrong.
+        raise UserError(
+            f"method={run.method.name}: {error}; try a smaller training.lr than "
+            f"{run.method.training.lr}"
+        ) from None
     return losses, report
 
 
@@ -391,6 +429,7 @@ def _pack(run: _Run) -> bytes:
         "parameters": {name: p.detach() for name, p in run.parameters.items()},
         "optimizer": run.optimizer.state_dict(),
         "order": run.order.get_state(),
+        "outlier_order": run.outlier_order.get_state(),
         "random": torch.get_rng_state(),
         "device_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "history": run.history,
@@ -415,6 +454,7 @@ def _resume(run: _Run, checkpoint: Checkpoint | None) -> None:
             parameter.copy_(state["parameters"][name])
     run.optimizer.load_state_dict(state["optimizer"])
     run.order.set_state(state["order"])
+    run.outlier_order.set_state(state["outlier_order"])
     torch.set_rng_state(state["random"])
     if state["device_random"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["device_random"], device)
@@ -428,8 +468,9 @@ def _deterministic(threads: int) -> Iterator[None]:
     """A fixed number of threads and a random state of its own; both are put back."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         torch.set_num_threads(before)

@@ -93,6 +93,22 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Initial:
+    """What the backbone makes of the training data before training, by its zero-shot prompts.
+
+    Attributes:
+        logits: (N, K) of the training images.
+        outlier_logits: (M, K) of the outliers, or None.
+        outlier_counts: (K,) how many outliers are predicted as each class, where a pass over
+            all of them has been made beforehand (they may be more than the M held here).
+    """
+
+    logits: Tensor
+    outlier_logits: Tensor | None
+    outlier_counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What the head made of one step's images, and of its outliers where there are any.
 
@@ -117,6 +133,12 @@ class Outputs:
 def cross_entropy(outputs: Outputs, batch: Batch) -> Tensor:
     """Mean cross-entropy of the logits (nats)."""
     return F.cross_entropy(outputs.logits.float(), batch.labels)
+
+
+def outlier_logits(outputs: Outputs) -> Tensor:
+    """The step's outlier logits (M, K), float32; the method's config promised that there are."""
+    assert outputs.outlier_logits is not None
+    return outputs.outlier_logits.float()
 
 
 def accuracy(outputs: Outputs, batch: Batch) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, cross_entropy
 from pipelines.models.heads import AnyHead
@@ -18,6 +18,15 @@ class Config(MethodConfig):
     head: AnyHead = ZeroShotConfig()
     score: str = Field("mcm", description="the method's own score")
     needs_trainable_head: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _train_nothing(self) -> Config:
+        if self.head.trainable:
+            raise ValueError(
+                f"head={self.head.name} is there to be trained, which method=zero_shot never "
+                "does; use method=cross_entropy"
+            )
+        return self
 
 
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001

@@ -13,13 +13,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pipelines.config import digest
@@ -28,7 +29,7 @@ from pipelines.data.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": digits.SIZE, "layers": [1, 1, 1, 1], "width": 16},
     "text_cfg": {
@@ -48,7 +49,7 @@ TEMPLATES = (
     "a picture of a {}.",
 )
 # Short on purpose: the model knows its concepts well, but not so well that methods cannot differ.
-RECIPE = {"steps": 160, "batch_size": 64, "lr": 1e-3, "seed": 0}
+STEPS, BATCH_SIZE, LR, SEED = 160, 64, 1e-3, 0
 VERSION = 1
 
 Progress = Callable[[int, int], None]
@@ -67,7 +68,7 @@ def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path,
     address = digest(
         {
             "architecture": ARCHITECTURE,
-            "recipe": RECIPE,
+            "recipe": [STEPS, BATCH_SIZE, LR, SEED],
             "captions": [CONCEPTS, list(STYLES), TEMPLATES],
             "data": digits.DigitsSource().fingerprint(),
             "split": _train_indices(),
@@ -87,19 +88,18 @@ def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path,
 
 def train(on_progress: Progress | None = None) -> open_clip.CLIP:
     """Train the miniature model; the same bits every time on one machine."""
-    with _repeatable(RECIPE["seed"]):
+    with _repeatable(SEED):
         model = open_clip.CLIP(**ARCHITECTURE)
         images, concepts, styles = _training_images()
         captions = _captions()
-        generator = torch.Generator().manual_seed(RECIPE["seed"])
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["lr"])
-        steps = int(RECIPE["steps"])
+        generator = torch.Generator().manual_seed(SEED)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=RECIPE["lr"], total_steps=steps, pct_start=0.1
+            optimizer, max_lr=LR, total_steps=STEPS, pct_start=0.1
         )
         model.train()
-        for step in range(steps):
-            rows = torch.randint(len(images), (int(RECIPE["batch_size"]),), generator=generator)
+        for step in range(STEPS):
+            rows = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
             template = int(torch.randint(len(TEMPLATES), (1,), generator=generator))
             styled = bool(torch.rand(1, generator=generator) < 0.5)
             target = concepts[rows]
@@ -107,15 +107,15 @@ def train(on_progress: Progress | None = None) -> open_clip.CLIP:
                 target = target * len(STYLES) + styles[rows]
             loss = _caption_loss(model, images[rows], captions[styled][template], target)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             if on_progress and (step + 1) % 20 == 0:
-                on_progress(step + 1, steps)
+                on_progress(step + 1, STEPS)
     return model.eval()
 
 
-def _caption_loss(model: nn.Module, images: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
+def _caption_loss(model: Any, images: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of each image over every caption of the template, one of which is its own."""
     image = model.encode_image(images, normalize=True)
     text = model.encode_text(tokens, normalize=True)

@@ -7,6 +7,9 @@ facts make it cheap, both exact because the tower is causal (a token sees only t
 2. A prefix that all classes share (start token and context) has the same activations for every
    class: it runs once per layer, and its keys and values serve the tokens of every class.
 
+With `recompute` a layer's activations are dropped after the forward pass and computed again in
+the backward pass: the same numbers, a third more time, and only each layer's input in memory.
+
 Radford 2021 (CLIP) for the tower; Zhou 2022 (CoOp) for the prompts.
 """
 
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipelines.config import UserError
 
@@ -84,13 +88,16 @@ def text_tower(model: Any) -> TextTower:
     )
 
 
-def encode_plain(tower: TextTower, prompts: Tensor, ends: Tensor) -> Tensor:
+def encode_plain(
+    tower: TextTower, prompts: Tensor, ends: Tensor, *, recompute: bool = False
+) -> Tensor:
     """Text features of whole prompts through the tower's own blocks.
 
     Args:
         tower: the text tower.
         prompts: (K, L, W) token embeddings without positions; cut after the last end-of-text.
         ends: (K,) position of each prompt's end-of-text token.
+        recompute: keep only each layer's input until the backward pass.
 
     Returns:
         (K, D) float32, not normalised.
@@ -99,11 +106,13 @@ def encode_plain(tower: TextTower, prompts: Tensor, ends: Tensor) -> Tensor:
     x = _place(tower, prompts, 0)
     mask = _causal_mask(length, length, x)
     for block in tower.blocks:
-        x = block(x, attn_mask=mask)
+        x = _layer(recompute, _plain_block, block, x, mask)
     return _project(tower, _pick(x, ends))
 
 
-def encode_shared(tower: TextTower, prefix: Tensor, suffixes: Tensor, ends: Tensor) -> Tensor:
+def encode_shared(
+    tower: TextTower, prefix: Tensor, suffixes: Tensor, ends: Tensor, *, recompute: bool = False
+) -> Tensor:
     """Text features of prompts that begin with one shared prefix.
 
     Args:
@@ -111,19 +120,43 @@ def encode_shared(tower: TextTower, prefix: Tensor, suffixes: Tensor, ends: Tens
         prefix: (P, W) token embeddings that every prompt starts with.
         suffixes: (K, S, W) token embeddings that follow, padded after the end-of-text token.
         ends: (K,) position of the end-of-text token inside the suffix.
+        recompute: keep only each layer's input until the backward pass.
 
     Returns:
         (K, D) float32, not normalised: equal to `encode_plain` of the joined prompts.
     """
     if not all(_is_standard(block) for block in tower.blocks):
         joined = torch.cat((prefix.expand(len(suffixes), -1, -1), suffixes), dim=1)
-        return encode_plain(tower, joined, ends + len(prefix))
+        return encode_plain(tower, joined, ends + len(prefix), recompute=recompute)
     shared = _place(tower, prefix, 0)
     x = _place(tower, suffixes, len(prefix))
     mask = _causal_mask(x.shape[1], x.shape[1], x)
     for block in tower.blocks[:-1]:
-        shared, x = _shared_block(block, shared, x, mask)
+        shared, x = _layer(recompute, _shared_block, block, shared, x, mask)
     return _project(tower, _last_block(tower.blocks[-1], shared, x, ends))
+
+
+def activation_bytes(tower: TextTower, prefix: int, tokens: int) -> int:
+    """Memory that the backward pass keeps for `tokens` class tokens after a shared prefix.
+
+    A layer keeps, of each token, the inputs of both norms and of the MLP's activation, queries,
+    keys, values and the attention weights over the prefix, some of them twice.
+    """
+    hidden = int(tower.blocks[0].mlp.c_fc.out_features)  # type: ignore[union-attr, arg-type]
+    heads = int(tower.blocks[0].attn.num_heads)  # type: ignore[union-attr, arg-type]
+    floats = 7 * tower.width + hidden + 2 * heads * (prefix + 8)
+    return 4 * floats * len(tower.blocks) * (tokens + prefix)
+
+
+def _layer(recompute: bool, function: Any, *arguments: Any) -> Any:
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return function(*arguments)
+
+
+def _plain_block(block: Any, x: Tensor, mask: Tensor) -> Tensor:
+    out: Tensor = block(x, attn_mask=mask)
+    return out
 
 
 def _place(tower: TextTower, embeddings: Tensor, start: int) -> Tensor:

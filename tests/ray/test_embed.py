@@ -84,7 +84,7 @@ def mixed(pictures: Path) -> Memory:
 
 @pytest.fixture(scope="module")
 def first_run(
-    ray_cluster: None,  # noqa: ARG001
+    ray_cluster: None,
     pictures: Path,
     backbone: BackboneConfig,
     tmp_path_factory: pytest.TempPathFactory,

@@ -1,20 +1,15 @@
 """The Ray Train stage against the same loop in this process: equal to the last bit."""
 
 import dataclasses
-import json
 
 import pytest
-import safetensors.torch
 
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune import Cell, address, load_predictor, read_manifest, train
 from pipelines.methods import METHODS
-from pipelines.models.clip import BackboneConfig
-from tests.small_clip import small_clip, text_config, toy_data, vision_config
-
-# Ray's own: it copies a DataContext by way of its deprecated attributes.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+from tests.ray.small_backbone import files, write_backbone
+from tests.small_clip import toy_data
 
 TRAINING = {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "lr": 0.02}
 
@@ -22,14 +17,7 @@ TRAINING = {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "lr": 0.02}
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     """A backbone on disk, as `resolve` names it."""
-    folder = tmp_path_factory.mktemp("backbone")
-    description = {"embed_dim": 16, "vision_cfg": vision_config(), "text_cfg": text_config()}
-    (folder / "small.json").write_text(json.dumps(description))
-    weights = {k: v.contiguous() for k, v in small_clip().model.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / "small.safetensors")
-    return BackboneConfig(
-        name="small", config=str(folder / "small.json"), path=str(folder / "small.safetensors")
-    )
+    return write_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def cells():
@@ -41,12 +29,6 @@ def cells():
         Cell(coop, 1),
         Cell(ebm, 0),
     ]
-
-
-def files(storage, head):
-    names = ("head.json", "head.safetensors")
-    parts = [(which, name) for which in ("best", "last") for name in names]
-    return [storage.read_bytes("cache", "heads", head, *part) for part in parts]
 
 
 @pytest.mark.usefixtures("ray_cluster")

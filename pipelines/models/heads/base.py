@@ -207,3 +207,9 @@ def normal(shape: tuple[int, ...], std: float, seed: int) -> Tensor:
     """N(0, std) on the CPU from a generator of its own: the same on every device and worker."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator) * std
+
+
+def uniform(shape: tuple[int, ...], bound: float, seed: int) -> Tensor:
+    """Uniform in +-bound on the CPU from a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(shape, generator=generator) * 2 - 1) * bound

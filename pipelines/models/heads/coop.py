@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from pipelines.config import UserError
 from pipelines.models.heads import base
 from pipelines.models.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
-from pipelines.models.text_tower import TextTower, encode_plain, encode_shared, text_tower
+from pipelines.models.parallel import Workers
+from pipelines.models.text_tower import (
+    TextTower,
+    activation_bytes,
+    encode_plain,
+    encode_shared,
+    text_tower,
+)
 
 similarity = base.text_similarity
 
@@ -35,6 +42,9 @@ class Config(HeadConfig):
     position: Literal["end", "middle", "front"] = Field(
         "end", description="where the class name stands in the context"
     )
+    max_activation_memory: float = Field(
+        4.0, gt=0, description="GiB of the text tower's activations above which they are recomputed"
+    )
     class_parallel: ClassVar[bool] = True
 
 
@@ -47,7 +57,7 @@ class CoOp(nn.Module):
         context: Tensor,
         tokens: Tensor,
         *,
-        position: str,
+        config: Config,
         logit_scale: float,
         class_names: tuple[str, ...],
     ) -> None:
@@ -57,15 +67,17 @@ class CoOp(nn.Module):
             tower: the frozen text tower.
             context: initial context, (C, W) shared or (K, C, W) one a class.
             tokens: (K, L) tokens of "NAME." with start and end of text.
-            position: where the class name stands: end, middle or front.
+            config: where the class name stands, and how much memory activations may take.
             logit_scale: of the backbone.
             class_names: K names.
         """
         super().__init__()
         self.tower = tower
-        self.position = position
+        self.config = config
         self.logit_scale = logit_scale
         self.class_names = class_names
+        # With split="classes" each worker encodes its part of the prompts.
+        self.workers = Workers()
         self.context = nn.Parameter(context)
         ends = tower.end_positions(tokens)
         kept = int(ends.max()) + 1
@@ -75,24 +87,38 @@ class CoOp(nn.Module):
 
     def text_features(self) -> Tensor:
         """(K, D) unit length, with gradients to the context."""
-        embedded: Tensor = self.embedded  # type: ignore[assignment]
-        ends: Tensor = self.ends  # type: ignore[assignment]
-        if self.position == "end" and self.context.ndim == 2:
-            prefix = torch.cat((embedded[0, :1], self.context))
-            # Positions count from the start token, which the suffix does not hold.
-            encoded = encode_shared(self.tower, prefix, embedded[:, 1:], ends - 1)
-        else:
-            encoded = encode_plain(self.tower, self._prompts(), ends + self.context.shape[-2])
-        return F.normalize(encoded, dim=-1)
+        num_classes = len(self.class_names)
+        divided = self.workers.split == "classes"
+        own = self.workers.own(num_classes) if divided else slice(0, num_classes)
+        encoded = F.normalize(self._encode_classes(own), dim=-1)
+        return self.workers.gather(encoded, num_classes) if divided else encoded
 
-    def _prompts(self) -> Tensor:
-        """Whole prompts (K, 1 + C + S, W) for every position and kind of context."""
-        embedded: Tensor = self.embedded  # type: ignore[assignment]
-        context = self.context.expand(len(embedded), *self.context.shape[-2:])
+    def _encode_classes(self, own: slice) -> Tensor:
+        """Text features (k, D) of some of the classes, not normalised."""
+        embedded: Tensor = self.embedded[own]  # type: ignore[index]
+        ends: Tensor = self.ends[own]  # type: ignore[index]
+        if self.config.position == "end" and self.context.ndim == 2:
+            prefix = torch.cat((self.embedded[0, :1], self.context))  # type: ignore[index]
+            # Positions count from the start token, which the suffix does not hold.
+            suffixes = embedded[:, 1:]
+            recompute = self._recompute(len(prefix), suffixes.shape[0] * suffixes.shape[1])
+            return encode_shared(self.tower, prefix, suffixes, ends - 1, recompute=recompute)
+        context = self.context if self.context.ndim == 2 else self.context[own]
+        prompts = self._prompts(embedded, context, ends.tolist())
+        recompute = self._recompute(0, prompts.shape[0] * prompts.shape[1])
+        return encode_plain(self.tower, prompts, ends + context.shape[-2], recompute=recompute)
+
+    def _recompute(self, prefix: int, tokens: int) -> bool:
+        expected = activation_bytes(self.tower, prefix, tokens)
+        return expected > self.config.max_activation_memory * 2**30
+
+    def _prompts(self, embedded: Tensor, context: Tensor, ends: list[int]) -> Tensor:
+        """Whole prompts (k, 1 + C + S, W) for every position and kind of context."""
+        context = context.expand(len(embedded), *context.shape[-2:])
         before = {"end": context.shape[1], "middle": context.shape[1] // 2, "front": 0}
-        split = before[self.position]
+        split = before[self.config.position]
         prompts = []
-        for row, own, end in zip(embedded, context, self.ends.tolist(), strict=True):  # type: ignore[operator]
+        for row, own, end in zip(embedded, context, ends, strict=True):
             # "NAME." is name tokens, a full stop, the end of text; context after the name
             # stands before the full stop.
             name, rest = row[1 : end - 1], row[end - 1 :]
@@ -135,7 +161,7 @@ def build(config: Config, context: HeadContext, seed: int) -> CoOp:
         tower,
         initial.to(context.features.device),
         tokens,
-        position=config.position,
+        config=config,
         logit_scale=context.clip.logit_scale,
         class_names=context.class_names,
     )

@@ -132,3 +132,22 @@ def test_a_tower_that_is_not_causal_is_refused():
     clip.model.attn_mask = None
     with pytest.raises(UserError, match="without a causal mask"):
         text_tower(clip.model)
+
+
+@pytest.mark.parametrize("position", ["end", "front"])
+def test_recomputed_activations_give_the_same_gradient_to_the_last_bit(position):
+    clip = small_clip(layers=3)
+    gradients = []
+    for allowed in (4.0, 1e-9):
+        config = Config(num_context=4, position=position, max_activation_memory=allowed)
+        head = build(config, context_of(clip), seed=1)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            features = head.text_features()
+        features.square().cumsum(dim=1).sum().backward()
+        gradients.append((head.context.grad, sum(kept)))
+    (kept_gradient, kept_size), (again_gradient, again_size) = gradients
+    assert torch.equal(kept_gradient, again_gradient)
+    assert again_size < 0.5 * kept_size

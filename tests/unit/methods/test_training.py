@@ -17,8 +17,12 @@ TRAINED = [name for name, module in METHODS.items() if module.Config().head.trai
 
 
 def cell(name, *, seed=0, **training):
-    training = {"epochs": 4, "batch_size": 16, "lr": 0.02, "warmup_epochs": 1, **training}
-    config = METHODS[name].Config(training=training)
+    # A linear probe starts at zero and needs larger steps than a context.
+    lr = 0.2 if METHODS[name].Config().head.name == "linear_probe" else 0.02
+    training = {"epochs": 4, "batch_size": 16, "lr": lr, "warmup_epochs": 1, **training}
+    # The published alpha belongs to logits several times larger than these.
+    extra = {"alpha": 1.0} if name == "balanced_energy" else {}
+    config = METHODS[name].Config(training=training, **extra)
     if config.head.name == "coop":
         head = config.head.model_copy(update={"num_context": 4})
         config = config.model_copy(update={"head": head})
@@ -71,7 +75,9 @@ def test_interrupted_after_an_epoch_it_ends_with_the_undisturbed_bytes(name, opt
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_on_the_training_images_falls_to_seven_tenths(name):
     result = train_in_process(cell(name, epochs=12, warmup_epochs=0), toy_data(), small_clip())
-    assert result.history[-1]["loss/cross_entropy"] < 0.7 * result.history[0]["loss/cross_entropy"]
+    first, last = result.history[0], result.history[-1]
+    assert last["loss"] < 0.7 * first["loss"]
+    assert last["loss/cross_entropy"] < 0.7 * first["loss/cross_entropy"]
 
 
 def test_the_callers_random_state_and_threads_are_left_alone():
@@ -153,7 +159,7 @@ def test_a_loss_that_is_no_number_stops_with_the_learning_rate_named():
     broken = data.features.copy()
     broken[3, 2] = np.nan
     data = dataclasses.replace(data, features=broken)
-    with pytest.raises(UserError, match=r"loss is nan after epoch 1.*training\.lr"):
+    with pytest.raises(UserError, match=r"training\.lr"):
         train_in_process(cell("coop"), data, small_clip())
 
 

@@ -1,0 +1,241 @@
+"""A trained head with its score and threshold: features or images in, verdicts out.
+
+The library's front door, without Ray and without MLflow:
+
+    detector = Detector.load(Path("detector"))
+    verdicts = detector.judge_images([Path("image.jpg").read_bytes()])
+    print(verdicts.to_pylist())  # class_name, score, threshold, is_ood, confidence, error
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipelines.config import UserError, plain
+from pipelines.data.images import DEFAULT, Decoding
+from pipelines.models import clip
+from pipelines.models.clip import BackboneConfig, Clip
+from pipelines.models.encoder import FEATURE, Encoder, Preparer
+from pipelines.models.heads import Predictor
+from pipelines.ood import SCORES
+
+# Below torch's grain size (32768) an operation runs on one thread, whatever their number.
+BLOCK_ELEMENTS = 2**14
+# A block whose rows are a multiple of this has no remainder that vector instructions leave over.
+VECTOR_ROWS = 16
+
+# Float32 leaves 1e-6; a copy in half precision, 1e-2 at most.
+LENGTH_TOLERANCE = 1e-2
+# The folder of a detector among a registered model's artifacts.
+ARTIFACT = "detector"
+
+VERDICTS = pa.schema(
+    [
+        pa.field("class_name", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("threshold", pa.float64(), nullable=False),
+        pa.field("is_ood", pa.bool_()),
+        pa.field("confidence", pa.float64()),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+def judge(
+    predictor: Predictor,
+    scores: Mapping[str, Mapping[str, float]],
+    features: NDArray[np.float32],
+) -> dict[str, NDArray[Any]]:
+    """Classes and scores of unit image features.
+
+    A row's result has the same bits whatever batch it comes in: the registered model gives the
+    numbers of the scores table.
+
+    Args:
+        predictor: the trained head.
+        scores: parameters (tau, c ...) by name of the score; higher scores are more ID.
+        features: (N, D), unit length.
+
+    Returns:
+        `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
+        logits, and `score_NAME` float64 (N,) for each score.
+
+    Raises:
+        ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
+    """
+    _check(features)
+    similarity = torch.from_numpy(predictor.similarity(features)).double()
+    logits = similarity * predictor.logit_scale
+    wanted = {"confidence": ("msp", {}), **{f"score_{n}": (n, p) for n, p in scores.items()}}
+    return {
+        "predicted": similarity.argmax(dim=1).numpy(),
+        **{key: _score(name, similarity, logits, p) for key, (name, p) in wanted.items()},
+    }
+
+
+def _check(features: NDArray[np.float32]) -> None:
+    if features.ndim != 2:
+        raise ValueError(f"features must be a matrix (N, D), came shape {features.shape}")
+    lengths = np.linalg.norm(features, axis=1)
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))  # also catches NaN
+    if len(bad):
+        raise ValueError(
+            f"features must have unit length: {len(bad)} of {len(lengths)} rows have not, the "
+            f"first is row {bad[0]} (counted from 0) of length {lengths[bad[0]]:g}"
+        )
+
+
+def _score(
+    name: str, similarity: torch.Tensor, logits: torch.Tensor, params: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """One score (N,) in blocks of one size, the last one padded.
+
+    Vector instructions and the scalar code for what they leave over differ in the last bit, and
+    so do results cut differently over threads. In blocks without a remainder that one thread
+    handles, every row goes through the same operations.
+    """
+    num_rows, num_classes = similarity.shape
+    rows = block_rows(num_classes)
+    result = np.empty(num_rows)
+    for start in range(0, num_rows, rows):
+        parts = {"similarity": similarity, "logits": logits}
+        blocks = {key: _padded(part[start : start + rows], rows) for key, part in parts.items()}
+        values = SCORES[name](**blocks, **params).numpy()
+        result[start : start + rows] = values[: num_rows - start]
+    return result
+
+
+def block_rows(num_classes: int) -> int:
+    """Rows of a block: a power of two, and one where `VECTOR_ROWS` would be too many."""
+    rows = 1 << max(0, (BLOCK_ELEMENTS // num_classes).bit_length() - 1)
+    return rows if rows >= VECTOR_ROWS else 1
+
+
+def _padded(block: torch.Tensor, rows: int) -> torch.Tensor:
+    if len(block) == rows:
+        return block
+    return torch.cat([block, block.new_zeros(rows - len(block), block.shape[1])])
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What a model registry holds: everything that a verdict needs, in one folder.
+
+    Attributes:
+        predictor: the trained head.
+        backbone: resolved; None judges features only.
+        score: name in SCORES.
+        params: its parameters.
+        threshold: an image with a lower score is out of distribution.
+        decoding: how bytes became pixels when the head was trained.
+        batch_size: most images encoded at once.
+        facts: what else is worth knowing (method, target_tpr, benchmark ...), never used.
+    """
+
+    predictor: Predictor
+    backbone: BackboneConfig | None
+    score: str
+    params: Mapping[str, float]
+    threshold: float
+    decoding: Decoding = DEFAULT
+    batch_size: int = 64
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The backbone, loaded when first used."""
+        if self.backbone is None:
+            raise UserError("this detector was saved without a backbone: it judges features only")
+        return clip.load(self.backbone)
+
+    def judge_features(self, features: NDArray[np.float32]) -> pa.Table:
+        """Verdicts (`VERDICTS`) on unit image features (N, D)."""
+        features = np.ascontiguousarray(features, dtype=np.float32)
+        judged = judge(self.predictor, {self.score: self.params}, features)
+        scores = judged[f"score_{self.score}"]
+        columns = [
+            pa.array(self.predictor.class_names, pa.string()).take(pa.array(judged["predicted"])),
+            pa.array(scores),
+            pa.array(np.full(len(scores), self.threshold)),
+            pa.array(scores < self.threshold),
+            pa.array(judged["confidence"]),
+            pa.nulls(len(scores), pa.string()),
+        ]
+        return pa.Table.from_arrays(columns, schema=VERDICTS)
+
+    def judge_images(self, contents: Sequence[bytes | Exception]) -> pa.Table:
+        """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
+        size = min(self.batch_size, max(1, len(contents)))
+        keys = [str(number) for number in range(len(contents))]
+        batches = Preparer(self.clip.crop, self.decoding).batches(keys, contents, size)
+        encoded = Encoder(self.clip, size).encode(batches)
+        verdicts = iter(self.judge_features(encoded.columns[FEATURE]).to_pylist())
+        nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}
+        rows = [
+            next(verdicts) if bad is None else {**nothing, "error": f"{bad.reason}: {bad.message}"}
+            for bad in encoded.verdicts
+        ]
+        return pa.Table.from_pylist(rows, schema=VERDICTS)
+
+    def save(self, folder: Path) -> None:
+        """Write the head, the backbone's files and `detector.json` into `folder`."""
+        self.predictor.save(folder)
+        backbone = None if self.backbone is None else _copy_backbone(self.backbone, folder)
+        description = {
+            "score": self.score,
+            "params": dict(self.params),
+            "threshold": self.threshold,
+            "decoding": asdict(self.decoding),
+            "batch_size": self.batch_size,
+            "backbone": backbone,
+            "facts": dict(self.facts),
+        }
+        text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False)
+        (folder / "detector.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Detector:
+        """Read what `save` wrote, wherever the folder lies now.
+
+        Raises:
+            UserError: where the folder holds no detector.
+        """
+        try:
+            text = (folder / "detector.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{folder}: no detector there (no file detector.json)") from None
+        description = json.loads(text)
+        description["decoding"] = Decoding(**description["decoding"])
+        detector = cls(predictor=Predictor.load(folder), **description)
+        if description["backbone"] is None:
+            return detector
+        return replace(detector, backbone=_find_backbone(description["backbone"], folder))
+
+
+def _copy_backbone(backbone: BackboneConfig, folder: Path) -> dict[str, Any]:
+    """Copy the files of a resolved backbone; its configuration with their names there."""
+    if backbone.path is None:
+        raise UserError(f"backbone {backbone.name}: not resolved yet")
+    names = {"path": f"backbone{Path(backbone.path).suffix}", "builtin": None}
+    if backbone.config is not None:
+        names["config"] = "backbone.json"
+        shutil.copyfile(backbone.config, folder / "backbone.json")
+    shutil.copyfile(backbone.path, folder / str(names["path"]))
+    return {**plain(backbone), **names}
+
+
+def _find_backbone(saved: Mapping[str, Any], folder: Path) -> BackboneConfig:
+    """The configuration that `_copy_backbone` returned, with full paths."""
+    files = {key: str(folder / saved[key]) for key in ("path", "config") if saved[key]}
+    return BackboneConfig(**{**saved, **files})

@@ -1,0 +1,23 @@
+"""Cross-entropy for any head; a head with nothing to train is taken as it is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pipelines.methods import coop
+from pipelines.methods.base import MethodConfig
+from pipelines.models.heads import AnyHead
+from pipelines.models.heads.linear_probe import Config as LinearProbeConfig
+
+loss = coop.loss
+
+
+class Config(MethodConfig):
+    """Cross-entropy alone."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    head: AnyHead = LinearProbeConfig()
+    score: str = Field("max_logit", description="the method's own score")
+    needs_trainable_head: ClassVar[bool] = False
