@@ -26,7 +26,7 @@ from pipelines.config import UserError, plain
 from pipelines.data.images import DEFAULT, Decoding
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig, Clip
-from pipelines.models.encoder import Encoder
+from pipelines.models.encoder import FEATURE, Encoder, Preparer
 from pipelines.models.heads import Predictor
 from pipelines.ood import SCORES
 
@@ -35,6 +35,8 @@ BLOCK_ELEMENTS = 2**14
 # A block whose rows are a multiple of this has no remainder that vector instructions leave over.
 VECTOR_ROWS = 16
 
+# Float32 leaves 1e-6; a copy in half precision, 1e-2 at most.
+LENGTH_TOLERANCE = 1e-2
 # The folder of a detector among a registered model's artifacts.
 ARTIFACT = "detector"
 
@@ -68,7 +70,11 @@ def judge(
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
         logits, and `score_NAME` float64 (N,) for each score.
+
+    Raises:
+        ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
     """
+    _check(features)
     similarity = torch.from_numpy(predictor.similarity(features)).double()
     logits = similarity * predictor.logit_scale
     wanted = {"confidence": ("msp", {}), **{f"score_{n}": (n, p) for n, p in scores.items()}}
@@ -76,6 +82,18 @@ def judge(
         "predicted": similarity.argmax(dim=1).numpy(),
         **{key: _score(name, similarity, logits, p) for key, (name, p) in wanted.items()},
     }
+
+
+def _check(features: NDArray[np.float32]) -> None:
+    if features.ndim != 2:
+        raise ValueError(f"features must be a matrix (N, D), came shape {features.shape}")
+    lengths = np.linalg.norm(features, axis=1)
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))  # also catches NaN
+    if len(bad):
+        raise ValueError(
+            f"features must have unit length: {len(bad)} of {len(lengths)} rows have not, the "
+            f"first is row {bad[0]} (counted from 0) of length {lengths[bad[0]]:g}"
+        )
 
 
 def _score(
@@ -159,12 +177,14 @@ class Detector:
     def judge_images(self, contents: Sequence[bytes | Exception]) -> pa.Table:
         """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
         size = min(self.batch_size, max(1, len(contents)))
-        features, rejected = Encoder(self.clip, self.decoding, size).encode(contents)
-        verdicts = iter(self.judge_features(features).to_pylist())
+        keys = [str(number) for number in range(len(contents))]
+        batches = Preparer(self.clip.crop, self.decoding).batches(keys, contents, size)
+        encoded = Encoder(self.clip, size).encode(batches)
+        verdicts = iter(self.judge_features(encoded.columns[FEATURE]).to_pylist())
         nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}
         rows = [
             next(verdicts) if bad is None else {**nothing, "error": f"{bad.reason}: {bad.message}"}
-            for bad in rejected
+            for bad in encoded.verdicts
         ]
         return pa.Table.from_pylist(rows, schema=VERDICTS)
 

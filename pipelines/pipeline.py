@@ -88,6 +88,19 @@ class Observer(Protocol):
         """A stage is done, or was found done (`found`)."""
 
 
+class Quiet:
+    """An observer that says nothing."""
+
+    def started(self, stage: str, number: int, total: int) -> None:
+        """Nothing."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Nothing."""
+
+    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One resolved configuration and what it has produced so far."""
