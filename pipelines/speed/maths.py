@@ -178,15 +178,15 @@ def _histograms(scale: float) -> Iterator[Row]:
 
 def _scores(scale: float) -> Iterator[Row]:
     logits = 10 * _similarity(_size(200_000, scale), 1000)
-    pairs = {
-        "msp": "MaxSoftmax",
-        "max_logit": "MaxLogit",
-        "energy": "EnergyBased",
-        "neg_entropy": "Entropy",
-        "gen": "GEN",
+    pairs: dict[str, tuple[str, dict[str, object]]] = {
+        "msp": ("MaxSoftmax", {}),
+        "max_logit": ("MaxLogit", {}),
+        "energy": ("EnergyBased", {}),
+        "neg_entropy": ("Entropy", {}),
+        "gen": ("GEN", {"M": 100}),
     }
-    for name, detector in pairs.items():
-        theirs = _detector(detector)
+    for name, (detector, options) in pairs.items():
+        theirs = _detector(detector, **options)
         if theirs is not None:
             yield compare(
                 f"{name} {_shape(logits)} float32",

@@ -4,6 +4,7 @@ Seconds of one machine mean little, and a busy machine makes them worse: the two
 in turns, the best of each is kept, and the ratio is what a limit is set on.
 """
 
+import ctypes
 import dataclasses
 import gc
 import json
@@ -91,16 +92,18 @@ def compare_memory(
 def extra_memory(call: Call) -> int | None:
     """Bytes by which the resident memory of this process grows at the peak of a call.
 
-    Returns None where the system does not tell (it takes Linux's resettable high-water mark).
+    Returns None where the system does not tell: it takes Linux's /proc and glibc.
     """
     call()  # what a first call keeps for good (libraries, thread pools) is not the call's own
     gc.collect()
     try:
+        # What the allocator has kept for re-use would hide what the call takes.
+        ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")
         before = _status_bytes("VmRSS")
         call()
         return max(0, _status_bytes("VmHWM") - before)
-    except OSError:
+    except (OSError, AttributeError):
         return None
 
 
