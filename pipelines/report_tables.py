@@ -199,6 +199,8 @@ def set_label(name: str) -> str:
         return f"{way[0]}: {'/'.join(way[1:])}"
     if role == "shifted" and way:
         return "/".join(way)
+    if role == "validation_ood" and way:
+        return f"OOD validation: {'/'.join(way)}"
     return {"test": "ID test", "validation": "ID validation"}.get(name, name)
 
 
@@ -242,7 +244,7 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     """What it takes to read the table: sets, seeds, conventions, the benchmark's notes."""
     seeds = len(metrics["seeds"])
     over = f"mean (std) over {seeds} seeds" if seeds > 1 else "one seed"
-    sets = ", ".join(f"{set_label(n)} {metrics['sets'][n]:,}" for n in ordered_sets(metrics))
+    sets = "; ".join(f"{set_label(n)} {metrics['sets'][n]:,}" for n in ordered_sets(metrics))
     lines = [
         f"Benchmark {metrics['benchmark']}, backbone {metrics['backbone']}. Percent, {over}. "
         "ID is positive; AUROC: higher is better, FPR: lower is better; mean: over all OOD sets.",
