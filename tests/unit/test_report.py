@@ -533,7 +533,24 @@ def test_the_text_table_has_the_numbers_in_columns_that_end_together(evidence):
     assert max(map(len, text.splitlines())) <= 110
     assert "* ebm + delta_energy: seed 000: EBM + DeltaEnergy" in text
     assert "delta_energy tau=0.1, c=2" in text
-    assert text.endswith("Training gained 1.0 points & the score 2.0.")
+    assert "Training gained 1.0 points & the score 2.0." in text
+
+
+def test_the_text_says_who_beats_whom_and_what_happens_to_shifted_images(evidence):
+    metrics = evidence["metrics"]
+    text = " ".join(report.text_table(metrics).split())
+
+    for entry in metrics["paired"]:
+        if (entry["metric"], entry["group"]) == ("auroc", "mean"):
+            low, high = 100 * entry["low"], 100 * entry["high"]
+            word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+            points = f"{100 * entry['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            assert f"{entry['b']} {points} {word}" in text
+    for row in metrics["rows"]:
+        shifted = [s["mean"] for name, s in row["tpr"].items() if name != "test"]
+        if row["cell"]:
+            said = text.split(f"Accepted as ID by {row['method']} + {row['score']} (%): ")[1]
+            assert all(f" {100 * share:.1f}" in said for share in shifted)
 
 
 @pytest.mark.parametrize(
