@@ -29,7 +29,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from pipelines import posthoc
 from pipelines.compute import ComputeConfig
-from pipelines.config import Section, UserError, digest, plain
+from pipelines.config import Section, UserError, digest, group_names, plain
 from pipelines.data.feature_sets import FeatureSet, FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune import Cell, TrainingData, code_version, train_in_process
@@ -144,7 +144,7 @@ def run(
     """
     if not settings.enabled:
         return _defaults(methods, scores)
-    known = sorted({*methods, *METHODS})
+    known = sorted({*methods, *METHODS, *group_names("method")})
     for name in settings.space:
         if name not in known:
             raise UserError(f"sweep.space.{name}: no such method; allowed: {', '.join(known)}")

@@ -16,12 +16,13 @@ from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark, Selection, role
 from pipelines.data.feature_sets import FeatureSets
-from pipelines.data.features import FeatureCache, finish, write_shard
+from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.models.clip import BackboneConfig
 from pipelines.ood import SCORES
 from pipelines.sweep import SweepConfig
+from tests.feature_cache import make_cache
 
 CLASSES = ("cat", "dog", "cow")
 SIZES = {
@@ -57,10 +58,7 @@ def sets(tmp_path: Path) -> FeatureSets:
         rows = random.normal(size=(size, 16)) + (2 * centres[labels] if known else 0)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         keys = [f"{source}/{n:02d}" for n in range(size)]
-        columns = (keys, rows.astype(np.float32))
-        receipt = write_shard(storage, source, shard=0, columns=columns, rejected=[])
-        bounds = [(keys[0], keys[-1])]
-        caches[source] = finish(storage, source, receipts=[receipt], bounds=bounds, about={})
+        caches[source] = make_cache(storage, source, dict(zip(keys, rows, strict=True)))
         chosen[name] = Selection((source,) * size, tuple(keys), tuple(labels))
     benchmark = Benchmark("toy", CLASSES, ("a photo of a {}.",), "", {}, chosen, "address")
     return FeatureSets(benchmark, caches)
