@@ -15,6 +15,8 @@ from pydantic import Field
 
 from pipelines.config import Section
 
+logger = logging.getLogger(__name__)
+
 
 class ComputeConfig(Section):
     """Workers and their resources; the same words on a laptop and on a cluster."""
@@ -79,3 +81,18 @@ def _quiet_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _start(local: bool, options: dict[str, Any]) -> None:
+    """`ray.init`, tried twice here: Ray gives its own processes 30 s, a busy machine may not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for last in (not local, True):
+            try:
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            except Exception as error:
+                if last or "timed out during startup" not in str(error):
+                    raise
+                logger.warning("Ray did not start within 30 s; once more")
+            else:
+                return

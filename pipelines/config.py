@@ -2,7 +2,8 @@
 
 A job's configuration is `conf/<job>.yaml`, its groups (`conf/<group>/<name>.yaml`, chosen by
 `group=name` or, from anywhere, `group=@FILE`) and the words of the command line, where a dotted
-key sets one value (`benchmark.root=DIR`). OmegaConf composes, pydantic validates into sections
+key sets one value (`benchmark.root=DIR`). `preset=name` takes words from `conf/<name>.yaml`, which
+the command line's own words then override. OmegaConf composes, pydantic validates into sections
 that live beside the code they configure. Every problem is reported at once, without a traceback.
 """
 
@@ -14,7 +15,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -41,7 +43,9 @@ class ConfigError(UserError):
 class Section(BaseModel):
     """A frozen part of the configuration; an unknown key is refused with the allowed ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -85,9 +89,15 @@ def load(model: type[SectionT], job: str, words: Sequence[str] = ()) -> SectionT
     try:
         config = model.model_validate(data)
     except ValidationError as error:
-        problems += [_problem(e, data) for e in error.errors(include_url=False)]
+        # A group that could not be read lacks its keys; that was said already.
+        unread = {problem.partition("=")[0].replace("method", "methods") for problem in problems}
+        problems += [
+            _problem(e, data)
+            for e in error.errors(include_url=False)
+            if e["type"] not in ("missing", "union_tag_not_found") or e["loc"][0] not in unread
+        ]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))
     return config
 
 
@@ -99,9 +109,11 @@ def compose(job: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         data = {**composer.read(CONF / f"{base}.yaml"), **data}
     plain, dotted = composer.parse(words)
     composer.alias_method(plain, dotted)
+    preset = composer.preset(plain.pop("preset", None))
+    data.update({key: value for key, value in preset.items() if "." not in key})
     data.update(plain)
     composer.expand_groups(data)
-    for key, value in dotted.items():
+    for key, value in {**composer.fitting(preset, data), **dotted}.items():
         composer.override(data, key, value)
     return composer.interpolate(data), composer.problems
 
@@ -112,17 +124,19 @@ class _Composer:
 
     problems: list[str] = field(default_factory=list)
 
-    def read(self, path: Path) -> dict[str, Any]:
+    def read(self, path: Path, label: str = "") -> dict[str, Any]:
+        """The mapping in a YAML file; `label` names it in messages in place of its path."""
+        label = label or str(path)
         try:
             content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         except FileNotFoundError:
-            self.problems.append(f"{path}: no such file")
+            self.problems.append(f"{label}: no such file")
         except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-            self.problems.append(f"{path}: not readable as YAML ({' '.join(str(error).split())})")
+            self.problems.append(f"{label}: not readable as YAML ({' '.join(str(error).split())})")
         else:
             if isinstance(content, dict):
                 return {str(key): value for key, value in content.items()}
-            self.problems.append(f"{path}: expected a mapping of keys to values")
+            self.problems.append(f"{label}: expected a mapping of keys to values")
         return {}
 
     def parse(self, words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,16 +144,14 @@ class _Composer:
         plain: dict[str, Any] = {}
         dotted: dict[str, Any] = {}
         for word in words:
-            key, equals, _ = word.partition("=")
-            try:
-                if not equals or not key or ".." in f".{key}.":
-                    raise ValueError
-                parsed = OmegaConf.from_dotlist([word])
-                value = OmegaConf.select(parsed, key)
-                if OmegaConf.is_config(value):
-                    value = OmegaConf.to_container(value, resolve=False)
-            except (ValueError, YAMLError, OmegaConfBaseException):
+            key, equals, text = word.partition("=")
+            if not equals or not key or ".." in f".{key}.":
                 self.problems.append(f"{word!r}: expected key=value, for example seeds=3")
+                continue
+            try:
+                value = _value(text)
+            except (YAMLError, OmegaConfBaseException):
+                self.problems.append(f"{word!r}: the value is not readable as YAML")
                 continue
             (dotted if "." in key else plain)[key] = value
         return plain, dotted
@@ -155,7 +167,7 @@ class _Composer:
             plain["methods"] = [chosen]
             name = chosen
             if isinstance(chosen, str) and chosen.startswith("@"):
-                name = self.read(Path(chosen[1:])).get("name")
+                name = self.group("method", chosen).get("name")
         elif isinstance(plain.get("methods"), list) and len(plain["methods"]) == 1:
             name = plain["methods"][0]
         for key, value in single.items():
@@ -165,6 +177,29 @@ class _Composer:
                 )
             else:
                 dotted[f"methods.{name}.{key[7:]}"] = value
+
+    def preset(self, name: Any) -> dict[str, Any]:
+        """The words of `conf/<name>.yaml`, or of FILE for `@FILE`: plain and dotted keys."""
+        if name is None:
+            return {}
+        if str(name).startswith("@"):
+            return self.read(Path(name[1:]).expanduser(), f"preset={name}")
+        return self.read(CONF / f"{name}.yaml", f"preset={name}")
+
+    @staticmethod
+    def fitting(preset: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+        """A preset's dotted keys without those of methods that are not chosen."""
+        chosen = data.get("methods")
+        return {
+            key: value
+            for key, value in preset.items()
+            if "." in key
+            and not (
+                key.startswith("methods.")
+                and isinstance(chosen, dict)
+                and key.split(".")[1] not in chosen
+            )
+        }
 
     def expand_groups(self, data: dict[str, Any]) -> None:
         """Replace group names by the group files' content."""
@@ -190,7 +225,7 @@ class _Composer:
     def group(self, group: str, name: str) -> dict[str, Any]:
         """The content of `conf/<group>/<name>.yaml`, or of FILE for `@FILE`."""
         if name.startswith("@"):
-            return self.read(Path(name[1:]))
+            return self.read(Path(name[1:]).expanduser(), f"{group}={name}")
         path = CONF / group / f"{name}.yaml"
         if path.is_file():
             return self.read(path)
@@ -213,12 +248,29 @@ class _Composer:
 
     def interpolate(self, data: dict[str, Any]) -> dict[str, Any]:
         """Fill in `${other.key}` once all words are laid over the files."""
-        try:
-            resolved: Any = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
-        except OmegaConfBaseException as error:
-            self.problems.append(f"{error.full_key}: {str(error).splitlines()[0]}")
-            return data
-        return {str(key): value for key, value in resolved.items()}
+        tree = OmegaConf.create(data)
+        failed: set[str | None] = {None}
+        while True:
+            try:
+                resolved: Any = OmegaConf.to_container(tree, resolve=True)
+            except OmegaConfBaseException as error:
+                key = error.full_key
+                self.problems.append(f"{key}: {str(error).splitlines()[0]}")
+                if key in failed:
+                    return data
+                failed.add(key)
+                # Named once; the next round finds the next one.
+                OmegaConf.update(tree, str(key), "")
+            else:
+                return {str(key): value for key, value in resolved.items()}
+
+
+def _value(text: str) -> Any:
+    """The value of a word: YAML with `${other.key}` left for later, or `@FILE` as it stands."""
+    if text.startswith("@"):  # reserved in YAML
+        return text
+    parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    return parsed["value"]
 
 
 def group_names(group: str) -> list[str]:
@@ -262,14 +314,21 @@ def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, str, Any, 
             for inner, part in value.items():
                 yield from leaves(part, f"{key}.{inner}.")
         else:
-            yield key, _type_name(info.annotation), value, info.description or ""
+            kind = "which kind of section this is" if get_origin(info.annotation) is Literal else ""
+            yield key, _type_name(info.annotation), value, info.description or kind
 
 
 def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and not getattr(annotation, "__args__", None):
-        return annotation.__name__
-    text = str(annotation).replace("typing.", "").replace("pipelines.", "")
-    return text.replace("NoneType", "None").replace("collections.abc.", "")
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    names = [_type_name(argument) for argument in arguments]
+    if origin in (Union, UnionType):
+        return " | ".join(names)
+    own = "None" if annotation is NoneType else getattr(origin or annotation, "__name__", "value")
+    return f"{own}[{', '.join(names)}]" if names else own
 
 
 def help_text(model: type[Section], job: str, words: Sequence[str], about: str) -> str:
@@ -279,10 +338,11 @@ def help_text(model: type[Section], job: str, words: Sequence[str], about: str) 
     groups = ", ".join(p.name for p in sorted(CONF.iterdir()) if p.is_dir())
     lines = [about.strip(), "", f"usage: python -m jobs.{job} [key=value ...]", ""]
     for key, type_name, value, meaning in rows:
-        lines.append(f"  {key}={json.dumps(value, default=str)}  [{type_name}]")
+        lines.append(f"  {key}={json.dumps(value, default=plain)}  [{type_name}]")
         if meaning:
             lines.append(f"      {meaning}")
-    lines += ["", f"groups (conf/GROUP/NAME.yaml): {groups}. KEY=@FILE takes a group from a file."]
+    lines += ["", "preset=NAME takes words from conf/NAME.yaml, preset=@FILE from a file."]
+    lines += [f"groups (conf/GROUP/NAME.yaml): {groups}. KEY=@FILE takes a group from a file."]
     return "\n".join(lines)
 
 

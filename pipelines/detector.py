@@ -27,7 +27,7 @@ from pipelines.config import UserError, plain
 from pipelines.data.images import DEFAULT, Decoding
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig, Clip
-from pipelines.models.encoder import Encoder
+from pipelines.models.encoder import FEATURE, Encoder, Preparer
 from pipelines.models.heads import Predictor
 from pipelines.ood import SCORES
 
@@ -180,12 +180,14 @@ class Detector:
     def judge_images(self, contents: Sequence[bytes | Exception]) -> pa.Table:
         """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
         size = min(self.batch_size, max(1, len(contents)))
-        features, rejected = Encoder(self.clip, self.decoding, size).encode(contents)
-        verdicts = iter(self.judge_features(features).to_pylist())
+        keys = [str(number) for number in range(len(contents))]
+        batches = Preparer(self.clip.crop, self.decoding).batches(keys, contents, size)
+        encoded = Encoder(self.clip, size).encode(batches)
+        verdicts = iter(self.judge_features(encoded.columns[FEATURE]).to_pylist())
         nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}
         rows = [
             next(verdicts) if bad is None else {**nothing, "error": f"{bad.reason}: {bad.message}"}
-            for bad in rejected
+            for bad in encoded.verdicts
         ]
         return pa.Table.from_pylist(rows, schema=VERDICTS)
 

@@ -10,36 +10,34 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from PIL import ImageColor
+from pydantic import Field, field_validator
 
-from pipelines.compute import ComputeConfig
+from pipelines.compute import ComputeConfig, connect
 from pipelines.config import Section, UserError, digest, plain
 from pipelines.data import features, images
 from pipelines.data.features import FeatureCache, Receipt
+from pipelines.data.plans import Plan, Progress, Tally, make_plan
 from pipelines.data.schema import features_table, matrix
-from pipelines.data.sources import Source
+from pipelines.data.sources import AnySource, Source, open_source
 from pipelines.data.storage import Storage
 from pipelines.models import clip, templates
 from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder
+from pipelines.models.encoder import Views
+from pipelines.models.shards import PLAN, ShardEncoder, ShardPreparer, Work
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, int], None]  # done (with rejected), total, rejected
 
 
 class EmbedConfig(Section):
@@ -52,71 +50,28 @@ class EmbedConfig(Section):
     exif: Literal["ignore", "apply"] = Field(
         "ignore", description="apply turns images as their EXIF orientation says"
     )
-    max_pixels: int = Field(images.MAX_PIXELS, ge=1, description="larger images are rejected")
+    max_pixels: int = Field(
+        images.MAX_PIXELS, ge=1, le=images.MAX_PIXELS, description="larger images are rejected"
+    )
+    local_features: bool = Field(False, description="keep a feature of each patch (GL-MCM, LoCoOp)")
+    views: int = Field(0, ge=0, description="augmented views an image, for training")
+    view_seed: int = Field(0, description="decides the views, with the image's key")
+    view_scale: float = Field(0.5, gt=0, le=1, description="smallest share of the area in a view")
+    decode: Literal["auto", "actors", "tasks"] = Field(
+        "auto",
+        description="where images are decoded: in the encoding actors, or in tasks of their own "
+        "on any CPU; auto: in tasks where the actors have GPUs",
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        ImageColor.getrgb(value)  # raises ValueError
+        return value
 
     def decoding(self) -> images.Decoding:
         """The part that decides how bytes become pixels."""
         return images.Decoding(self.background, self.exif, self.max_pixels)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The shards of one source, before any work."""
-
-    name: str
-    source: Source
-    address: str
-    about: Mapping[str, Any]
-    shards: tuple[tuple[str, ...], ...]
-    duplicates: tuple[tuple[str, str, str], ...]
-
-    @property
-    def total(self) -> int:
-        """All images, the duplicates among them."""
-        return sum(map(len, self.shards)) + len(self.duplicates)
-
-
-@dataclass
-class Tally:
-    """Receipts as they come, and whether too many images were bad."""
-
-    plans: Mapping[str, Plan]
-    max_rejected: float
-    on_progress: Progress | None = None
-    receipts: dict[str, list[Receipt]] = field(default_factory=dict)
-
-    def add(self, name: str, receipt: Receipt) -> None:
-        """Count one shard.
-
-        Raises:
-            UserError: past `max_rejected` of the source's images.
-        """
-        self.receipts[name].append(receipt)
-        self.check(name)
-        if self.on_progress is not None:
-            lost = {name: len(self.rejected(name)) for name in self.plans}
-            total = sum(plan.total for plan in self.plans.values())
-            rows = sum(r.rows for receipts in self.receipts.values() for r in receipts)
-            self.on_progress(rows + sum(lost.values()), total, sum(lost.values()))
-
-    def rejected(self, name: str) -> list[tuple[str, str, str]]:
-        """The bad images of a source so far: key, reason, message."""
-        inside = [row for receipt in self.receipts[name] for row in receipt.rejected]
-        return [*self.plans[name].duplicates, *inside]
-
-    def check(self, name: str) -> None:
-        """Stop past `max_rejected`, or where nothing is left."""
-        rejected, total = self.rejected(name), self.plans[name].total
-        if len(rejected) <= self.max_rejected * total and len(rejected) < total:
-            return
-        reasons = Counter(reason for _, reason, _ in rejected)
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        first = "; ".join(f"{key}: {message}" for key, _, message in sorted(rejected)[:3])
-        allowed = f"max_rejected={self.max_rejected:g}" if len(rejected) < total else "none is left"
-        raise UserError(
-            f"source {name}: {len(rejected)} of {total} images cannot be used, {allowed} "
-            f"({counts}); first: {first}"
-        )
 
 
 def embed_source(
@@ -171,9 +126,7 @@ def embed_sources(
             images than `settings.max_rejected`.
     """
     chosen = keys or {}
-    device = "cuda" if compute.embed_gpus else "cpu"
-    about: dict[str, Any] = {"backbone": clip.identity(backbone), "device": device}
-    about["settings"] = _address_part(settings)
+    about = _about(backbone, settings, compute)
     found: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
@@ -182,12 +135,15 @@ def embed_sources(
         if cache is not None:
             found[name] = cache
         else:
-            plans[name] = _plan(name, source, named, keys=chosen.get(name), settings=settings)
+            plans[name] = make_plan(
+                name, source, named, keys=chosen.get(name), shard_rows=settings.shard_rows
+            )
     if plans:
         tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
-        pool = _Pool(backbone, storage, settings, compute)
-        _run(plans, tally, pool)
-        found |= {name: _finish(plan, tally, pool) for name, plan in plans.items()}
+        work = _work(backbone, storage, settings, compute)
+        layout = _layout(settings, compute)
+        _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
+        found |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
     return {name: found[name] for name in sources}
 
 
@@ -212,9 +168,22 @@ def text_features(
     return matrix(storage.read_table(*parts)["feature"])
 
 
-def _address_part(settings: EmbedConfig) -> dict[str, Any]:
-    """What of the settings changes a byte of the cache."""
-    return {key: value for key, value in plain(settings).items() if key != "max_rejected"}
+def _about(
+    backbone: BackboneConfig, settings: EmbedConfig, compute: ComputeConfig
+) -> dict[str, Any]:
+    """All but the images that changes a byte of the cache."""
+    free = {"max_rejected", "decode"}
+    return {
+        "backbone": clip.identity(backbone),
+        "device": "cuda" if compute.embed_gpus else "cpu",
+        "settings": {key: value for key, value in plain(settings).items() if key not in free},
+    }
+
+
+def _unfinished(config: FolderJob, source: Source, backbone: BackboneConfig) -> bool:
+    about = _about(backbone, config.embed, config.compute)
+    named = {**about, "source": source.fingerprint(), "keys": _keys_digest(None)}
+    return features.find(Storage.open(config.storage), digest(named)) is None
 
 
 def _keys_digest(keys: Sequence[str] | None) -> str:
@@ -223,132 +192,121 @@ def _keys_digest(keys: Sequence[str] | None) -> str:
     return hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
 
 
-def _plan(
-    name: str,
-    source: Source,
-    about: Mapping[str, Any],
-    *,
-    keys: Sequence[str] | None,
-    settings: EmbedConfig,
-) -> Plan:
-    indexed = source.index()["key"].combine_chunks()
-    if not len(indexed):
-        raise UserError(f"source {name}: no image")
-    doubled: list[str] = []
-    if keys is None:
-        counts = pc.value_counts(indexed).to_pylist()
-        doubled = [row["values"] for row in counts for _ in range(row["counts"] - 1)]
-        ordered = sorted(row["values"] for row in counts)
-    else:
-        ordered = sorted(keys)
-        _check_chosen(name, ordered, indexed)
-    message = "another image has this key; the first is used"
-    rows = settings.shard_rows
-    return Plan(
-        name=name,
-        source=source,
-        address=digest(about),
-        about=about,
-        shards=tuple(tuple(ordered[i : i + rows]) for i in range(0, len(ordered), rows)),
-        duplicates=tuple((key, "duplicate_key", message) for key in doubled),
+def _work(
+    backbone: BackboneConfig, storage: Storage, settings: EmbedConfig, compute: ComputeConfig
+) -> Work:
+    views = Views(settings.views, settings.view_seed, settings.view_scale)
+    return Work(
+        backbone=backbone,
+        storage=storage,
+        how=settings.decoding(),
+        batch_size=settings.batch_size,
+        views=views if settings.views else None,
+        local_features=settings.local_features,
+        threads=compute.embed_threads,
+        device="cuda" if compute.embed_gpus else "cpu",
     )
 
 
-def _check_chosen(name: str, keys: Sequence[str], indexed: pa.Array) -> None:
-    if not keys:
-        raise UserError(f"source {name}: no image chosen")
-    twice = [key for key, after in itertools.pairwise(keys) if key == after]
-    if twice:
-        raise UserError(f"source {name}: {len(twice)} keys chosen twice (first: {twice[0]})")
-    known = pc.is_in(pa.array(keys, pa.string()), value_set=indexed).to_numpy(zero_copy_only=False)
-    if not known.all():
-        first = keys[int(np.argmin(known))]
-        raise UserError(
-            f"source {name}: {int((~known).sum())} of {len(keys)} chosen keys are not in it "
-            f"(first: {first})"
+class FolderJob(Section):
+    """What `python -m jobs.embed source=FOLDER backbone=...` takes: images and a backbone."""
+
+    source: str | AnySource = Field(
+        description="a folder, Parquet file or tar archive (or a folder of those), or its URI; or "
+        "a mapping with kind=folder, parquet or tar"
+    )
+    backbone: BackboneConfig
+    embed: EmbedConfig = EmbedConfig()
+    compute: ComputeConfig = ComputeConfig()
+    storage: str = Field("./outputs", description="folder or URI of everything that is kept")
+
+
+def run(config: FolderJob, on_progress: Progress | None = None) -> FeatureCache:
+    """The features of images that belong to no benchmark; no label is needed.
+
+    Raises:
+        UserError: see `embed_sources`.
+    """
+    storage = Storage.open(config.storage)
+    source = open_source(config.source) if isinstance(config.source, str) else config.source
+    backbone = clip.resolve(config.backbone, storage)
+    settings, compute = config.embed, config.compute
+    with connect(compute) if _unfinished(config, source, backbone) else contextlib.nullcontext():
+        return embed_source(
+            source,
+            "images",
+            backbone,
+            storage,
+            settings=settings,
+            compute=compute,
+            on_progress=on_progress,
         )
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """What every actor needs; small enough to send."""
+class _Layout:
+    """How the work is spread: actors, what each takes, and whether tasks decode for them."""
 
-    backbone: BackboneConfig
-    storage: Storage
-    settings: EmbedConfig
-    compute: ComputeConfig
-
-
-class _EncodingActor:
-    """Loads the backbone once, then turns plan rows into shards on disk."""
-
-    def __init__(self, pool: _Pool, sources: Mapping[str, Source]) -> None:
-        threads = pool.compute.embed_threads
-        torch.set_num_threads(threads)
-        device = "cuda" if pool.compute.embed_gpus else "cpu"
-        loaded = clip.load(pool.backbone, device=device)
-        settings = pool.settings
-        self.encoder = Encoder(loaded, settings.decoding(), settings.batch_size, threads)
-        self.storage = pool.storage
-        self.sources = sources
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        receipts = [self._shard(row) for row in batch.to_pylist()]
-        return pa.table({"receipt": [json.dumps(receipt) for receipt in receipts]})
-
-    def _shard(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        name, address, shard, keys = row["name"], row["address"], row["shard"], row["keys"]
-        if shard in features.finished_shards(self.storage, address):  # by a run beside this one
-            receipt = features.inspect_shard(self.storage, address, shard)
-        else:
-            encoded, verdicts = self.encoder.encode(self.sources[name].read(keys))
-            pairs = list(zip(keys, verdicts, strict=True))
-            good = [key for key, verdict in pairs if verdict is None]
-            bad = [(key, v.reason, v.message) for key, v in pairs if v is not None]
-            receipt = features.write_shard(
-                self.storage, address, shard=shard, columns=(good, encoded), rejected=bad
-            )
-        return {"name": name, **asdict(receipt)}
+    workers: int
+    cpus: float
+    gpus: float
+    decode_in_tasks: bool
 
 
-def _run(plans: Mapping[str, Plan], tally: Tally, pool: _Pool) -> None:
+def _layout(settings: EmbedConfig, compute: ComputeConfig) -> _Layout:
+    tasks = settings.decode == "tasks" or (settings.decode == "auto" and compute.embed_gpus > 0)
+    return _Layout(compute.embed_workers, compute.embed_threads, compute.embed_gpus, tasks)
+
+
+Encode = Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]]
+
+
+def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Encode) -> None:
     """Count what is there, then let the actors make what is missing."""
     rows = []
     for name, plan in plans.items():
         tally.check(name)
-        done = features.finished_shards(pool.storage, plan.address)
+        done = features.finished_shards(storage, plan.address)
         for shard, keys in enumerate(plan.shards):
             if shard in done:
-                tally.add(name, features.inspect_shard(pool.storage, plan.address, shard))
+                tally.add(name, features.inspect_shard(storage, plan.address, shard))
             else:
                 row = {"name": name, "address": plan.address, "shard": shard, "keys": list(keys)}
                 rows.append(row)
     if rows:
-        sources = {name: plan.source for name, plan in plans.items()}
-        for receipt in _encode_shards(rows, sources, pool):
+        for receipt in encode(rows):
             name = receipt.pop("name")
             rejected = tuple((k, r, m) for k, r, m in receipt.pop("rejected"))
             tally.add(name, Receipt(**receipt, rejected=rejected))
 
 
 def _encode_shards(
-    rows: Sequence[Mapping[str, Any]], sources: Mapping[str, Source], pool: _Pool
+    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> Iterator[dict[str, Any]]:
     """Receipts as they come, of one actor pool over one dataset of shards."""
-    compute = pool.compute
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    blocks = [pa.Table.from_pylist([row]) for row in rows]  # one block a shard
-    workers = min(compute.embed_workers, len(blocks))
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        _EncodingActor,
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        fn_constructor_kwargs={"pool": pool, "sources": dict(sources)},
-        num_cpus=compute.embed_threads,
-        num_gpus=compute.embed_gpus,
+    blocks = [pa.Table.from_pylist([row], schema=PLAN) for row in rows]  # one block a shard
+    sources = {name: plan.source for name, plan in plans.items()}
+    options: dict[str, Any] = {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "zero_copy_batch": True,
+        "fn_constructor_kwargs": {"work": work, "sources": sources},
+    }
+    dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
+    if layout.decode_in_tasks:
+        # One actor a free CPU at most: a preparer is cheap, and the pool grows with the need.
+        cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+        most = max(1, int(cpus - layout.workers * layout.cpus))
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
+        dataset = dataset.map_batches(ShardPreparer, compute=pool, num_cpus=1, **options)
+    dataset = dataset.map_batches(
+        ShardEncoder,
+        compute=ray.data.ActorPoolStrategy(size=min(layout.workers, len(blocks))),
+        num_cpus=layout.cpus,
+        num_gpus=layout.gpus,
+        **options,
     )
     with _user_errors():
         for row in dataset.iter_rows():
@@ -369,9 +327,9 @@ def _user_errors() -> Iterator[None]:
         raise UserError(str(cause)) from None
 
 
-def _finish(plan: Plan, tally: Tally, pool: _Pool) -> FeatureCache:
+def _finish(plan: Plan, tally: Tally, storage: Storage) -> FeatureCache:
     cache = features.finish(
-        pool.storage,
+        storage,
         plan.address,
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],

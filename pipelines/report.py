@@ -92,6 +92,8 @@ def write(
         further=tables.table(metrics, tables.further_columns()),
         thresholds=tables.table(metrics, tables.accepted_columns(metrics)),
         threshold_of={(r["method"], r["score"]): r["threshold"] for r in metrics["rows"]},
+        compared=tables.comparisons(metrics),
+        order=list(_rows_by_method(metrics)),
         threshold_note=_threshold_note(metrics),
         pictures=_drawn(metrics, judged),
         mistakes=[
@@ -111,8 +113,8 @@ def figures(
     drawn = {"table.png": pictures.table_picture(whole)}
     if judged := _judged(metrics, scores, sweep):
         drawn["histograms.png"] = pictures.histograms(judged)
-        x_label, points = _points(metrics, judged)[-1]
-        drawn["accuracy_detection.png"] = pictures.accuracy_detection(points, x_label)
+        for x_label, points in _points(metrics, judged)[-1:]:
+            drawn["accuracy_detection.png"] = pictures.accuracy_detection(points, x_label)
     return {name: pictures.png(figure) for name, figure in drawn.items()}
 
 
@@ -171,9 +173,9 @@ def _threshold_note(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, list[Any]]:
-    """Every panel as (title, SVG), under the name of its picture."""
-    drawn: dict[str, list[Any]] = {"accuracy": [], "histogram": [], "energy": [], "roc": []}
+def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, Any]:
+    """Every panel as (title, SVG), under the name of its picture; ROC curves by group of sets."""
+    drawn: dict[str, Any] = {"accuracy": [], "histogram": [], "energy": [], "roc": {}}
     for x_label, points in _points(metrics, judged):
         figure = pictures.accuracy_detection(points, x_label)
         drawn["accuracy"].append(_panel(x_label.removesuffix(" (%)") + " and detection", figure))
@@ -182,9 +184,9 @@ def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, li
         drawn["histogram"].append(_panel(own, pictures.histogram(item)))
         if (change := pictures.energy_change(item)) is not None:
             drawn["energy"].append(_panel(item.method, change))
-        for group in (name for name in item.kinds if name not in ("ID", "shifted")):
+        for group in item.groups:
             figure = pictures.roc(item, group, metrics["target_tpr"])
-            drawn["roc"].append(_panel(f"{item.method}, {group} OOD", figure))
+            drawn["roc"].setdefault(group, []).append(_panel(f"{item.method}, {group} OOD", figure))
     return drawn
 
 
@@ -194,7 +196,7 @@ def _panel(title: str, figure: Any) -> tuple[str, Markup]:
 
 def _points(
     metrics: Mapping[str, Any], judged: Sequence[Judged]
-) -> list[tuple[str, list[tuple[str, str, tables.Value, tables.Value]]]]:
+) -> list[tuple[str, list[pictures.Point]]]:
     """For each kind of accuracy there is: its label, and a point per method with its own score."""
     own = {(item.method, item.score) for item in judged}
     found = []
@@ -216,16 +218,18 @@ def _mistakes(
 ) -> Iterator[tuple[str, int, list[Mistake]]]:
     """Each kind of mistake: its name, how many there are, and the most confident of them."""
     table = judged.table
-    kinds = np.asarray([pictures.kind(name) for name in table["set"].to_pylist()], dtype=object)
+    kinds = judged.row_kinds
     score = np.asarray(table[f"score_{judged.score}"], dtype=np.float64)
     confidence = np.asarray(table["confidence"], dtype=np.float64)
     wrong = np.asarray(table["predicted"]) != np.asarray(table["label"])
-    known, accepted = kinds == "ID", score >= judged.threshold
-    unknown = ~np.isin(kinds, ["ID", "shifted", ""])
+    accepted, known = score >= judged.threshold, kinds == "ID"
     found: list[tuple[str, NDArray[np.bool_], NDArray[np.float64]]] = [
         ("ID taken for OOD", known & ~accepted, score),
-        ("OOD accepted", unknown & accepted, -score),
         ("ID with the wrong class", known & wrong, -confidence),
+        *(
+            (f"{group} OOD accepted", (kinds == group) & accepted, -score)
+            for group in judged.groups
+        ),
     ]
     named = table.append_column("score", pa.array(score))
     for mistake, chosen, worst in found:

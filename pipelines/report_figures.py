@@ -12,18 +12,21 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
 from pipelines import report_tables as tables
+from pipelines.ood import auroc
 
 INK, MUTED, LINE, PAPER = "#1c2024", "#63696f", "#d5d9dd", "#fefefe"
 # Okabe and Ito's colour-blind safe hues: blues for the known classes, warm hues for the others.
@@ -37,9 +40,25 @@ _SCORES: dict[str, tuple[str, Any]] = {
     "msp": (MUTED, (0, (1, 1.5))),
 }
 _OTHER_SCORES = ("#e69f00", "#0072b2", "#d55e00", "#56b4e9", "#999933", "#8c564b")
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"}
+# Colours that a page may replace, as CSS variables: the dark ones are too dark on a dark page.
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    PAPER: "paper",
+    "#0072b2": "blue",
+    "#d55e00": "vermilion",
+    "#aa3377": "purple",
+}
+# Where a point's label may stand: its offset in points and its alignment, best first.
+_SIDES = (
+    (7, 9, "left"), (-7, 9, "right"), (7, -9, "left"), (-7, -9, "right"),
+    (9, 0, "left"), (-9, 0, "right"), (0, 16, "center"), (0, -16, "center"),
+    (7, 22, "left"), (-7, 22, "right"), (7, -22, "left"), (-7, -22, "right"),
+)  # fmt: skip
+_MINUS = "\u2212"  # as on the axes
 _MARKERS = "osD^vPX<>hp*"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": ["DejaVu Sans"],
     "text.parse_math": False,  # a set may be called "$5 (new)"
@@ -62,6 +81,9 @@ _STYLE = {
 }
 
 
+Point = tuple[str, str, tables.Value, tables.Value]  # method, score, accuracy, AUROC
+
+
 @dataclass(frozen=True)
 class Judged:
     """A method's scores of one seed, and the score that is its own."""
@@ -71,23 +93,39 @@ class Judged:
     threshold: float
     table: pa.Table
 
+    @cached_property
+    def _members(self) -> tuple[list[str], NDArray[np.int64]]:
+        """The names of the sets, and which of them each row is of."""
+        names = pc.unique(self.table["set"])
+        return names.to_pylist(), np.asarray(pc.index_in(self.table["set"], value_set=names))
+
+    @property
+    def row_kinds(self) -> NDArray[np.object_]:
+        """The kind of set of each row."""
+        names, members = self._members
+        return np.array([kind(name) for name in names], dtype=object)[members]
+
     def values(self, name: str, score: str | None = None) -> NDArray[np.float64]:
         """The scores of one set, or of a kind (`ID`, `shifted`, or a group of OOD sets)."""
-        sets = np.asarray(self.table["set"].to_pylist(), dtype=object)
-        chosen = np.array([name in (item, kind(item)) for item in sets], dtype=bool)
-        column = self.table[f"score_{score or self.score}"].to_numpy()
-        return np.asarray(column, dtype=np.float64)[chosen]
+        names, members = self._members
+        wanted = [i for i, item in enumerate(names) if name in (item, kind(item))]
+        column = np.asarray(self.table[f"score_{score or self.score}"], dtype=np.float64)
+        return column[np.isin(members, wanted)]
 
     @property
     def sets(self) -> list[str]:
         """The test sets that have scores: ID, shifted, OOD from near to far."""
-        names = set(self.table["set"].to_pylist())
-        return sorted((name for name in names if kind(name)), key=tables.set_rank)
+        return sorted((name for name in self._members[0] if kind(name)), key=tables.set_rank)
 
     @property
     def kinds(self) -> list[str]:
         """The kinds of those sets, in order."""
         return list(dict.fromkeys(map(kind, self.sets)))
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of OOD sets, from near to far."""
+        return [name for name in self.kinds if name not in ("ID", "shifted")]
 
     @property
     def scores(self) -> list[str]:
@@ -121,7 +159,7 @@ def histogram(judged: Judged) -> Figure:
     """The method's own score of each kind of set, one row each, with the threshold through all."""
     kinds = judged.kinds
     with _figure(4.4, 0.62 * len(kinds) + 0.75) as figure:
-        _ridges(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0], judged)
+        _ridges(list(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]), judged)
     return figure
 
 
@@ -141,7 +179,7 @@ def energy_change(judged: Judged) -> Figure | None:
             axes.plot([middle], [row], "o", color=PAPER, markeredgecolor=colour, markersize=5)
         axes.set_yticks(range(len(judged.sets)), [tables.set_label(n) for n in judged.sets])
         axes.set_ylim(len(judged.sets) - 0.5, -0.5)
-        axes.set_xlabel("energy change E1 - E0 (no unit)")
+        axes.set_xlabel(f"energy change E1 {_MINUS} E0 (no unit)")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     return figure
@@ -154,9 +192,13 @@ def roc(judged: Judged, group: str, target_tpr: float) -> Figure:
         for score in judged.scores:
             false, true, area = _curve(judged, group, score)
             colour, dashes = score_style(score, judged.scores)
-            width = 2.2 if score == judged.score else 1.2
+            own = score == judged.score
+            # The thick curve lies below, so that an equal one still shows.
+            style: dict[str, Any] = (
+                {"linewidth": 2.4, "zorder": 2} if own else {"linewidth": 1.2, "zorder": 3}
+            )
             label = f"{score}  {100 * area:.1f}"
-            axes.plot(false, true, color=colour, linestyle=dashes, linewidth=width, label=label)
+            axes.plot(false, true, color=colour, linestyle=dashes, label=label, **style)
         axes.axhline(100 * target_tpr, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set(xlim=(0, 100), ylim=(0, 100.5), xlabel="OOD accepted, FPR (%)")
         axes.set_ylabel("ID accepted, TPR (%)")
@@ -164,9 +206,7 @@ def roc(judged: Judged, group: str, target_tpr: float) -> Figure:
     return figure
 
 
-def accuracy_detection(
-    points: Sequence[tuple[str, str, tables.Value, tables.Value]], x_label: str
-) -> Figure:
+def accuracy_detection(points: Sequence[Point], x_label: str) -> Figure:
     """One point per (method, score, accuracy, AUROC): up and to the right is better."""
     with _figure(4.4, 3.4) as figure:
         axes = figure.subplots()
@@ -194,12 +234,14 @@ def accuracy_detection(
 def histograms(judged: Sequence[Judged]) -> Figure:
     """Every method's own score side by side, for the README."""
     rows = max(len(item.kinds) for item in judged)
-    with _figure(3.6 * len(judged), 0.62 * rows + 1.0, facecolor="white") as figure:
+    with _figure(3.6 * len(judged), 0.62 * rows + 1.0) as figure:
         for column, item in zip(
             figure.subfigures(1, len(judged), squeeze=False)[0], judged, strict=True
         ):
             column.suptitle(f"{item.method} + {item.score}", fontsize=10, fontweight="bold")
-            _ridges(column.subplots(len(item.kinds), 1, sharex=True, squeeze=False)[:, 0], item)
+            _ridges(
+                list(column.subplots(len(item.kinds), 1, sharex=True, squeeze=False)[:, 0]), item
+            )
     return figure
 
 
@@ -209,7 +251,7 @@ def table_picture(shown: tables.Table) -> Figure:
     lines = heads + len(shown.rows) + len(shown.methods)
     stub, width = 1.7, 1.0
     total = stub + width * len(shown.columns)
-    with _figure(total, pitch * lines + 0.15, layout="none", facecolor="white") as figure:
+    with _figure(total, pitch * lines + 0.15, layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, total), ylim=(lines + 0.3, -0.3))
         axes.axis("off")
@@ -255,16 +297,18 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+        figure.savefig(
+            buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None}
+        )
     return buffer.getvalue()
 
 
 @contextmanager
 def _figure(
-    width: float, height: float, *, layout: str = "constrained", facecolor: str = "none"
+    width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
 ) -> Iterator[Figure]:
     with mpl.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout=layout, facecolor=facecolor)
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
@@ -278,54 +322,48 @@ def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
         axes.stairs(counts / counts.max(), edges, fill=True, color=kind_colour(name), alpha=0.85)
         axes.axvline(judged.threshold, color=INK, linewidth=1)
         accepted = 100 * np.mean(scores >= judged.threshold)
-        side = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
+        side: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
         axes.text(-0.02, 0.35, name, ha="right", **side)
         axes.text(1.02, 0.35, f"{accepted:.1f} %", ha="left", **side)
         axes.set(yticks=[], ylim=(0, 1.05), xlim=(edges[0], edges[-1]))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", length=3 if axes is rows[-1] else 0)
     rows[0].set_title("accepted", fontsize=8.5, color=MUTED, loc="right", x=1.16)
-    rows[-1].set_xlabel(f"{judged.score} (threshold {judged.threshold:.4g})")
+    rows[-1].locator_params(axis="x", nbins=5)
+    rows[-1].set_xlabel(f"{judged.score} (threshold {_minus(judged.threshold)})")
+
+
+def _minus(value: float) -> str:
+    """A number with the sign that the axes have."""
+    return f"{value:.4g}".replace("-", _MINUS)
 
 
 def _curve(
     judged: Judged, group: str, score: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """FPR and TPR in percent at no more than some 200 vertices, and the whole curve's area."""
-    known, unknown = judged.values("ID", score), judged.values(group, score)
-    labels = np.concatenate([np.ones(len(known)), np.zeros(len(unknown))])
-    false, true, _ = roc_curve(labels, np.concatenate([known, unknown]))
-    # Equal steps along the curve, so that its steep and its flat part are both kept.
-    way = false + true
-    kept = np.unique(np.searchsorted(way, np.linspace(0, way[-1], 200)))
-    return 100 * false[kept], 100 * true[kept], float(np.trapezoid(true, false))
-
-
-def _label_points(
-    figure: Figure,
-    axes: Axes,
-    points: Sequence[tuple[str, str, tables.Value, tables.Value]],
-) -> None:
-    """Write each point's name beside it, at the first side where it covers nothing."""
-    figure.draw_without_rendering()  # fixes the layout, which the labels are fitted into
-    sides = (
-        (8, 0, "left"),
-        (-8, 0, "right"),
-        (0, 10, "center"),
-        (0, -10, "center"),
-        (8, 12, "left"),
-        (8, -12, "left"),
-        (-8, 12, "right"),
-        (-8, -12, "right"),
+    """FPR and TPR in percent at no more than some 200 thresholds, and the exact AUROC."""
+    known, unknown = np.sort(judged.values("ID", score)), np.sort(judged.values(group, score))
+    both = np.sort(np.concatenate([known, unknown]))
+    steps = np.linspace(0, len(both) - 1, 200).astype(np.int64)
+    thresholds = np.append(np.unique(both[steps]), np.inf)
+    true, false = (
+        100 * (1 - np.searchsorted(side, thresholds) / len(side)) for side in (known, unknown)
     )
-    spots = axes.transData.transform([(100 * x.mean, 100 * y.mean) for _, _, x, y in points])
-    taken: list[Any] = []
+    return false, true, auroc(known, unknown)
+
+
+def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """Write each point's name beside it, at the first place where it covers nothing."""
+    figure.draw_without_rendering()  # fixes the layout, which the labels are fitted into
     frame = axes.get_window_extent()
-    for spot, (method, score, x, y) in zip(spots, points, strict=True):
-        for dx, dy, align in sides:
+    taken = [box for point in points for box in _cross(axes, point)]
+    for method, score, x, y in points:
+        place = 100 * x.mean, 100 * y.mean
+        boxes = []
+        for dx, dy, align in _SIDES:
             label = axes.annotate(
                 f"{method} + {score}",
-                (100 * x.mean, 100 * y.mean),
+                place,
                 (dx, dy),
                 textcoords="offset points",
                 ha=align,
@@ -333,15 +371,23 @@ def _label_points(
                 fontsize=8.5,
             )
             box = label.get_window_extent()
-            inside = frame.containsx(box.x0) and frame.containsx(box.x1)
-            covers = any(box.overlaps(other) for other in taken) or any(
-                box.contains(*other) for other in spots if other is not spot
-            )
-            if inside and not covers:
-                break
-            if (dx, dy, align) != sides[-1]:
-                label.remove()
+            label.remove()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+            boxes.append((not inside, sum(box.overlaps(other) for other in taken), label, box))
+        *_, label, box = min(boxes, key=lambda tried: tried[:2])
+        axes.add_artist(label)
         taken.append(box)
+
+
+def _cross(axes: Axes, point: Point) -> list[Bbox]:
+    """The pixels that a point's marker and its error bars cover."""
+    _, _, x, y = point
+    ends = [
+        [(x.mean + side * (x.std or 0.0), y.mean), (x.mean, y.mean + side * (y.std or 0.0))]
+        for side in (-1, 1)
+    ]
+    low, high = (axes.transData.transform(100 * np.array(end)) for end in ends)
+    return [Bbox([a, b]).padded(4) for a, b in zip(low, high, strict=True)]
 
 
 def _picture_heads(axes: Axes, shown: tables.Table, rights: Sequence[float], width: float) -> None:

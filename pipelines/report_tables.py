@@ -59,6 +59,34 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Score `a` against `b` under one method: a paired interval for each column, or None."""
+
+    method: str
+    a: str
+    b: str
+    entries: tuple[Mapping[str, Any] | None, ...]
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Paired intervals as a table: `columns` are (metric, group), rows are pairs of scores."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[Comparison, ...]
+
+    @property
+    def heads(self) -> list[tuple[str, int]]:
+        """The metrics and how many columns each spans."""
+        return [(name, len(list(span))) for name, span in groupby(c[0] for c in self.columns)]
+
+    @property
+    def methods(self) -> list[tuple[str, list[Comparison]]]:
+        """The rows of each method, in order."""
+        return [(name, list(rows)) for name, rows in groupby(self.rows, lambda r: r.method)]
+
+
+@dataclass(frozen=True)
 class Table:
     """Columns and rows; `values` of a row stand in the order of `columns`."""
 
@@ -171,6 +199,8 @@ def set_label(name: str) -> str:
         return f"{way[0]}: {'/'.join(way[1:])}"
     if role == "shifted" and way:
         return "/".join(way)
+    if role == "validation_ood" and way:
+        return f"OOD validation: {'/'.join(way)}"
     return {"test": "ID test", "validation": "ID validation"}.get(name, name)
 
 
@@ -180,8 +210,9 @@ def fpr_name(metrics: Mapping[str, Any]) -> str:
 
 
 def words(settings: Mapping[str, Any]) -> str:
-    """Settings as `tau=0.1, c=2`."""
-    return ", ".join(f"{key}={_short(value)}" for key, value in settings.items())
+    """Settings as `tau=0.1, c=2`: by name, the temperature first."""
+    ordered = sorted(settings, key=lambda key: (key != "tau", key))
+    return ", ".join(f"{key}={_short(settings[key])}" for key in ordered)
 
 
 def comparison(entry: Mapping[str, Any]) -> str:
@@ -194,18 +225,67 @@ def comparison(entry: Mapping[str, Any]) -> str:
     return "worse" if high < 0 else "no difference shown"
 
 
+def comparisons(metrics: Mapping[str, Any]) -> Comparisons:
+    """The paired intervals of the metrics, a row per method and pair of scores."""
+    entries = _by_method(metrics.get("paired") or [])
+    columns = sorted(
+        {(entry["metric"], entry["group"]) for entry in entries},
+        key=lambda column: (column[0], group_rank(column[1])),
+    )
+    found: dict[tuple[str, str, str], dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for entry in entries:
+        place = entry["method"], entry["a"], entry["b"]
+        found.setdefault(place, {})[entry["metric"], entry["group"]] = entry
+    rows = [Comparison(*place, tuple(map(each.get, columns))) for place, each in found.items()]
+    return Comparisons(tuple(columns), tuple(rows))
+
+
 def notes(metrics: Mapping[str, Any]) -> list[str]:
     """What it takes to read the table: sets, seeds, conventions, the benchmark's notes."""
     seeds = len(metrics["seeds"])
     over = f"mean (std) over {seeds} seeds" if seeds > 1 else "one seed"
-    sets = ", ".join(f"{set_label(n)} {metrics['sets'][n]:,}" for n in ordered_sets(metrics))
+    sets = "; ".join(f"{set_label(n)} {metrics['sets'][n]:,}" for n in ordered_sets(metrics))
     lines = [
-        f"{metrics['benchmark']} with {metrics['backbone']}; percent, {over}. ID is the positive "
-        "class; AUROC: higher is better, FPR: lower is better; mean is over all OOD sets.",
+        f"Benchmark {metrics['benchmark']}, backbone {metrics['backbone']}. Percent, {over}. "
+        "ID is positive; AUROC: higher is better, FPR: lower is better; mean: over all OOD sets.",
         f"Images: {sets}.",
     ]
     extra = metrics.get("notes") or []
     return lines + ([extra] if isinstance(extra, str) else list(extra))
+
+
+def verdicts(metrics: Mapping[str, Any]) -> list[str]:
+    """Whether DeltaEnergy beats each other score, one line a method: all OOD images pooled."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in metrics["rows"]):
+        said = [
+            f"{entry['b']} {_points(entry)} {comparison(entry)}"
+            for entry in metrics.get("paired") or []
+            if (entry["method"], entry["metric"], entry["group"]) == (method, "auroc", "mean")
+        ]
+        if said:
+            lines.append(f"{method}: DeltaEnergy's AUROC minus that of {'; '.join(said)}")
+    if lines:
+        lines.insert(0, "Differences in points with 95 % paired bootstrap intervals, OOD pooled:")
+    return lines
+
+
+def accepted(metrics: Mapping[str, Any]) -> list[str]:
+    """What the thresholds of the marked rows do to shifted images, which are still ID."""
+    lines = []
+    for row in metrics["rows"]:
+        shares = [f"{set_label(n)} {100 * v['mean']:.1f}" for n, v in row["tpr"].items()]
+        if row["cell"] and len(shares) > 1:
+            lines.append(
+                f"Accepted as ID by {row['method']} + {row['score']} (%): {'; '.join(shares)}"
+            )
+    return lines
+
+
+def _points(entry: Mapping[str, Any]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+        *(100 * entry[key] for key in ("difference", "low", "high"))
+    )
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:
@@ -221,10 +301,11 @@ def text_table(metrics: Mapping[str, Any]) -> str:
         lines = _text_lines(candidate, with_std, gap)
         if max(map(len, lines)) <= TEXT_WIDTH:
             break
-    under = [f"* {row.cell}" for row in whole.rows if row.cell]
+    under = [f"* {row.method} + {row.score}: {row.cell}" for row in whole.rows if row.cell]
     under += _left_out(metrics, candidate is narrow, with_std)
     under += [_chosen(name, rows) for name, rows in whole.methods]
     under += [*notes(metrics), str(metrics.get("sentence") or "")]
+    under += [*verdicts(metrics), *accepted(metrics)]
     wrapped = [textwrap.fill(line, TEXT_WIDTH, subsequent_indent="  ") for line in under if line]
     return "\n".join([*lines, "", *wrapped])
 
@@ -241,8 +322,9 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         cells = [row.method, row.score, row.params, *map(_shown, row.values)]
         mark = "**" if row.cell else ""
         lines.append(_markdown_row([f"{mark}{_markdown(c)}{mark}" if c else "" for c in cells]))
-    marked = [f"Bold: {r.method} + {r.score} is {r.cell}." for r in whole.rows if r.cell]
+    marked = [f"Bold: {r.method} + {r.score}: {r.cell}." for r in whole.rows if r.cell]
     under = [*marked, *notes(metrics), str(metrics.get("sentence") or "")]
+    under += [*verdicts(metrics), *accepted(metrics)]
     return "\n".join([*lines, "", *(_markdown(line) + "  " for line in under if line)]) + "\n"
 
 

@@ -71,7 +71,8 @@ def _problem(info: tarfile.TarInfo) -> Rejected | None:
     return None
 
 
-def _readmembers(file: File, places: dict[int, Member]) -> Iterator[tuple[int, bytes | Exception]]:
+def read_members(file: File, places: dict[int, Member]) -> Iterator[tuple[int, bytes | Exception]]:
+    """The content of each member, or what stopped its reading, by the slot it is wanted in."""
     try:
         with files.open_file(file.path) as opened:
             for slot, member in sorted(places.items(), key=lambda item: item[1].start):

@@ -57,7 +57,7 @@ class SetConfig(Section):
 class BenchmarkConfig(Section):
     """A benchmark: classes, prompts, sources, and the sets taken from them."""
 
-    name: str
+    name: str = Field(description="the name in tables")
     root: str = Field("", description="where its files are")
     held_out: str | None = Field(None, description="the domain left out of training")
     class_names: list[str] = Field(min_length=2, description="the ID classes, in label order")
@@ -68,7 +68,7 @@ class BenchmarkConfig(Section):
     sources: dict[str, list[BenchmarkSource]] = Field(
         description="image sources; of a list, the first that exists"
     )
-    sets: dict[str, SetConfig]
+    sets: dict[str, SetConfig] = Field(description="which rows of which source are in which set")
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -156,7 +156,7 @@ def open_benchmark(config: BenchmarkConfig, *, shots: int | None = None) -> Benc
     """
     sources = {name: _first(name, found) for name, found in config.sources.items()}
     rows = {name: _rows(name, source) for name, source in sources.items()}
-    sets = {}
+    sets, classes = {}, {}
     for name, chosen in config.sets.items():
         found = list(_choose(config, name, chosen, rows))
         limit = chosen.per_class
@@ -164,8 +164,10 @@ def open_benchmark(config: BenchmarkConfig, *, shots: int | None = None) -> Benc
             limit = min(shots, limit or shots)
             _enough(config, found, shots)
         sets[name] = _selection(config, name, _cap(found, limit))
-    _refuse_overlap(config, sets)
+        classes[name] = {row.class_name for row in found if row.class_name is not None}
     prints = {name: source.fingerprint() for name, source in sources.items()}
+    _refuse_shared_images(config, sets, prints)
+    _refuse_shared_classes(config, classes)
     members = {name: [chosen.keys, chosen.labels] for name, chosen in sets.items()}
     return Benchmark(
         name=config.name,
@@ -251,12 +253,20 @@ def _class_list(config: BenchmarkConfig, name: str, classes: Iterable[str]) -> I
             yield from config.class_names
         elif mark:
             path = next((p for p in (Path(file), CONF / "benchmark" / file) if p.is_file()), None)
-            stored = json.loads(path.read_text()) if path else {}
+            stored = _read_lists(name, path) if path else {}
             if key not in stored:
                 raise UserError(f"set {name!r}: no list {key!r} in {file}")
             yield from stored[key]
         else:
             yield entry
+
+
+def _read_lists(name: str, path: Path) -> dict[str, list[str]]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"set {name!r}: {path} is not readable as JSON ({error})") from None
+    return content if isinstance(content, dict) else {}
 
 
 def _cap(rows: Iterable[_Row], per_class: int | None) -> list[_Row]:
@@ -312,14 +322,30 @@ def _enough(config: BenchmarkConfig, rows: Sequence[_Row], shots: int) -> None:
         raise UserError(f"shots={shots}: more than there are ({have}); shots=null takes all")
 
 
-def _refuse_overlap(config: BenchmarkConfig, sets: Mapping[str, Selection]) -> None:
-    """No image serves two purposes: train, choose, test."""
+def _refuse_shared_images(
+    config: BenchmarkConfig, sets: Mapping[str, Selection], prints: Mapping[str, str]
+) -> None:
+    """No image serves two purposes: train, choose, test. Equal sources count as one."""
     owner: dict[tuple[str, str], str] = {}
     for name, chosen in sets.items():
-        for place in zip(chosen.sources, chosen.keys, strict=True):
-            if place in owner:
+        for source, key in zip(chosen.sources, chosen.keys, strict=True):
+            first = owner.setdefault((prints[source], key), name)
+            if first != name:
                 raise UserError(
-                    f"benchmark {config.name!r}: {place[1]} is in {owner[place]!r} and in "
-                    f"{name!r}; sets must not share images"
+                    f"benchmark {config.name!r}: {key} is in {first!r} and in {name!r}; "
+                    "sets must not share images"
                 )
-            owner[place] = name
+
+
+def _refuse_shared_classes(config: BenchmarkConfig, classes: Mapping[str, set[str]]) -> None:
+    """What training or the choice of settings has seen as an outlier is no test of OOD."""
+    for name, seen in classes.items():
+        if role(name) not in ("outliers", "validation_ood"):
+            continue
+        for other, tested in classes.items():
+            shared = sorted(seen & tested)
+            if role(other) == "ood" and shared:
+                raise UserError(
+                    f"benchmark {config.name!r}: {name!r} and {other!r} share the class "
+                    f"{', '.join(shared)}; a test set must show classes never seen before"
+                )

@@ -97,9 +97,15 @@ def patches() -> int:
 
 def _encode(key: str) -> bytes | Exception:
     name, _, rest = key.partition("/")
+    number, _, style = rest.partition("/")
     try:
-        image = _patch(name, int(rest)) if name in PHOTOS else _digit(*rest.split("/"))
-    except (KeyError, ValueError, IndexError, TypeError):
+        if name in PHOTOS and key == f"{name}/{int(number):03d}":
+            image = _patch(name, int(number))
+        elif key == f"digits/{int(number):04d}/{style}" and int(number) >= 0:
+            image = _digit(int(number), style)
+        else:
+            raise KeyError(key)
+    except (KeyError, ValueError, IndexError):
         return KeyError(f"{key}: no such image in the digits source")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -114,8 +120,7 @@ def _patch(photo: str, number: int) -> Image.Image:
     return Image.fromarray(grey[row * SIZE :, column * SIZE :][:SIZE, :SIZE])
 
 
-def _digit(index: str, style: str) -> Image.Image:
-    number = int(index)
+def _digit(number: int, style: str) -> Image.Image:
     small = np.round(_digits()[0][number] * (255 / 16)).astype(np.uint8)
     plain = Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     if style == "plain":

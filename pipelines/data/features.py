@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,7 @@ class Receipt:
     rows: int
     sha256: str
     rejected: tuple[tuple[str, str, str], ...]  # key, reason, message
+    columns: Mapping[str, tuple[int, ...]]  # shape of a row
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,20 @@ class FeatureCache:
         ]
 
     def load(self, keys: Sequence[str], column: str = "feature") -> NDArray[np.float32]:
-        """The features (N, D) of `keys`, in their order.
+        """The features of `keys`, in their order.
+
+        Args:
+            keys: N keys of the source.
+            column: `feature` (N, D), `local_features` (N, P, D) or `views` (N, V, D).
 
         Raises:
             UserError: where a key has no feature, or a shard's bytes are not those written.
         """
+        shapes = self.manifest["columns"]
+        if column not in shapes:
+            raise UserError(
+                f"features {self.address}: no {column}; embed with embed.{column}= first"
+            )
         table = self._table(keys, column)
         rows = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"])
         if rows.null_count:
@@ -75,7 +86,7 @@ class FeatureCache:
                 f"(first: {', '.join(missing[:3])}); see {self._path('rejected.parquet')}"
             )
         taken: NDArray[np.float32] = matrix(table[column])[rows.to_numpy()]
-        return taken
+        return taken.reshape(len(keys), *shapes[column])
 
     def present(self, keys: Sequence[str]) -> NDArray[np.bool_]:
         """Which of `keys` have a feature (rejected ones have none)."""
@@ -139,12 +150,18 @@ def finished_shards(storage: Storage, address: str) -> set[int]:
     return {int(stem) for stem in stems if stem.isdecimal()}
 
 
+def has_shard(storage: Storage, address: str, shard: int) -> bool:
+    """Whether that shard is there."""
+    return storage.exists(*FOLDER, address, shard_name(shard))
+
+
 def write_shard(
     storage: Storage,
     address: str,
     *,
     shard: int,
-    columns: tuple[list[str], NDArray[np.float32]],
+    keys: Sequence[str],
+    columns: Mapping[str, NDArray[np.float32]],
     rejected: Sequence[tuple[str, str, str]],
 ) -> Receipt:
     """Write one shard, whole or not at all; one that is there already stays.
@@ -153,11 +170,18 @@ def write_shard(
         storage: where the cache is.
         address: of the cache entry.
         shard: its number.
-        columns: keys and their features (N, D).
+        keys: N sorted keys.
+        columns: `feature` (N, D) and any others (N, ..., D), stored as one list a row.
         rejected: key, reason and message of the images without a feature.
     """
-    table = features_table(*columns)
-    table = table.replace_schema_metadata({"rejected": json.dumps(list(rejected))})
+    table = features_table(list(keys), columns["feature"])
+    for name in columns.keys() - {"feature"}:
+        flat = columns[name].reshape(len(keys), math.prod(columns[name].shape[1:]))
+        column = features_table(list(keys), flat)["feature"]
+        table = table.append_column(pa.field(name, column.type, nullable=False), column)
+    shapes = {name: column.shape[1:] for name, column in columns.items()}
+    about = {"rejected": json.dumps(list(rejected)), "columns": json.dumps(shapes)}
+    table = table.replace_schema_metadata(about)
     with storage.writing(*FOLDER, address, shard_name(shard), replace=False) as path:
         pq.write_table(table, path)
     return inspect_shard(storage, address, shard)
@@ -170,7 +194,8 @@ def inspect_shard(storage: Storage, address: str, shard: int) -> Receipt:
         metadata = file.metadata.metadata or {}
         rows = file.metadata.num_rows
     rejected = tuple((k, r, m) for k, r, m in json.loads(metadata[b"rejected"]))
-    return Receipt(shard, rows, hashlib.sha256(content).hexdigest(), rejected)
+    columns = {name: tuple(shape) for name, shape in json.loads(metadata[b"columns"]).items()}
+    return Receipt(shard, rows, hashlib.sha256(content).hexdigest(), rejected, columns)
 
 
 def finish(
@@ -213,6 +238,7 @@ def finish(
         "address": address,
         "rows": sum(receipt.rows for receipt in receipts),
         "rejected": len(lost),
+        "columns": receipts[0].columns,
         "shards": shards,
     }
     storage.write_json(content, *FOLDER, address, "manifest.json")

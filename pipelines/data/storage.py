@@ -38,6 +38,7 @@ class Storage:
             UserError: for a relative path inside a submitted Ray job, whose working
                 directory is thrown away when the job ends.
         """
+        root = root.removeprefix("file://")  # a folder of this machine, written as one
         if "://" in root:
             return cls(root.rstrip("/"))
         path = Path(root).expanduser()

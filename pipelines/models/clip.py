@@ -8,6 +8,7 @@ never from a random generator: no file, no model.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -34,6 +35,7 @@ from torch.nn import functional
 
 from pipelines.config import Section, UserError, digest
 from pipelines.data.storage import Storage
+from pipelines.models import local
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -74,6 +76,7 @@ class Clip:
         logit_scale: the factor from similarity to logits (already exponentiated).
         identity: what decides a feature's value; see `identity`.
         dtype: of the image tower.
+        image_size: (height, width) of what `crop` gives.
     """
 
     model: Any  # open_clip's CLIP or CustomTextCLIP
@@ -86,6 +89,7 @@ class Clip:
     logit_scale: float
     identity: Mapping[str, str]
     dtype: torch.dtype
+    image_size: tuple[int, int]
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +113,19 @@ class Clip:
         """Normalised pixels (N, 3, H, W) -> image_features (N, D), float32, unit length."""
         features: Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
         return functional.normalize(features.to(torch.float32), dim=-1)
+
+    @torch.inference_mode()
+    def encode_with_local(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels -> image_features (N, D) and local ones (N, P, D), unit length."""
+        pair = local.encode_with_local(self.model, pixels.to(self.device, self.dtype))
+        features, patches = (functional.normalize(x.to(torch.float32), dim=-1) for x in pair)
+        return features, patches
+
+    @property
+    def num_patches(self) -> int:
+        """P, the number of local features of an image."""
+        pixels = torch.zeros(1, 3, *self.image_size, device=self.device)
+        return self.encode_with_local(pixels)[1].shape[1]
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -180,15 +197,13 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
     model.eval().requires_grad_(False)
     scale = model.logit_scale.exp().item()
     dtype = DTYPES[config.precision]
-    model.visual.to(dtype)
+    _reduce(model.visual, dtype)
     model.to(device)
-    transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
-    steps = transform.transforms[:-3]  # then: to RGB, to tensor, normalise
     context_length = int(architecture["text_cfg"].get("context_length", 77))
     return Clip(
         model=model,
         tokenizer=_tokenizer(config, context_length),
-        crop=functools.partial(_apply, steps),
+        crop=cropping(config),
         mean=torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1),
         std=torch.tensor(preprocessing["std"], device=device).view(3, 1, 1),
         embed_dim=int(architecture["embed_dim"]),
@@ -196,7 +211,25 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
         logit_scale=scale,
         identity=names,
         dtype=dtype,
+        image_size=_pair(preprocessing["size"]),
     )
+
+
+def _reduce(visual: nn.Module, dtype: torch.dtype) -> None:
+    """Weights in `dtype`, batch normalisation in float32: its statistics span many powers of 2."""
+    norms = [module for module in visual.modules() if isinstance(module, nn.BatchNorm2d)]
+    exact = [copy.deepcopy(norm.state_dict()) for norm in norms]
+    visual.to(dtype)
+    for norm, state in zip(norms, exact, strict=True):
+        norm.float().load_state_dict(state)
+
+
+def cropping(config: BackboneConfig) -> Callable[[Image.Image], Image.Image]:
+    """The model's resize and crop (RGB image -> RGB image), which needs no weights."""
+    _, preprocessing = _architecture(config)
+    transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
+    steps = transform.transforms[:-3]  # then: to RGB, to tensor, normalise
+    return functools.partial(_apply, steps)
 
 
 def file_hash(path: str) -> str:
@@ -215,6 +248,10 @@ def _apply(steps: Sequence[Callable[[Any], Any]], image: Image.Image) -> Image.I
     for step in steps:
         image = step(image)
     return image
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _architecture(config: BackboneConfig) -> tuple[dict[str, Any], dict[str, Any]]:

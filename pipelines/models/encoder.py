@@ -1,83 +1,198 @@
 """Encoded bytes in, features out, on one worker: decode, crop, pad to full batches, encode.
 
-No Ray here: `embed` runs this in its actors, and a single process can use it alone.
+No Ray here: `embed` runs this in its tasks and actors, and one process can use it alone. A
+`Preparer` turns bytes into 8-bit pixels and needs no weights; an `Encoder` turns pixels into
+features and needs no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from pipelines.data.images import Decoding, Rejected, decode
+from pipelines.data.images import DEFAULT, Decoding, Rejected, decode
 from pipelines.models.clip import Clip
 
-Pixels = NDArray[np.uint8]  # (H, W, 3)
+Pixels = NDArray[np.uint8]  # (1 + V, H, W, 3): the evaluation crop, then augmented views
+Prepared = Pixels | Rejected
+FEATURE, LOCAL, VIEWS = "feature", "local_features", "views"
+
+
+@dataclass(frozen=True)
+class Views:
+    """Augmented views for training: a random crop of the image, half of them mirrored.
+
+    Attributes:
+        number: V, views an image.
+        seed: with the image's key it decides the crops, whichever worker makes them.
+        smallest: the smallest share of the area that a crop keeps.
+    """
+
+    number: int
+    seed: int = 0
+    smallest: float = 0.5
+
+    def of(self, key: str, image: Image.Image, size: tuple[int, int]) -> list[Image.Image]:
+        """V images of `size` (width, height)."""
+        words = f"{self.seed}\0{key}".encode()
+        random = np.random.default_rng(int.from_bytes(hashlib.sha256(words).digest()[:8]))
+        return [self._one(image, size, random) for _ in range(self.number)]
+
+    def _one(
+        self, image: Image.Image, size: tuple[int, int], random: np.random.Generator
+    ) -> Image.Image:
+        area = random.uniform(self.smallest, 1) * image.width * image.height
+        ratio = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width = min(image.width, (area * ratio) ** 0.5)
+        height = min(image.height, (area / ratio) ** 0.5)
+        left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
+        box = (left, top, left + width, top + height)
+        view = image.resize(size, Image.Resampling.BICUBIC, box=box)
+        mirrored = random.random() < 0.5
+        return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else view
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Bytes to pixels of the model's size.
+
+    Attributes:
+        crop: the model's resize and crop, see `Clip.crop`.
+        how: how bytes become RGB pixels.
+        views: augmented views beside the evaluation crop.
+        threads: Pillow decodes and resizes without holding Python's lock.
+    """
+
+    crop: Callable[[Image.Image], Image.Image]
+    how: Decoding = DEFAULT
+    views: Views | None = None
+    threads: int = 1
+
+    def batches(
+        self, keys: Sequence[str], contents: Sequence[bytes | Exception], size: int
+    ) -> Iterator[list[Prepared]]:
+        """Pixels or a reason for each image, `size` images at a time, in order."""
+        pairs = list(zip(keys, contents, strict=True))
+        parts = (pairs[start : start + size] for start in range(0, len(pairs), size))
+        if self.threads == 1:
+            yield from ([self.one(*pair) for pair in part] for part in parts)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from (list(pool.map(self.one, *zip(*part, strict=True))) for part in parts)
+
+    def one(self, key: str, content: bytes | Exception) -> Prepared:
+        """Pixels (1 + V, H, W, 3) of one image, or what is wrong with it."""
+        if isinstance(content, Exception):
+            return _unread(content)
+        try:
+            image = decode(content, self.how)
+        except Rejected as reason:
+            return reason
+        cropped = self.crop(image)
+        views = [] if self.views is None else self.views.of(key, image, cropped.size)
+        return np.stack([np.asarray(cropped), *map(np.asarray, views)])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of the good images, in order, and a verdict on every image.
+
+    Attributes:
+        columns: `feature` (M, D) and, where asked for, `local_features` (M, P, D) and `views`
+            (M, V, D); float32, unit length.
+        verdicts: a reason, or None for each good image.
+    """
+
+    columns: dict[str, NDArray[np.float32]]
+    verdicts: list[Rejected | None]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A backbone with its way of decoding and its batch size.
+    """Pixels to features, in batches of one size.
 
     Attributes:
         clip: the backbone.
-        how: how bytes become RGB pixels.
-        batch_size: every batch has this size, the last one padded, since a network's result
-            depends on the size of the batch in its last bit.
-        threads: decoding threads; Pillow decodes and resizes without holding Python's lock.
+        batch_size: every batch is padded to it, since a network's result depends on the size
+            of the batch in its last bit.
+        local_features: whether to keep a feature of each patch, see `pipelines.models.local`.
+        views: V, augmented views an image.
     """
 
     clip: Clip
-    how: Decoding
     batch_size: int
-    threads: int = 1
+    local_features: bool = False
+    views: int = 0
 
-    def encode(
-        self, contents: Sequence[bytes | Exception]
-    ) -> tuple[NDArray[np.float32], list[Rejected | None]]:
-        """Features (M, D) of the good images in order, and per image a reason or None."""
-        parts: list[NDArray[np.float32]] = []
+    def encode(self, batches: Iterable[list[Prepared]]) -> Encoded:
+        """Features of everything in `batches`.
+
+        On a GPU each batch is copied and encoded while the next one is still being prepared:
+        nothing waits for a result before the end.
+        """
+        queued: list[dict[str, Tensor]] = [self._queue([])]
         verdicts: list[Rejected | None] = []
-        for batch in self._prepared(contents):
+        for batch in batches:
             good = [pixels for pixels in batch if not isinstance(pixels, Rejected)]
-            features = self.encode_pixels(good)
-            finite = [bool(np.isfinite(feature).all()) for feature in features]
-            found = iter(finite)
-            verdicts += [p if isinstance(p, Rejected) else _finite(next(found)) for p in batch]
-            parts.append(features[np.array(finite, bool)])
-        empty = np.empty((0, self.clip.embed_dim), np.float32)
-        return np.concatenate([empty, *parts]), verdicts
+            verdicts += [item if isinstance(item, Rejected) else None for item in batch]
+            queued.append(self._queue(good))
+        columns = {
+            name: torch.cat([part[name] for part in queued]).cpu().numpy() for name in queued[0]
+        }
+        return _drop_not_finite(Encoded(columns, verdicts))
 
-    def encode_pixels(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
-        """Features (N, D) of at most `batch_size` cropped images; padded while encoding."""
-        if not pixels:
-            return np.empty((0, self.clip.embed_dim), np.float32)
-        stacked = np.zeros((self.batch_size, *pixels[0].shape), np.uint8)
-        stacked[: len(pixels)] = np.stack(pixels)
-        features = self.clip.encode_image(self.clip.normalize(torch.from_numpy(stacked)))
-        return features[: len(pixels)].cpu().numpy()
+    def _queue(self, images: Sequence[Pixels]) -> dict[str, Tensor]:
+        """Start the work on at most `batch_size` images; features on the model's device."""
+        if not images:
+            dim, device = self.clip.embed_dim, self.clip.device
+            shapes: dict[str, tuple[int, ...]] = {FEATURE: (0, dim)}
+            if self.local_features:
+                shapes[LOCAL] = (0, self.clip.num_patches, dim)
+            if self.views:
+                shapes[VIEWS] = (0, self.views, dim)
+            return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+        stacked = np.stack(images)
+        columns: dict[str, Tensor] = {}
+        if self.local_features:
+            columns[FEATURE], columns[LOCAL] = self._padded(stacked[:, 0], local=True)
+        else:
+            (columns[FEATURE],) = self._padded(stacked[:, 0])
+        if self.views:
+            views = [self._padded(stacked[:, view])[0] for view in range(1, self.views + 1)]
+            columns[VIEWS] = torch.stack(views, dim=1)
+        return columns
 
-    def prepare(self, content: bytes | Exception) -> Pixels | Rejected:
-        """Decoded, resized and cropped 8-bit RGB (H, W, 3), or what is wrong with it."""
-        if isinstance(content, Exception):
-            return _unread(content)
-        try:
-            return np.asarray(self.clip.crop(decode(content, self.how)))
-        except Rejected as reason:
-            return reason
+    def _padded(self, pixels: Pixels, *, local: bool = False) -> tuple[Tensor, ...]:
+        full = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+        full[: len(pixels)] = pixels
+        batch = torch.from_numpy(full)
+        if self.clip.device.type == "cuda":
+            batch = batch.pin_memory()
+        ready = self.clip.normalize(batch)
+        if local:
+            outputs: tuple[Tensor, ...] = self.clip.encode_with_local(ready)
+        else:
+            outputs = (self.clip.encode_image(ready),)
+        return tuple(output[: len(pixels)] for output in outputs)
 
-    def _prepared(self, contents: Sequence[bytes | Exception]) -> Iterator[list[Pixels | Rejected]]:
-        starts = range(0, len(contents), self.batch_size)
-        batches = (contents[start : start + self.batch_size] for start in starts)
-        if self.threads == 1:
-            yield from ([self.prepare(content) for content in batch] for batch in batches)
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            yield from (list(pool.map(self.prepare, batch)) for batch in batches)
+
+def _drop_not_finite(encoded: Encoded) -> Encoded:
+    columns = encoded.columns.values()
+    finite = np.all([np.isfinite(c).all(axis=tuple(range(1, c.ndim))) for c in columns], axis=0)
+    if finite.all():
+        return encoded
+    bad = Rejected("not_finite", "the feature is not a finite number")
+    found = iter(finite.tolist())
+    verdicts = [v if v is not None or next(found) else bad for v in encoded.verdicts]
+    return Encoded({name: c[finite] for name, c in encoded.columns.items()}, verdicts)
 
 
 def _unread(error: Exception) -> Rejected:
@@ -85,7 +200,3 @@ def _unread(error: Exception) -> Rejected:
         return error
     missing = isinstance(error, FileNotFoundError | KeyError)
     return Rejected("missing" if missing else "unreadable", f"{type(error).__name__}: {error}")
-
-
-def _finite(finite: bool) -> Rejected | None:
-    return None if finite else Rejected("not_finite", "the feature is not a finite number")

@@ -78,7 +78,7 @@ def balance_weight(logits: Array, prior: Array, gamma: float) -> Tensor:
         gamma: Exponent, >= 0; 0 makes Z = 1 / K.
 
     Returns:
-        (N,), each in (0, 1].
+        (N,), each in [0, 1].
     """
     return _log_balance_weight(_batch(logits, "logits"), prior, gamma).exp()
 

@@ -15,7 +15,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from pipelines.ood import curves
@@ -326,9 +325,9 @@ def paired_accuracy_interval(
     Raises:
         ValueError: Empty, not boolean, lengths that differ, or no resamples.
     """
-    size = len(torch.as_tensor(first))
-    _check_some(size, "first")
-    delta = _correct(first, size).astype(np.int64) - _correct(second, size)
+    right = _correct(first)
+    _check_some(right.size, "first")
+    delta = right.astype(np.int64) - _correct(second, right.size)
     counts = np.bincount(delta + 1, minlength=3)  # second wins, both alike, first wins
     shares = resampled_shares(counts, num_resamples, seed)
     return Interval.of(float(delta.mean()), shares[:, 2] - shares[:, 0])
@@ -377,15 +376,20 @@ def _checked_tpr(tpr: float) -> float:
     return tpr
 
 
-def _correct(correct: Values, size: int) -> npt.NDArray[np.bool_]:
+def _correct(correct: Values, size: int | None = None) -> npt.NDArray[np.bool_]:
     right = np.asarray(correct.detach().cpu() if isinstance(correct, Tensor) else correct)
-    if right.dtype != np.bool_ or right.shape != (size,):
-        raise ValueError(f"correct must be bool ({size},), came {right.dtype} {right.shape}")
-    return right
+    boolean = right.dtype == np.bool_ or right.size == 0
+    if not boolean or right.shape != (right.size if size is None else size,):
+        raise ValueError(
+            f"correct must be bool ({'N' if size is None else size},), came {right.dtype} "
+            f"{right.shape}"
+        )
+    return right.astype(np.bool_)
 
 
 def _probabilities(probabilities: Values) -> FloatArray:
-    table = as_tensor(torch.as_tensor(probabilities), "probabilities", rank=2).detach().cpu()
+    given = probabilities if isinstance(probabilities, Tensor) else np.asarray(probabilities)
+    table = as_tensor(given, "probabilities", rank=2).detach().cpu()
     check_finite(table, "probabilities")
     rows: FloatArray = table.double().numpy()
     _check_some(len(rows), "probabilities")

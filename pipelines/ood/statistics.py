@@ -63,7 +63,7 @@ def score_array(scores: Values, name: str = "scores") -> FloatArray:
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (N,), came {array.shape}")
     if not np.isfinite(array).all():
-        check_finite(torch.from_numpy(array), name)
+        check_finite(as_tensor(array, name, rank=1), name)
     return array
 
 
@@ -88,7 +88,8 @@ def class_labels(labels: Values, num_classes: int | None = None) -> Tensor:
     Raises:
         ValueError: not one-dimensional integers, negative, or not below `num_classes`.
     """
-    rows = torch.as_tensor(labels).detach().cpu()
+    # A copy: labels are small, and arrays that Parquet or Ray hand out are read-only.
+    rows = labels.detach().cpu() if isinstance(labels, Tensor) else torch.tensor(np.array(labels))
     whole = rows.numel() == 0 or not (rows.is_floating_point() or rows.is_complex())
     if rows.ndim != 1 or not whole:
         raise ValueError(f"labels must be integers (N,), came {rows.dtype} {tuple(rows.shape)}")

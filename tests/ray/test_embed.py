@@ -15,12 +15,14 @@ from pipelines import embed
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.features import FeatureCache
+from pipelines.data.plans import Plan
 from pipelines.data.sources import FolderSource, as_index
 from pipelines.data.storage import Storage
 from pipelines.embed import EmbedConfig
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder
+from pipelines.models.encoder import Encoder, Preparer
+from pipelines.models.shards import PLAN, ShardEncoder, Work
 
 COMPUTE = ComputeConfig(num_cpus=4, embed_workers=2)
 SETTINGS = EmbedConfig(batch_size=4, shard_rows=8, max_rejected=0.5)
@@ -110,8 +112,10 @@ def test_features_are_those_of_one_process(
     keys = source.index()["key"].to_pylist()
     threads = torch.get_num_threads()
     torch.set_num_threads(COMPUTE.embed_threads)
-    encoder = Encoder(clip.load(backbone), SETTINGS.decoding(), SETTINGS.batch_size)
-    expected = [encoder.encode(source.read(keys[i : i + 8]))[0] for i in range(0, 30, 8)]
+    loaded = clip.load(backbone)
+    parts = [keys[i : i + 8] for i in range(0, 30, 8)]
+    batches = [Preparer(loaded.crop).batches(part, source.read(part), 4) for part in parts]
+    expected = [Encoder(loaded, 4).encode(part).columns["feature"] for part in batches]
     torch.set_num_threads(threads)
     cache = first_run.caches["all"]
     assert np.array_equal(cache.load(keys), np.concatenate(expected))  # bit for bit
@@ -163,13 +167,15 @@ def test_only_missing_shards_are_made(
     cache = first_run.caches["all"]
     folder = first_run.storage.local("cache", "features", cache.address)
     shards = [f"{number:05d}.parquet" for number in range(4)]
+    in_tasks = SETTINGS.model_copy(update={"decode": "tasks"})  # the other way, the same bytes
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     times = {name: (folder / name).stat().st_mtime_ns for name in shards}
     assert set(before) == {*shards, "manifest.json", "rejected.parquet"}
     (folder / "manifest.json").unlink()
     (folder / "00002.parquet").unlink()
     (folder / ".00002.parquet.abc.tmp").write_bytes(b"half a file")
-    again = run(FolderSource(root=str(pictures)), backbone, first_run.storage)
+    source = FolderSource(root=str(pictures))
+    again = run(source, backbone, first_run.storage, settings=in_tasks)
     assert again.address == cache.address
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".tmp"}
     assert after == before
@@ -182,11 +188,10 @@ def test_a_finished_cache_needs_no_ray(
 ) -> None:
     source = FolderSource(root=str(pictures))
 
-    def in_this_process(rows: list, sources: dict, pool: embed._Pool) -> object:
-        actor = embed._EncodingActor(pool, sources)
-        for row in rows:
-            table = actor(pa.Table.from_pylist([row]))
-            yield json.loads(table["receipt"][0].as_py())
+    def in_this_process(rows: list, plans: dict, work: Work, _layout: object) -> object:
+        actor = ShardEncoder(work, {name: plan.source for name, plan in plans.items()})
+        table = actor(pa.Table.from_pylist(rows, schema=PLAN))
+        yield from map(json.loads, table["receipt"].to_pylist())
 
     monkeypatch.setattr(embed, "_encode_shards", in_this_process)
     first = run(source, backbone, storage)
@@ -213,9 +218,9 @@ def test_the_address_follows_everything_that_changes_a_byte(
     keys = source.index()["key"].to_pylist()
 
     def address(**more: object) -> str:
-        plans: dict[str, embed.Plan] = {}
+        plans: dict[str, Plan] = {}
 
-        def stop(made: dict[str, embed.Plan], *_: object) -> None:
+        def stop(made: dict[str, Plan], *_: object) -> None:
             plans.update(made)
             raise UserError("planned")
 
@@ -228,8 +233,8 @@ def test_the_address_follows_everything_that_changes_a_byte(
 
     base = address()
     assert address() == base
-    same = SETTINGS.model_copy(update={"max_rejected": 0.01})
-    assert address(settings=same) == base  # decides when to stop, not what is written
+    same = SETTINGS.model_copy(update={"max_rejected": 0.01, "decode": "tasks"})
+    assert address(settings=same) == base  # say when to stop and where to work
     others = [
         address(settings=SETTINGS.model_copy(update={field: value}))
         for field, value in (
@@ -238,6 +243,8 @@ def test_the_address_follows_everything_that_changes_a_byte(
             ("background", "black"),
             ("exif", "apply"),
             ("max_pixels", 10),
+            ("local_features", True),
+            ("views", 1),
         )
     ]
     others.append(address(backbone=backbone.model_copy(update={"precision": "bf16"})))
@@ -273,7 +280,8 @@ def test_empty_and_hopeless_sources(
     def all_bad(rows: list, *_: object) -> object:
         for row in rows:
             bad = [(key, "empty", "no bytes") for key in row["keys"]]
-            yield {"name": "mine", "shard": row["shard"], "rows": 0, "sha256": "", "rejected": bad}
+            receipt = {"shard": row["shard"], "rows": 0, "sha256": "", "columns": {}}
+            yield {"name": "mine", "rejected": bad, **receipt}
 
     monkeypatch.setattr(embed, "_encode_shards", all_bad)
     settings = EmbedConfig(max_rejected=1)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig, text_features
+from pipelines.embed import text_features
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder
+from pipelines.models.encoder import Encoder, Preparer
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 
@@ -28,10 +28,18 @@ def backbone(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Backbone
     return clip.resolve(config, Storage.open(str(tmp_path_factory.mktemp("storage"))))
 
 
+def encode(backbone: BackboneConfig, contents: list[bytes | Exception]) -> tuple[np.ndarray, list]:
+    loaded = clip.load(backbone)
+    keys = [str(number) for number in range(len(contents))]
+    batches = Preparer(loaded.crop).batches(keys, contents, 64)
+    encoded = Encoder(loaded, 64).encode(batches)
+    return encoded.columns["feature"], encoded.verdicts
+
+
 def test_features_equal_open_clips_encode_image(backbone: BackboneConfig, shared: Path) -> None:
     source = ParquetSource(root=str(shared / "data" / "pacs_photo.parquet"))
     contents = source.read(source.index()["key"].to_pylist()[:100])
-    features, verdicts = Encoder(clip.load(backbone), EmbedConfig().decoding(), 64).encode(contents)
+    features, verdicts = encode(backbone, contents)
     model = open_clip.CLIP(**json.loads(Path(str(backbone.config)).read_text()))
     model.load_state_dict(load_file(str(backbone.path)))
     transform = open_clip.image_transform(64, is_train=False)
@@ -47,8 +55,7 @@ def test_zero_shot_accuracy_on_pacs_photo_is_the_known_value(
 ) -> None:
     source = ParquetSource(root=str(shared / "data" / "pacs_photo.parquet"))
     rows = [row for row in source.index().to_pylist() if row["split"] == "test"]
-    encoder = Encoder(clip.load(backbone), EmbedConfig().decoding(), 64)
-    features, _ = encoder.encode(source.read([row["key"] for row in rows]))
+    features, _ = encode(backbone, source.read([row["key"] for row in rows]))
     storage = Storage.open(str(tmp_path))
     texts = text_features(CLASSES, ["a photo of a {}."], backbone, storage)
     predicted = [CLASSES[k] for k in (features @ texts.T).argmax(axis=1)]

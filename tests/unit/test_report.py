@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pipelines import report
+from pipelines import report, report_figures
 
 CLASSES = ("zero", "one & only", "<b>two</b>")
 SETS = {
@@ -26,6 +31,7 @@ SETS = {
 }
 SCORES = {"mcm": {"tau": 0.5}, "energy": {"tau": 1.0}, "delta_energy": {"tau": 0.1, "c": 2}}
 METHODS = ("coop", "ebm")
+LOWS = {"mcm": (0.004, -0.03, -0.01), "energy": (-0.024, 0.0062, -0.019)}
 CELLS = {
     ("coop", "mcm"): "seed 000: CoOp + MCM",
     ("ebm", "delta_energy"): "seed 000: EBM + DeltaEnergy",
@@ -88,7 +94,8 @@ def metrics_row(tables: list[pa.Table], method: str, score: str, names: list[str
 
     unknown = {n: SETS[n][0] for n in names if n.startswith("ood/")}
     grouped = {g: [n for n in unknown if unknown[n] == g] for g in dict.fromkeys(unknown.values())}
-    grouped["mean"] = list(unknown)
+    if unknown:
+        grouped["mean"] = list(unknown)
     shifted = [n for n in names if n.startswith("shifted/")]
     row = {
         "method": method,
@@ -156,23 +163,24 @@ def build(seeds: tuple[int, ...] = (0, 1), without: str = "nothing") -> dict[str
         "rows": rows,
         "paired": [
             {
-                "method": "ebm",
-                "group": "mean",
+                "method": method,
+                "group": group,
                 "metric": metric,
                 "a": "delta_energy",
-                "b": "mcm",
+                "b": other,
                 "difference": low + 0.01,
                 "low": low,
                 "high": low + 0.02,
             }
-            for metric, low in (
-                ("auroc", 0.004),
-                ("auroc", -0.03),
-                ("auroc", -0.01),
-                ("fpr", 0.004),
-            )
+            for method in METHODS
+            for other, lows in LOWS.items()
+            for metric in ("auroc", "fpr")
+            for group, low in zip(("near", "far", "mean"), lows, strict=True)
         ],
-        "gains": {"training": [], "score": []},
+        "gains": {
+            step: {m: {"difference": -0.012, "low": -0.03, "high": 0.01} for m in ("auroc", "fpr")}
+            for step in ("training", "score", "both")
+        },
         "sentence": "Training gained 1.0 points & the score 2.0.",
     }
     setting = {"coop": {"score": "mcm"}, "ebm": {"score": "delta_energy", "weight": 0.5}}
@@ -214,45 +222,56 @@ def build(seeds: tuple[int, ...] = (0, 1), without: str = "nothing") -> dict[str
     }
 
 
+MINUS = "\N{MINUS SIGN}"
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
 class Page(HTMLParser):
-    """Tables of a page by id (a list of rows of cell texts), texts by id, and what it points to."""
+    """What a reader sees: tables by id (rows of cell texts), paragraphs, texts by id, tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
         self.attributes: list[tuple[str, dict[str, str | None]]] = []
         self.texts: dict[str, str] = {}
-        self.open: list[str] = []
-        self.table = ""
-        self.cell: list[str] | None = None
+        self.paragraphs: list[str] = []
+        self.unbalanced: list[str] = []
+        self._open: list[tuple[str, str]] = []
+        self._table = ""
+        self._text: list[str] = []
         self.feed(text)
         self.close()
+        self.unbalanced += [tag for tag, _ in self._open]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.attributes.append((tag, found))
+        if tag not in VOID:
+            self._open.append((tag, found.get("id") or ""))
         if tag == "table":
-            self.table = found.get("id") or ""
-            self.tables[self.table] = []
+            self._table = found.get("id") or ""
+            self.tables[self._table] = []
         elif tag == "tr":
-            self.tables[self.table].append([])
-        elif tag in ("td", "th"):
-            self.cell = []
-        if found.get("id") and tag in ("p", "pre"):
-            self.open.append(str(found["id"]))
+            self.tables[self._table].append([])
+        if tag in ("td", "th", "p", "pre"):
+            self._text = []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th") and self.cell is not None:
-            self.tables[self.table][-1].append(" ".join("".join(self.cell).split()))
-            self.cell = None
-        elif tag in ("p", "pre") and self.open:
-            self.open.pop()
+        opened, name = self._open.pop()
+        if opened != tag:
+            self.unbalanced.append(tag)
+        text = "".join(self._text)
+        if tag in ("td", "th"):
+            self.tables[self._table][-1].append(" ".join(text.split()))
+        elif tag in ("p", "pre"):
+            self.texts[name] = text
+            self.paragraphs.append(" ".join(text.split()))
 
     def handle_data(self, data: str) -> None:
-        if self.cell is not None:
-            self.cell.append(data)
-        for name in self.open:
-            self.texts[name] = self.texts.get(name, "") + data
+        self._text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +284,11 @@ def html(evidence: dict[str, Any]) -> str:
     return report.write(**evidence)
 
 
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
 def percent(stat: dict[str, float]) -> str:
     return f"{100 * stat['mean']:.1f} ({100 * stat['std']:.1f})"
 
@@ -275,21 +299,333 @@ def numbers_of(row: dict[str, Any]) -> list[str]:
     return [percent(cell) for cell in cells]
 
 
-def test_the_main_table_shows_every_number_of_every_row(evidence, html):
-    shown = [row for row in Page(html).tables["main"][2:] if len(row) > 1]
+def body(page: Page, name: str) -> list[list[str]]:
+    """The rows of a table below its two heading lines, without those that only name a method."""
+    return [row for row in page.tables[name][2:] if len(row) > 1]
+
+
+def test_the_main_table_shows_every_number_of_every_row(evidence, page):
+    shown = body(page, "main")
 
     assert [row[1:] for row in shown] == [numbers_of(row) for row in evidence["metrics"]["rows"]]
     assert [row[0].split()[0] for row in shown] == list(SCORES) * 2
+    assert page.tables["main"][1][1:3] == ["ID ACC", "OOD ACC"]
+    assert page.tables["main"][1][3:] == ["near", "far", "mean"] * 2
+    assert page.tables["main"][0] == ["", "", "AUROC", "FPR at 95 % TPR"]
+
+
+def test_chosen_parameters_and_the_seeds_cells_are_marked(page):
+    marked = {
+        (attrs["data-method"], attrs["data-score"])
+        for tag, attrs in page.attributes
+        if tag == "tr" and attrs.get("class") == "marked"
+    }
+    labels = [row[0] for row in body(page, "main")]
+
+    assert marked == set(CELLS)
+    assert labels[0] == "mcm tau=0.5 seed 000: CoOp + MCM"
+    assert labels[2] == "delta_energy tau=0.1, c=2"
+
+
+def test_paired_intervals_carry_their_word(page):
+    words = {"better": 0, "worse": 0, "no difference shown": 0}
+    for row in body(page, "differences"):
+        other = row[0].removeprefix("delta_energy against ")
+        for place, cell in enumerate(row[1:]):
+            low = LOWS[other][place % 3]
+            sign = 1 if place < 3 else -1  # AUROC first; a lower FPR is better
+            word = "no difference shown"
+            if low * (low + 0.02) > 0:
+                word = "better" if sign * low > 0 else "worse"
+            words[word] += 1
+            numbers = [f"{100 * value:+.1f}" for value in (low + 0.01, low, low + 0.02)]
+            expected = "{} [{}, {}] ".format(*numbers).replace("-", MINUS) + word
+            assert cell == expected
+
+    assert page.tables["differences"][1][1:] == ["near", "far", "mean"] * 2
+    assert all(count >= 4 for count in words.values())
+
+
+def test_each_set_stands_apart(evidence, page):
+    rows = evidence["metrics"]["rows"]
+    ood = ["ood/near/<eight>", "ood/near/seven (known)", "ood/far/flower $5 & $6"]
+    shifted = ["shifted/blurred", "shifted/rotated (30 degrees)"]
+
+    assert page.tables["by-set"][0][1:] == ["near: <eight>", "near: seven (known)",
+                                            "far: flower $5 & $6"]  # fmt: skip
+    assert [row[1:] for row in body(page, "by-set")] == [
+        [percent(row["sets"][name][metric]) for name in ood for metric in ("auroc", "fpr")]
+        for row in rows
+    ]
+    assert [row[0] for row in body(page, "shifted")] == list(METHODS)
+    assert [row[1:] for row in body(page, "shifted")] == [
+        [percent(row["id_accuracy"]), *(percent(row["shifted"][name]) for name in shifted)]
+        for row in (rows[0], rows[3])
+    ]
+    assert [row[1:] for row in body(page, "tpr")] == [
+        ["{value:.4g} [{low:.4g}, {high:.4g}]".format(**row["threshold"]).replace("-", MINUS)]
+        + [percent(row["tpr"][name]) for name in ("test", *shifted)]
+        + [percent(row["validation_fpr"][name]) for name in ood]
+        for row in rows
+    ]
+
+
+def test_the_threshold_line_names_the_set_that_loses_most(evidence, page):
+    rows = evidence["metrics"]["rows"]
+    least = min(row["tpr"]["shifted/blurred"]["mean"] for row in rows)
+
+    assert f"of blurred, {100 * least:.1f} %" not in page.texts["threshold-note"]
+    assert "accepts 95 % of the ID validation" in page.texts["threshold-note"]
+    assert f"accepts {100 * least:.1f} %, the least here" in page.texts["threshold-note"]
+
+
+def test_the_page_loads_nothing_and_is_well_formed(html, page):
+    for _, attrs in page.attributes:
+        for name in ("src", "href", "data", "srcset", "xlink:href"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:image/"))
+    assert "@import" not in html
+    assert "url(http" not in html
+    assert page.unbalanced == []
+    assert len(html) < 1_000_000
+
+
+def test_text_from_data_stays_text(html, page):
+    tags = {tag for tag, _ in page.attributes}
+
+    assert tags.isdisjoint({"eight", "stored", "not", "5"})
+    assert "<b>two</b>" not in html
+    assert html.count("&lt;b&gt;two&lt;/b&gt;") > 0
+    assert page.texts["config"] == "benchmark:\n  name: digits  # <not markup>\n"
+    assert page.texts["sentence"] == "Training gained 1.0 points & the score 2.0."
+    assert "near: &lt;eight&gt;" in html[html.index("<svg") :]
 
 
 def test_two_writes_give_the_same_bytes(evidence, html):
     assert report.write(**evidence) == html
 
 
-def test_the_text_table_has_the_numbers_in_columns_that_end_together(evidence):
-    lines = report.text_table(evidence["metrics"]).split("\n\n")[0].splitlines()
+def test_mistakes_are_the_most_confident_ones(evidence, page):
+    table = evidence["scores"]["ebm", 0].to_pylist()
+    threshold = evidence["metrics"]["rows"][5]["threshold"]["value"]
 
-    assert len({len(line) for line in lines if "(" in line}) == 1
-    assert max(map(len, lines)) <= 110
+    def rejected(row: dict[str, Any]) -> bool:
+        return row["set"] == "test" and row["score_delta_energy"] < threshold
+
+    def misclassified(row: dict[str, Any]) -> bool:
+        return row["set"] == "test" and row["label"] != row["predicted"]
+
+    def accepted(group: str) -> Callable[[dict[str, Any]], bool]:
+        return lambda row: (
+            row["set"].startswith(f"ood/{group}/") and row["score_delta_energy"] >= threshold
+        )
+
+    kinds = {
+        "ID taken for OOD": (rejected, "score_delta_energy", 1),
+        "ID with the wrong class": (misclassified, "confidence", -1),
+        "near OOD accepted": (accepted("near"), "score_delta_energy", -1),
+        "far OOD accepted": (accepted("far"), "score_delta_energy", -1),
+    }
+    keys, titles = [], []
+    for title, (wrong, column, sign) in kinds.items():
+        found = sorted(filter(wrong, table), key=lambda row: sign * row[column])
+        keys += [row["key"] for row in found[:6]]
+        titles.append(f"{title}: {len(found)} images")
+
+    images = [attrs for tag, attrs in page.attributes if tag == "img"]
+    assert [attrs["alt"] for attrs in images[-len(keys) :]] == keys
+    assert [text for text in page.paragraphs if text.endswith(" images")][-4:] == titles
+    assert all(decoded(attrs["src"]).size == (8, 8) for attrs in images)
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_large_and_unreadable_images(evidence):
+    noise = np.random.default_rng(0).integers(0, 255, (600, 400, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+
+    def image(set_name: str, _key: str) -> bytes | None:
+        return {"test": buffer.getvalue(), "ood/near/<eight>": b"no image"}.get(set_name)
+
+    shown = Page(report.write(**{**evidence, "image": image}))
+    images = [attrs["src"] for tag, attrs in shown.attributes if tag == "img"]
+
+    assert 0 < len(images) < 48
+    assert all(max(decoded(uri).size) == 112 and len(uri) < 20_000 for uri in images)
+    assert [attrs.get("class") for _, attrs in shown.attributes].count("noimage") == 48 - len(
+        images
+    )
+
+
+def test_rejected_images_are_counted_and_the_first_shown(evidence, page):
+    shown = page.tables["rejected-1"]
+    keys = sorted(entry["key"] for entry in evidence["metrics"]["rejected"])
+
+    assert [row[1] for row in shown[1:]] == keys[:10]
+    assert "truncated: 14" in page.paragraphs
+    assert "and 4 more, listed in metrics.json" in page.paragraphs
+
+
+def test_settings_trials_and_stamp(evidence, page):
+    assert page.tables["chosen"][1] == [
+        "coop", "method.weight=0.5", "mcm (tau=0.5); energy (tau=1); delta_energy (tau=0.1, c=2)",
+        "93.0",
+    ]  # fmt: skip
+    assert page.tables["trials"][2] == ["coop", "1", "weight=0.5", "91.0", "mcm 80.0", "1.2"]
+    assert page.tables["stamp"] == [[k, v] for k, v in sorted(evidence["stamp"].items())]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent", "columns"),
+    [
+        ({"without": "shifted"}, "shifted", 9),
+        ({"without": "ood/far"}, "none", 7),
+        ({"without": "ood/"}, "by-set", 3),
+    ],
+)
+def test_missing_parts_are_left_out(arguments, absent, columns):
+    partial = build(**arguments)
+    shown = Page(report.write(**partial))
+    text = report.text_table(partial["metrics"])
+
+    assert {len(row) for row in body(shown, "main")} == {columns}
+    assert absent not in shown.tables
+    assert shown.unbalanced == []
+    assert ("-" in text.splitlines()[3].split()) == (arguments["without"] == "shifted")
+    assert set(report.figures(partial["metrics"], partial["scores"], sweep={})) >= {"table.png"}
+
+
+def test_one_seed_has_no_deviation():
+    single = build(seeds=(0,))
+    shown = Page(report.write(**single))
+
+    assert all("(" not in cell for row in body(shown, "main") for cell in row[1:])
+    assert "(0.0)" not in report.text_table(single["metrics"])
+    assert "one seed" in report.text_table(single["metrics"])
+
+
+def test_without_sweep_rejects_images_or_scores(evidence):
+    metrics = {**evidence["metrics"], "rejected": [], "paired": [], "gains": {}, "sentence": ""}
+    bare = {**evidence, "metrics": metrics, "scores": {}, "sweep": {}, "image": None}
+    shown = Page(report.write(**bare))
+
+    assert "Nothing was swept: every method ran as configured." in shown.paragraphs
+    assert "None: every image could be read." in shown.paragraphs
+    assert "No pairs of scores were compared." in shown.paragraphs
+    assert {"img", "svg"}.isdisjoint(tag for tag, _ in shown.attributes)
+
+
+def test_the_text_table_has_the_numbers_in_columns_that_end_together(evidence):
+    text = report.text_table(evidence["metrics"])
+    lines = text.split("\n\n")[0].splitlines()
+    rows = [line for line in lines if "(" in line]
+
+    for line, row in zip(rows, evidence["metrics"]["rows"], strict=True):
+        assert re.split(r"\s{2,}", line)[-8:] == numbers_of(row)
+        assert line.startswith("* ") == ((row["method"], row["score"]) in CELLS)
+    ends = [[match.end() for match in re.finditer(r"\S+ \([\d.]+\)", line)] for line in rows]
+    assert all(each == ends[0] for each in ends)
+    assert [lines[0].index(head) + len(head) for head in ("AUROC", "FPR at 95 % TPR")] == [
+        ends[0][4], ends[0][7]
+    ]  # fmt: skip
+    assert max(map(len, text.splitlines())) <= 110
+    assert "* ebm + delta_energy: seed 000: EBM + DeltaEnergy" in text
+    assert "delta_energy tau=0.1, c=2" in text
+    assert "Training gained 1.0 points & the score 2.0." in text
+
+
+def test_the_text_says_who_beats_whom_and_what_happens_to_shifted_images(evidence):
+    metrics = evidence["metrics"]
+    text = " ".join(report.text_table(metrics).split())
+
+    for entry in metrics["paired"]:
+        if (entry["metric"], entry["group"]) == ("auroc", "mean"):
+            low, high = 100 * entry["low"], 100 * entry["high"]
+            word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+            points = f"{100 * entry['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            assert f"{entry['b']} {points} {word}" in text
+    for row in metrics["rows"]:
+        shifted = [s["mean"] for name, s in row["tpr"].items() if name != "test"]
+        if row["cell"]:
+            said = text.split(f"Accepted as ID by {row['method']} + {row['score']} (%): ")[1]
+            assert all(f" {100 * share:.1f}" in said for share in shifted)
+
+
+@pytest.mark.parametrize(
+    ("groups", "note"),
+    [
+        (3, "Standard deviations left out for width."),
+        (9, "Groups left out for width: g0, g1, g2, g3, g4, g5, g6, g7, g8."),
+    ],
+)
+def test_a_wide_text_table_says_what_it_leaves_out(evidence, groups, note):
+    rows = []
     for row in evidence["metrics"]["rows"]:
-        assert any(all(number in line for number in numbers_of(row)) for line in lines)
+        more = {f"g{i}": {"mean": 0.1 * i, "std": 0.0} for i in range(groups)}
+        rows.append({**row, **{m: {**more, "mean": row[m]["mean"]} for m in ("auroc", "fpr")}})
+    text = report.text_table({**evidence["metrics"], "rows": rows})
+
+    assert max(map(len, text.splitlines())) <= 110
+    assert note in " ".join(text.split())
+    assert f"{100 * rows[0]['fpr']['mean']['mean']:.1f}" in text
+
+
+def test_the_markdown_table_has_the_same_numbers(evidence):
+    text = report.markdown_table(evidence["metrics"])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[c.strip(" *") for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+    assert {len(row) for row in cells} == {11}
+    assert [row[3:] for row in cells[2:]] == [numbers_of(r) for r in evidence["metrics"]["rows"]]
+    assert "\\<stored\\> split" in text
+    assert [("**" in line) for line in lines[2:]] == [
+        (m, s) in CELLS for m in METHODS for s in SCORES
+    ]
+
+
+def drawn_texts(figure: Any) -> list[str]:
+    root = ElementTree.fromstring(report_figures.svg(figure, "title"))
+    return ["".join(text.itertext()) for text in root.iter() if text.tag.endswith("text")]
+
+
+def judged(evidence: dict[str, Any], method: str, score: str) -> report_figures.Judged:
+    (row,) = (
+        r for r in evidence["metrics"]["rows"] if (r["method"], r["score"]) == (method, score)
+    )
+    table = evidence["scores"][method, 0]
+    return report_figures.Judged(method, score, row["threshold"]["value"], table)
+
+
+def test_roc_panels_state_the_area_of_all_pairs(evidence):
+    item = judged(evidence, "coop", "mcm")
+    rows = evidence["scores"]["coop", 0].to_pylist()
+    texts = drawn_texts(report_figures.roc(item, "near", 0.95))
+
+    for score in SCORES:
+        known = np.array([r[f"score_{score}"] for r in rows if r["set"] == "test"])
+        unknown = np.array([r[f"score_{score}"] for r in rows if r["set"].startswith("ood/near/")])
+        assert f"{score}  {100 * (known[:, None] > unknown).mean():.1f}" in texts
+
+
+def test_histograms_state_the_share_accepted_of_each_kind(evidence):
+    item = judged(evidence, "ebm", "delta_energy")
+    rows = evidence["scores"]["ebm", 0].to_pylist()
+    texts = drawn_texts(report_figures.histogram(item))
+
+    for name, prefix in {"ID": "test", "shifted": "shifted/", "near": "ood/near/"}.items():
+        scores = [r["score_delta_energy"] for r in rows if r["set"].startswith(prefix)]
+        assert name in texts
+        assert f"{100 * np.mean(np.array(scores) >= item.threshold):.1f} %" in texts
+
+
+def test_figures_are_png_equal_each_time_and_leave_matplotlib_as_it_was(evidence):
+    before = dict(matplotlib.rcParams)
+    arguments = evidence["metrics"], evidence["scores"]
+    first = report.figures(*arguments, sweep=evidence["sweep"])
+
+    assert first == report.figures(*arguments, sweep=evidence["sweep"])
+    assert set(first) == {"table.png", "histograms.png", "accuracy_detection.png"}
+    assert all(Image.open(io.BytesIO(content)).format == "PNG" for content in first.values())
+    assert dict(matplotlib.rcParams) == before

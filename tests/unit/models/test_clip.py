@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines.config import UserError
-from pipelines.data.images import Decoding, decode
+from pipelines.data.images import decode
 from pipelines.data.storage import Storage
 from pipelines.models import clip, templates
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder
+from pipelines.models.clip import BackboneConfig, Clip
+from pipelines.models.encoder import Encoder, Preparer
 
 Files = dict[str, tuple[Path, Path]]
 
@@ -24,6 +24,13 @@ Files = dict[str, tuple[Path, Path]]
 def config_of(files: Files, tower: str, **more: object) -> BackboneConfig:
     architecture, weights = files[tower]
     return BackboneConfig(name=tower, config=str(architecture), path=str(weights), **more)
+
+
+def encode(loaded: Clip, contents: list, threads: int = 1) -> tuple[np.ndarray, list]:
+    preparer = Preparer(loaded.crop, threads=threads)
+    keys = [str(number) for number in range(len(contents))]
+    encoded = Encoder(loaded, batch_size=8).encode(preparer.batches(keys, contents, 8))
+    return encoded.columns["feature"], encoded.verdicts
 
 
 def reference(files: Files, tower: str) -> open_clip.CLIP:
@@ -37,7 +44,7 @@ def reference(files: Files, tower: str) -> open_clip.CLIP:
 def test_features_are_open_clips_own(backbone_files: Files, pictures: Path, tower: str) -> None:
     loaded = clip.load(config_of(backbone_files, tower))
     contents = [path.read_bytes() for path in sorted(pictures.rglob("*.jpg"))]
-    features, verdicts = Encoder(loaded, Decoding(), batch_size=8).encode(contents)
+    features, verdicts = encode(loaded, contents)
     model = reference(backbone_files, tower)
     size = json.loads(backbone_files[tower][0].read_text())["vision_cfg"]["image_size"]
     transform = open_clip.image_transform(size, is_train=False)
@@ -58,14 +65,13 @@ def test_features_are_open_clips_own(backbone_files: Files, pictures: Path, towe
 def test_a_bad_image_changes_no_other_feature(backbone_files: Files, pictures: Path) -> None:
     loaded = clip.load(config_of(backbone_files, "vit"))
     contents = [path.read_bytes() for path in sorted(pictures.rglob("*.jpg"))]
-    encoder = Encoder(loaded, Decoding(), batch_size=8, threads=2)
-    whole, _ = encoder.encode(contents)
+    whole, _ = encode(loaded, contents)
     mixed = [*contents[:3], b"", FileNotFoundError("gone"), *contents[3:5]]
-    features, verdicts = encoder.encode(mixed)
+    features, verdicts = encode(loaded, mixed, threads=2)
     reasons = [None if verdict is None else verdict.reason for verdict in verdicts]
     assert reasons == [None, None, None, "empty", "missing", None, None]
     np.testing.assert_allclose(features, whole[:5], rtol=0, atol=1e-6)
-    nothing, verdicts = encoder.encode([b"", b"no"])
+    nothing, verdicts = encode(loaded, [b"", b"no"])
     assert nothing.shape == (0, 16)
     assert all(verdicts)
 
@@ -81,7 +87,7 @@ def test_a_feature_that_is_not_finite_is_rejected(
         name="bad", config=str(architecture), path=str(tmp_path / "bad.safetensors")
     )
     content = next(pictures.rglob("*.jpg")).read_bytes()
-    features, verdicts = Encoder(clip.load(config), Decoding(), batch_size=2).encode([content])
+    features, verdicts = encode(clip.load(config), [content])
     assert features.shape == (0, 16)
     assert verdicts[0] is not None
     assert verdicts[0].reason == "not_finite"

@@ -305,6 +305,18 @@ def test_knn_of_training_rows_is_zero_and_pytorch_ood_agrees():
     )
 
 
+@pytest.mark.parametrize("name", FITTED_SCORES)
+def test_read_only_arrays_can_be_fitted_and_scored(name):
+    """Parquet and Ray hand out arrays that cannot be written to."""
+    arrays, _ = problem()
+    frozen = {key: value.numpy().copy() for key, value in arrays.items()}
+    for array in frozen.values():
+        array.flags.writeable = False
+    row = FITTED_SCORES[name]
+    values = row.fit(frozen)(frozen[row.input])
+    torch.testing.assert_close(values, row.fit(arrays)(arrays[row.input]), rtol=0, atol=0)
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the number of entries of the largest tensor that an operation returned."""
 

@@ -274,6 +274,22 @@ def test_tensors_lists_and_half_precision_are_judged_in_float64():
     assert ood_metrics(id_scores.bfloat16(), ood_scores.bfloat16()) == expected
 
 
+def test_read_only_arrays_are_judged_and_left_as_they_are():
+    """Parquet and Ray hand out arrays that cannot be written to."""
+    id_scores, ood_scores, correct = np.array([3.0, 1.0, 2.0]), np.array([1.5, 0.0]), ID[:3] > 1
+    table, labels = np.array([[0.5, 0.5], [0.1, 0.9]]), np.array([0, 1])
+    for array in (id_scores, ood_scores, correct, table, labels):
+        array.flags.writeable = False
+    assert ood_metrics(id_scores, ood_scores)["auroc"] == pytest.approx(5 / 6)
+    assert metrics.aurc(id_scores, correct) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert metrics.expected_calibration_error(table, labels) == pytest.approx(0.3)
+    assert id_scores.tolist() == [3.0, 1.0, 2.0]
+    broken = np.array([1.0, np.nan])
+    broken.flags.writeable = False
+    with pytest.raises(ValueError, match="NaN"):
+        ood_metrics(broken, ood_scores)
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_resamples_from_counts_are_those_of_the_metric_called_on_each(name):
     generator = np.random.default_rng(3)

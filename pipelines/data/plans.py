@@ -1,0 +1,137 @@
+"""Which images make which shard, decided before any work, and the count while they are made."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.config import UserError, digest
+from pipelines.data.features import Receipt
+from pipelines.data.sources import Source
+
+Progress = Callable[[int, int, int], None]  # done (with rejected), total, rejected
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shards of one source, before any work."""
+
+    name: str
+    source: Source
+    address: str
+    about: Mapping[str, Any]
+    shards: tuple[tuple[str, ...], ...]
+    duplicates: tuple[tuple[str, str, str], ...]
+
+    @property
+    def total(self) -> int:
+        """All images, the duplicates among them."""
+        return sum(map(len, self.shards)) + len(self.duplicates)
+
+
+@dataclass
+class Tally:
+    """Receipts as they come, and whether too many images were bad."""
+
+    plans: Mapping[str, Plan]
+    max_rejected: float
+    on_progress: Progress | None = None
+    receipts: dict[str, list[Receipt]] = field(default_factory=dict)
+
+    def add(self, name: str, receipt: Receipt) -> None:
+        """Count one shard.
+
+        Raises:
+            UserError: past `max_rejected` of the source's images.
+        """
+        self.receipts[name].append(receipt)
+        self.check(name)
+        if self.on_progress is not None:
+            lost = {name: len(self.rejected(name)) for name in self.plans}
+            total = sum(plan.total for plan in self.plans.values())
+            rows = sum(r.rows for receipts in self.receipts.values() for r in receipts)
+            self.on_progress(rows + sum(lost.values()), total, sum(lost.values()))
+
+    def rejected(self, name: str) -> list[tuple[str, str, str]]:
+        """The bad images of a source so far: key, reason, message."""
+        inside = [row for receipt in self.receipts[name] for row in receipt.rejected]
+        return [*self.plans[name].duplicates, *inside]
+
+    def check(self, name: str) -> None:
+        """Stop past `max_rejected`, or where nothing is left."""
+        rejected, total = self.rejected(name), self.plans[name].total
+        if len(rejected) <= self.max_rejected * total and len(rejected) < total:
+            return
+        reasons = Counter(reason for _, reason, _ in rejected)
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        first = "; ".join(f"{key}: {message}" for key, _, message in sorted(rejected)[:3])
+        allowed = f"max_rejected={self.max_rejected:g}" if len(rejected) < total else "none is left"
+        raise UserError(
+            f"source {name}: {len(rejected)} of {total} images cannot be used, {allowed} "
+            f"({counts}); first: {first}"
+        )
+
+
+def make_plan(
+    name: str,
+    source: Source,
+    about: Mapping[str, Any],
+    *,
+    keys: Sequence[str] | None,
+    shard_rows: int,
+) -> Plan:
+    """Cut a source, or `keys` of it, into shards of at most `shard_rows` keys in order.
+
+    Args:
+        name: of the source, for messages.
+        source: the images.
+        about: what goes into the address.
+        keys: which images; all where None.
+        shard_rows: images of a shard.
+
+    Raises:
+        UserError: for an empty source, and for a key chosen twice or unknown.
+    """
+    indexed = source.index()["key"].combine_chunks()
+    if not len(indexed):
+        raise UserError(f"source {name}: no image")
+    doubled: list[str] = []
+    if keys is None:
+        counts = pc.value_counts(indexed).to_pylist()
+        doubled = [row["values"] for row in counts for _ in range(row["counts"] - 1)]
+        ordered = sorted(row["values"] for row in counts)
+    else:
+        ordered = sorted(keys)
+        _check_chosen(name, ordered, indexed)
+    message = "another image has this key; the first is used"
+    starts = range(0, len(ordered), shard_rows)
+    return Plan(
+        name=name,
+        source=source,
+        address=digest(about),
+        about=about,
+        shards=tuple(tuple(ordered[start : start + shard_rows]) for start in starts),
+        duplicates=tuple((key, "duplicate_key", message) for key in doubled),
+    )
+
+
+def _check_chosen(name: str, keys: Sequence[str], indexed: pa.Array) -> None:
+    if not keys:
+        raise UserError(f"source {name}: no image chosen")
+    twice = [key for key, after in itertools.pairwise(keys) if key == after]
+    if twice:
+        raise UserError(f"source {name}: {len(twice)} keys chosen twice (first: {twice[0]})")
+    known = pc.is_in(pa.array(keys, pa.string()), value_set=indexed).to_numpy(zero_copy_only=False)
+    if not known.all():
+        first = keys[int(np.argmin(known))]
+        raise UserError(
+            f"source {name}: {int((~known).sum())} of {len(keys)} chosen keys are not in it "
+            f"(first: {first})"
+        )

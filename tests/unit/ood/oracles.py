@@ -1,0 +1,114 @@
+"""Slow, plain oracles for the maths tests: arbitrary-precision loops that share no code with it."""
+
+import math
+
+import mpmath
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+# Every property test: as many examples as keep the whole layer under a minute, the same each run.
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+def digits_for(values, tau):
+    """Decimal digits that keep sums of e^(v / tau) exact, down to gaps of 1e-300 in v."""
+    spread = (max(values) - min(values)) / tau
+    return 350 + int(spread / math.log(10))
+
+
+def exponentials(row, tau):
+    return [mpmath.exp(mpmath.mpf(value) / mpmath.mpf(tau)) for value in row]
+
+
+def softmax(row, tau):
+    weights = exponentials(row, tau)
+    total = mpmath.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def msp(row, tau=1.0):
+    with mpmath.workdps(digits_for(row, tau)):
+        return float(max(softmax(row, tau)))
+
+
+def odin(row, tau=1000.0):
+    return msp(row, tau)
+
+
+def max_logit(row):
+    largest = row[0]
+    for value in row:
+        if value > largest:
+            largest = value
+    return float(largest)
+
+
+def energy(row, tau=1.0):
+    with mpmath.workdps(digits_for(row, tau)):
+        return float(mpmath.mpf(tau) * mpmath.log(mpmath.fsum(exponentials(row, tau))))
+
+
+def neg_entropy(row, tau=1.0):
+    with mpmath.workdps(digits_for(row, tau)):
+        return float(mpmath.fsum(p * mpmath.log(p) for p in softmax(row, tau)))
+
+
+def gen(row, gamma=0.1, top_m=100):
+    with mpmath.workdps(digits_for(row, 1.0)):
+        largest = sorted(softmax(row, 1.0), reverse=True)[:top_m]
+        return -float(mpmath.fsum(p**gamma * abs(1 - p) ** gamma for p in largest if p < 1))
+
+
+def gl_mcm(row, patches, tau=1.0, weight=1.0):
+    return msp(row, tau) + weight * max(msp(patch, tau) for patch in patches)
+
+
+def neg_label(row, negative, tau=0.01):
+    with mpmath.workdps(digits_for([*row, *negative], tau)):
+        id_sum = mpmath.fsum(exponentials(row, tau))
+        return float(id_sum / (id_sum + mpmath.fsum(exponentials(negative, tau))))
+
+
+def delta_energy_terms(row, tau=1.0, c=1, low=0.0):
+    """The energy change of setting the j-th largest similarity alone to `low`, j = 1..c."""
+    with mpmath.workdps(digits_for([*row, low], tau)):
+        weights = sorted(exponentials(row, tau), reverse=True)
+        replaced = mpmath.exp(mpmath.mpf(low) / mpmath.mpf(tau))
+        energy_before = -mpmath.log(mpmath.fsum(weights))
+        terms = []
+        for j in range(c):
+            others = [weights[n] for n in range(len(weights)) if n != j]
+            energy_after = -mpmath.log(replaced + mpmath.fsum(others))
+            terms.append(energy_after - energy_before)
+        return [float(term) for term in terms]
+
+
+def delta_energy(row, tau=1.0, c=1, low=0.0):
+    return math.fsum(delta_energy_terms(row, tau, c, low)) / c
+
+
+def assert_close(actual, expected, *, rtol, atol=0.0):
+    """Assert |actual - expected| <= rtol * |expected| + atol row by row, in float64."""
+    torch.testing.assert_close(
+        actual.double(), torch.as_tensor(expected, dtype=torch.float64), rtol=rtol, atol=atol
+    )
+
+
+@st.composite
+def similarities(draw, *, max_rows=4, min_classes=1, max_classes=8):
+    """(N, K) float64 cosines with ties, zeros, both ends and everything between."""
+    num_rows = draw(st.integers(1, max_rows))
+    num_classes = draw(st.integers(min_classes, max_classes))
+    value = st.one_of(
+        st.floats(-1, 1, allow_subnormal=False),
+        st.sampled_from([-1.0, 0.0, 0.25, 0.25 + 2**-40, 1.0]),
+    )
+    rows = draw(
+        st.lists(
+            st.lists(value, min_size=num_classes, max_size=num_classes),
+            min_size=num_rows,
+            max_size=num_rows,
+        )
+    )
+    return torch.tensor(rows, dtype=torch.float64)
