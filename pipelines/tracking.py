@@ -31,6 +31,8 @@ MAX_METRICS = 1000
 MAX_VALUE = 6000
 # MLflow's tag for the run that a run belongs to; its page shows the two as a tree.
 PARENT = "mlflow.parentRunId"
+# MLflow writes them when its current store is set, for the processes that it starts.
+STORE_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
 @dataclass(frozen=True)
@@ -207,16 +209,22 @@ def model_folder(storage: Storage, tracking_uri: str | None, model: str) -> Path
 
 @contextmanager
 def current_store(uri: str) -> Iterator[None]:
-    """Make a store MLflow's current one; `models:/` addresses are looked up nowhere else."""
+    """Make a store MLflow's current one for a while; `models:/` is looked up nowhere else."""
     mlflow = load_mlflow()
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    inherited = {name: os.environ.get(name) for name in STORE_VARIABLES}
+    tracking = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    registry = mlflow.get_registry_uri()
+    follows = registry == mlflow.get_tracking_uri()  # as it does where nobody set it
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(None if follows else registry)
+        for name, value in inherited.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
 
 
 @contextmanager
@@ -240,7 +248,9 @@ def _experiment(uri: str, name: str, location: str | None) -> str:
 
 def is_missing(error: Any) -> bool:
     """Whether an MlflowException says that something is not there."""
-    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+    # A missing alias comes as an invalid parameter.
+    codes = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+    return error.error_code in codes or "not found" in str(error)
 
 
 def load_mlflow() -> Any:
