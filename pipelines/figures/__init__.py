@@ -13,11 +13,11 @@ from pathlib import Path
 from pipelines.config import UserError
 
 FIGURES = {
-    "demo": "pipelines.figures.demo",
     "theorem_3_2": "pipelines.figures.theorem_3_2",
     "theorem_3_5": "pipelines.figures.theorem_3_5",
     "proposition_3_6": "pipelines.figures.proposition_3_6",
     "temperature_curve": "pipelines.figures.temperature_curve",
+    "demo": "pipelines.figures.demo",
 }
 
 

@@ -125,12 +125,14 @@ def test_a_registration_that_was_cut_short_leaves_one_version(
     def cut(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(pipelines.register, "_ensure_name", cut)  # the model is logged by then
-        register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
+    with monkeypatch.context() as patch:
         patch.setattr(type(client), "set_registered_model_alias", cut)  # the version is there
-        register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
+        with pytest.raises(KeyboardInterrupt):
+            register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
     done = register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
     found = client.search_model_versions("name = 'cut short'")
     assert [str(version.version) for version in found] == [done.version] == ["1"]
