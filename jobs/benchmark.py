@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.speed.measure import table, to_json
 from pydantic import Field
 
 from jobs import main
 from pipelines import speed
 from pipelines.config import Section
+from pipelines.speed.measure import table, to_json
 
 
 class BenchmarkConfig(Section):

@@ -1,4 +1,4 @@
-"""The registered model on your images: `python -m jobs.predict source=PATH` (a file or a folder)."""
+"""The registered model on your images: `source=PATH` is a file or a folder."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A job's configuration is `conf/<job>.yaml`, its groups (`conf/<group>/<name>.yaml`, chosen by
 `group=name` or, from anywhere, `group=@FILE`) and the words of the command line, where a dotted
-key sets one value (`benchmark.root=DIR`). OmegaConf composes, pydantic validates into sections
+key sets one value (`benchmark.root=DIR`). `preset=name` takes words from `conf/<name>.yaml`, which
+the command line's own words then override. OmegaConf composes, pydantic validates into sections
 that live beside the code they configure. Every problem is reported at once, without a traceback.
 """
 
@@ -108,9 +109,11 @@ def compose(job: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         data = {**composer.read(CONF / f"{base}.yaml"), **data}
     plain, dotted = composer.parse(words)
     composer.alias_method(plain, dotted)
+    preset = composer.preset(plain.pop("preset", None))
+    data.update({key: value for key, value in preset.items() if "." not in key})
     data.update(plain)
     composer.expand_groups(data)
-    for key, value in dotted.items():
+    for key, value in {**composer.fitting(preset, data), **dotted}.items():
         composer.override(data, key, value)
     return composer.interpolate(data), composer.problems
 
@@ -174,6 +177,29 @@ class _Composer:
                 )
             else:
                 dotted[f"methods.{name}.{key[7:]}"] = value
+
+    def preset(self, name: Any) -> dict[str, Any]:
+        """The words of `conf/<name>.yaml`, or of FILE for `@FILE`: plain and dotted keys."""
+        if name is None:
+            return {}
+        if str(name).startswith("@"):
+            return self.read(Path(name[1:]).expanduser(), f"preset={name}")
+        return self.read(CONF / f"{name}.yaml", f"preset={name}")
+
+    @staticmethod
+    def fitting(preset: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+        """A preset's dotted keys without those of methods that are not chosen."""
+        chosen = data.get("methods")
+        return {
+            key: value
+            for key, value in preset.items()
+            if "." in key
+            and not (
+                key.startswith("methods.")
+                and isinstance(chosen, dict)
+                and key.split(".")[1] not in chosen
+            )
+        }
 
     def expand_groups(self, data: dict[str, Any]) -> None:
         """Replace group names by the group files' content."""
@@ -315,7 +341,8 @@ def help_text(model: type[Section], job: str, words: Sequence[str], about: str) 
         lines.append(f"  {key}={json.dumps(value, default=plain)}  [{type_name}]")
         if meaning:
             lines.append(f"      {meaning}")
-    lines += ["", f"groups (conf/GROUP/NAME.yaml): {groups}. KEY=@FILE takes a group from a file."]
+    lines += ["", "preset=NAME takes words from conf/NAME.yaml, preset=@FILE from a file."]
+    lines += [f"groups (conf/GROUP/NAME.yaml): {groups}. KEY=@FILE takes a group from a file."]
     return "\n".join(lines)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,15 +27,14 @@ from pipelines.config import UserError, plain
 from pipelines.data.images import DEFAULT, Decoding
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig, Clip
-from pipelines.models.encoder import Encoder
+from pipelines.models.encoder import FEATURE, Encoder, Preparer
 from pipelines.models.heads import Predictor
 from pipelines.ood import SCORES
 
-# Below torch's grain size (32768) an operation runs on one thread, whatever their number.
-BLOCK_ELEMENTS = 2**14
-# A block whose rows are a multiple of this has no remainder that vector instructions leave over.
-VECTOR_ROWS = 16
-
+# Rows of a block of scores; a multiple of every vector length, so none leaves a remainder.
+BLOCK_ROWS = 256
+# Float32 leaves 1e-6; a copy in half precision, 1e-2 at most.
+LENGTH_TOLERANCE = 1e-2
 # The folder of a detector among a registered model's artifacts.
 ARTIFACT = "detector"
 
@@ -68,46 +68,67 @@ def judge(
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
         logits, and `score_NAME` float64 (N,) for each score.
+
+    Raises:
+        ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
     """
+    _check(features)
     similarity = torch.from_numpy(predictor.similarity(features)).double()
     logits = similarity * predictor.logit_scale
     wanted = {"confidence": ("msp", {}), **{f"score_{n}": (n, p) for n, p in scores.items()}}
-    return {
-        "predicted": similarity.argmax(dim=1).numpy(),
-        **{key: _score(name, similarity, logits, p) for key, (name, p) in wanted.items()},
-    }
+    with _one_thread():
+        return {
+            "predicted": similarity.argmax(dim=1).numpy(),
+            **{key: _score(name, similarity, logits, p) for key, (name, p) in wanted.items()},
+        }
+
+
+def _check(features: NDArray[np.float32]) -> None:
+    if features.ndim != 2:
+        raise ValueError(f"features must be a matrix (N, D), came shape {features.shape}")
+    lengths = np.linalg.norm(features, axis=1)
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))  # also catches NaN
+    if len(bad):
+        raise ValueError(
+            f"features must have unit length: {len(bad)} of {len(lengths)} rows have not, the "
+            f"first is row {bad[0]} (counted from 0) of length {lengths[bad[0]]:g}"
+        )
 
 
 def _score(
     name: str, similarity: torch.Tensor, logits: torch.Tensor, params: Mapping[str, float]
 ) -> NDArray[np.float64]:
-    """One score (N,) in blocks of one size, the last one padded.
+    """One score (N,) in blocks of `BLOCK_ROWS`, the last one padded.
 
-    Vector instructions and the scalar code for what they leave over differ in the last bit, and
-    so do results cut differently over threads. In blocks without a remainder that one thread
-    handles, every row goes through the same operations.
+    Vector instructions and the scalar code for what they leave over differ in the last bit (in
+    DeltaEnergy's logaddexp, for one). In full blocks no row is left over.
     """
-    num_rows, num_classes = similarity.shape
-    rows = block_rows(num_classes)
-    result = np.empty(num_rows)
-    for start in range(0, num_rows, rows):
-        parts = {"similarity": similarity, "logits": logits}
-        blocks = {key: _padded(part[start : start + rows], rows) for key, part in parts.items()}
-        values = SCORES[name](**blocks, **params).numpy()
-        result[start : start + rows] = values[: num_rows - start]
+    result = np.empty(len(similarity))
+    for start in range(0, len(result), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        blocks = {"similarity": _padded(similarity[rows]), "logits": _padded(logits[rows])}
+        result[rows] = SCORES[name](**blocks, **params).numpy()[: len(result) - start]
     return result
 
 
-def block_rows(num_classes: int) -> int:
-    """Rows of a block: a power of two, and one where `VECTOR_ROWS` would be too many."""
-    rows = 1 << max(0, (BLOCK_ELEMENTS // num_classes).bit_length() - 1)
-    return rows if rows >= VECTOR_ROWS else 1
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch's operations: work cut by threads is cut where a row may lie.
+
+    Blocks are small, so threads would gain nothing; on a busy machine they wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _padded(block: torch.Tensor, rows: int) -> torch.Tensor:
-    if len(block) == rows:
+def _padded(block: torch.Tensor) -> torch.Tensor:
+    if len(block) == BLOCK_ROWS:
         return block
-    return torch.cat([block, block.new_zeros(rows - len(block), block.shape[1])])
+    return torch.cat([block, block.new_zeros(BLOCK_ROWS - len(block), block.shape[1])])
 
 
 @dataclass(frozen=True)
@@ -159,12 +180,14 @@ class Detector:
     def judge_images(self, contents: Sequence[bytes | Exception]) -> pa.Table:
         """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
         size = min(self.batch_size, max(1, len(contents)))
-        features, rejected = Encoder(self.clip, self.decoding, size).encode(contents)
-        verdicts = iter(self.judge_features(features).to_pylist())
+        keys = [str(number) for number in range(len(contents))]
+        batches = Preparer(self.clip.crop, self.decoding).batches(keys, contents, size)
+        encoded = Encoder(self.clip, size).encode(batches)
+        verdicts = iter(self.judge_features(encoded.columns[FEATURE]).to_pylist())
         nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}
         rows = [
             next(verdicts) if bad is None else {**nothing, "error": f"{bad.reason}: {bad.message}"}
-            for bad in rejected
+            for bad in encoded.verdicts
         ]
         return pa.Table.from_pylist(rows, schema=VERDICTS)
 

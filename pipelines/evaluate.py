@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.config import Section
+from pipelines.config import Section, UserError
 from pipelines.data.benchmarks import role
 from pipelines.ood import ood_metrics, paired_delta_interval, threshold_at_tpr
 
@@ -82,8 +82,14 @@ def run(
 
     Returns:
         The content of `metrics.json`; rates are fractions in [0, 1].
+
+    Raises:
+        UserError: where there is no set to put the threshold on, or none to judge it by.
     """
     scored = {place: Scored(table) for place, table in tables.items()}
+    for needed, purpose in (("validation", "set the threshold on"), ("test", "judge")):
+        if any(needed not in head.sets for head in scored.values()):
+            raise UserError(f"the benchmark has no set {needed!r} to {purpose}")
     methods = list(dict.fromkeys(method for method, _ in scored))
     rows: list[dict[str, Any]] = []
     paired: list[dict[str, Any]] = []
@@ -275,7 +281,8 @@ def _gains(
     cells = {(row["method"], row["score"]) for row in rows}
     start, end = SEED_CELLS
     turn = (end[0], start[1])
-    if not {start, end, turn} <= cells:
+    any_ood = any(groups(list(head.sets))["mean"] for head in scored.values())
+    if not any_ood or not {start, end, turn} <= cells:
         return {"gains": {}, "sentence": ""}
     steps = {"training": (start, turn), "score": (turn, end), "both": (start, end)}
     gains = {}

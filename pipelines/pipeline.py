@@ -88,6 +88,19 @@ class Observer(Protocol):
         """A stage is done, or was found done (`found`)."""
 
 
+class Quiet:
+    """An observer that says nothing."""
+
+    def started(self, stage: str, number: int, total: int) -> None:
+        """Nothing."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Nothing."""
+
+    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One resolved configuration and what it has produced so far."""
@@ -169,6 +182,12 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
         only: one stage's name: run that one from what the previous ones wrote.
     """
     current = Run.open(config, observer)
+    for needed in ("train", "validation") if only is None else ():
+        if needed not in current.benchmark.sets:
+            raise UserError(
+                f"benchmark {current.benchmark.name!r} has no set {needed!r}: heads are trained on "
+                "train, thresholds are set on validation"
+            )
     names = list(STAGES) if only is None else [only]
     with ExitStack() as stack:
         connected = False
@@ -364,8 +383,8 @@ def _row_figures(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _register(run: Run) -> dict[str, Any]:
-    metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
     run.manifest("evaluate")
+    metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
     method, name = champion(run)
     row = next(r for r in metrics["rows"] if (r["method"], r["score"]) == (method, name))
     candidate = register.Candidate(

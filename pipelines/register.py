@@ -10,23 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.models.model import ModelInfo
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from pydantic import Field
 
 from pipelines.config import Section, digest
 from pipelines.data.images import DEFAULT, Decoding
-from pipelines.detector import ARTIFACT, Detector
+from pipelines.detector import ARTIFACT, VERDICTS, Detector
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
 from pipelines.models.heads import Predictor
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, load_mlflow
 
 PACKAGE = Path(__file__).resolve().parent
 # What the model imports; MLflow's guess would take seconds and name much more.
@@ -39,8 +33,8 @@ REQUIREMENTS = (
 class RegisterConfig(Section):
     """What is registered, and under which name."""
 
-    name: str = Field("energy-ood", min_length=1, description="name in the model registry")
-    alias: str = Field("champion", min_length=1, description="alias of the version to use")
+    name: str = Field("energy-ood", pattern=r"^[\w. -]+$", description="name in the model registry")
+    alias: str = Field("champion", pattern=r"^[\w-]+$", description="alias of the version to use")
     method: str = Field("auto", description="auto: chosen on validation data; or a method's name")
     score: str = Field("auto", description="auto: chosen on validation data; or a score's name")
 
@@ -153,45 +147,47 @@ def _create(candidate: Candidate, tracker: Tracker, run_id: str, name: str, cont
     return str(version.version)
 
 
-def _log(candidate: Candidate) -> ModelInfo:
-    example = pd.DataFrame({"feature": [_example(candidate.predictor).tolist()]})
+def _log(candidate: Candidate) -> Any:
+    """Log the model, self-contained, into MLflow's current run; gives MLflow's ModelInfo."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
         candidate.detector().save(folder)
-        return mlflow.pyfunc.log_model(
+        # Loaded again from its own files, the backbone shows that they are all there.
+        width = Detector.load(folder).clip.embed_dim
+        feature = np.full(width, width**-0.5).tolist()
+        return load_mlflow().pyfunc.log_model(
             name="model",
             python_model=str(PACKAGE / "registered_model.py"),
             artifacts={ARTIFACT: str(folder)},
             code_paths=[str(PACKAGE)],
             pip_requirements=requirements(),
             signature=signature(),
-            input_example=example,
+            input_example=pd.DataFrame({"feature": [feature]}),
         )
 
 
 def _ensure_name(tracker: Tracker, name: str) -> None:
     try:
         tracker.client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+    except load_mlflow().MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
-def signature() -> ModelSignature:
-    """Images or features in, verdicts out."""
+def signature() -> Any:
+    """MLflow's description of the model: images or features in, verdicts out."""
+    mlflow = load_mlflow()
+    types = mlflow.types.schema
     inputs = [
-        ColSpec(DataType.binary, "image", required=False),
-        ColSpec(AnyType(), "feature", required=False),  # type: ignore[no-untyped-call]
+        types.ColSpec("binary", "image", required=False),
+        types.ColSpec(types.AnyType(), "feature", required=False),
     ]
+    names = {"string": "string", "double": "double", "bool": "boolean"}
     outputs = [
-        ColSpec(DataType.string, "class_name", required=False),
-        ColSpec(DataType.double, "score", required=False),
-        ColSpec(DataType.double, "threshold"),
-        ColSpec(DataType.boolean, "is_ood", required=False),
-        ColSpec(DataType.double, "confidence", required=False),
-        ColSpec(DataType.string, "error", required=False),
+        types.ColSpec(names[str(field.type)], field.name, required=not field.nullable)
+        for field in VERDICTS
     ]
-    return ModelSignature(inputs=Schema([*inputs]), outputs=Schema([*outputs]))
+    return mlflow.models.ModelSignature(types.Schema(inputs), types.Schema(outputs))
 
 
 def requirements() -> list[str]:
@@ -210,12 +206,6 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "classes": str(len(candidate.class_names)),
         **candidate.facts,
     }
-
-
-def _example(predictor: Predictor) -> Any:
-    """A unit feature of the right length."""
-    width = next(iter(predictor.arrays.values())).shape[-1]
-    return np.full(width, width**-0.5, dtype=np.float32)
 
 
 def _code_digest() -> str:

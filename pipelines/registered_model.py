@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
+from numpy.typing import NDArray
 
 from pipelines.detector import ARTIFACT, Detector
 
@@ -41,8 +42,7 @@ class RegisteredModel(PythonModel):
         if columns == ["image"]:
             verdicts = self.detector.judge_images(list(model_input["image"]))
         elif columns == ["feature"]:
-            rows = [np.asarray(row, dtype=np.float32) for row in model_input["feature"]]
-            verdicts = self.detector.judge_features(np.stack(rows))
+            verdicts = self.detector.judge_features(_matrix(list(model_input["feature"])))
         else:
             raise ValueError(
                 "give one of the columns image (encoded bytes) and feature (numbers); "
@@ -50,6 +50,13 @@ class RegisteredModel(PythonModel):
             )
         nullable = {pa.bool_(): pd.BooleanDtype()}
         return verdicts.to_pandas(types_mapper=nullable.get)
+
+
+def _matrix(rows: list[Any]) -> NDArray[np.float32]:
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise ValueError(f"feature: rows of different lengths ({lengths})")
+    return np.asarray(rows, dtype=np.float32)
 
 
 mlflow.models.set_model(RegisteredModel())

@@ -184,7 +184,7 @@ def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, An
         drawn["histogram"].append(_panel(own, pictures.histogram(item)))
         if (change := pictures.energy_change(item)) is not None:
             drawn["energy"].append(_panel(item.method, change))
-        for group in (name for name in item.kinds if name not in ("ID", "shifted")):
+        for group in item.groups:
             figure = pictures.roc(item, group, metrics["target_tpr"])
             drawn["roc"].setdefault(group, []).append(_panel(f"{item.method}, {group} OOD", figure))
     return drawn
@@ -222,12 +222,14 @@ def _mistakes(
     score = np.asarray(table[f"score_{judged.score}"], dtype=np.float64)
     confidence = np.asarray(table["confidence"], dtype=np.float64)
     wrong = np.asarray(table["predicted"]) != np.asarray(table["label"])
-    known, accepted = kinds == "ID", score >= judged.threshold
-    unknown = ~np.isin(kinds, ["ID", "shifted", ""])
+    accepted, known = score >= judged.threshold, kinds == "ID"
     found: list[tuple[str, NDArray[np.bool_], NDArray[np.float64]]] = [
         ("ID taken for OOD", known & ~accepted, score),
-        ("OOD accepted", unknown & accepted, -score),
         ("ID with the wrong class", known & wrong, -confidence),
+        *(
+            (f"{group} OOD accepted", (kinds == group) & accepted, -score)
+            for group in judged.groups
+        ),
     ]
     named = table.append_column("score", pa.array(score))
     for mistake, chosen, worst in found:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -58,7 +58,7 @@ _SIDES = (
 )  # fmt: skip
 _MINUS = "\u2212"  # as on the axes
 _MARKERS = "osD^vPX<>hp*"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": ["DejaVu Sans"],
     "text.parse_math": False,  # a set may be called "$5 (new)"
@@ -123,6 +123,11 @@ class Judged:
         return list(dict.fromkeys(map(kind, self.sets)))
 
     @property
+    def groups(self) -> list[str]:
+        """The groups of OOD sets, from near to far."""
+        return [name for name in self.kinds if name not in ("ID", "shifted")]
+
+    @property
     def scores(self) -> list[str]:
         """The names of all scores of the table, in order."""
         names = self.table.column_names
@@ -154,7 +159,7 @@ def histogram(judged: Judged) -> Figure:
     """The method's own score of each kind of set, one row each, with the threshold through all."""
     kinds = judged.kinds
     with _figure(4.4, 0.62 * len(kinds) + 0.75) as figure:
-        _ridges(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0], judged)
+        _ridges(list(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]), judged)
     return figure
 
 
@@ -187,9 +192,13 @@ def roc(judged: Judged, group: str, target_tpr: float) -> Figure:
         for score in judged.scores:
             false, true, area = _curve(judged, group, score)
             colour, dashes = score_style(score, judged.scores)
-            width = 2.2 if score == judged.score else 1.2
+            own = score == judged.score
+            # The thick curve lies below, so that an equal one still shows.
+            style: dict[str, Any] = (
+                {"linewidth": 2.4, "zorder": 2} if own else {"linewidth": 1.2, "zorder": 3}
+            )
             label = f"{score}  {100 * area:.1f}"
-            axes.plot(false, true, color=colour, linestyle=dashes, linewidth=width, label=label)
+            axes.plot(false, true, color=colour, linestyle=dashes, label=label, **style)
         axes.axhline(100 * target_tpr, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set(xlim=(0, 100), ylim=(0, 100.5), xlabel="OOD accepted, FPR (%)")
         axes.set_ylabel("ID accepted, TPR (%)")
@@ -225,12 +234,14 @@ def accuracy_detection(points: Sequence[Point], x_label: str) -> Figure:
 def histograms(judged: Sequence[Judged]) -> Figure:
     """Every method's own score side by side, for the README."""
     rows = max(len(item.kinds) for item in judged)
-    with _figure(3.6 * len(judged), 0.62 * rows + 1.0, facecolor="white") as figure:
+    with _figure(3.6 * len(judged), 0.62 * rows + 1.0) as figure:
         for column, item in zip(
             figure.subfigures(1, len(judged), squeeze=False)[0], judged, strict=True
         ):
             column.suptitle(f"{item.method} + {item.score}", fontsize=10, fontweight="bold")
-            _ridges(column.subplots(len(item.kinds), 1, sharex=True, squeeze=False)[:, 0], item)
+            _ridges(
+                list(column.subplots(len(item.kinds), 1, sharex=True, squeeze=False)[:, 0]), item
+            )
     return figure
 
 
@@ -240,7 +251,7 @@ def table_picture(shown: tables.Table) -> Figure:
     lines = heads + len(shown.rows) + len(shown.methods)
     stub, width = 1.7, 1.0
     total = stub + width * len(shown.columns)
-    with _figure(total, pitch * lines + 0.15, layout="none", facecolor="white") as figure:
+    with _figure(total, pitch * lines + 0.15, layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, total), ylim=(lines + 0.3, -0.3))
         axes.axis("off")
@@ -286,16 +297,18 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+        figure.savefig(
+            buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None}
+        )
     return buffer.getvalue()
 
 
 @contextmanager
 def _figure(
-    width: float, height: float, *, layout: str = "constrained", facecolor: str = "none"
+    width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
 ) -> Iterator[Figure]:
     with mpl.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout=layout, facecolor=facecolor)
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
@@ -309,13 +322,14 @@ def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
         axes.stairs(counts / counts.max(), edges, fill=True, color=kind_colour(name), alpha=0.85)
         axes.axvline(judged.threshold, color=INK, linewidth=1)
         accepted = 100 * np.mean(scores >= judged.threshold)
-        side = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
+        side: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
         axes.text(-0.02, 0.35, name, ha="right", **side)
         axes.text(1.02, 0.35, f"{accepted:.1f} %", ha="left", **side)
         axes.set(yticks=[], ylim=(0, 1.05), xlim=(edges[0], edges[-1]))
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", length=3 if axes is rows[-1] else 0)
     rows[0].set_title("accepted", fontsize=8.5, color=MUTED, loc="right", x=1.16)
+    rows[-1].locator_params(axis="x", nbins=5)
     rows[-1].set_xlabel(f"{judged.score} (threshold {_minus(judged.threshold)})")
 
 

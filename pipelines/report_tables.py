@@ -199,6 +199,8 @@ def set_label(name: str) -> str:
         return f"{way[0]}: {'/'.join(way[1:])}"
     if role == "shifted" and way:
         return "/".join(way)
+    if role == "validation_ood" and way:
+        return f"OOD validation: {'/'.join(way)}"
     return {"test": "ID test", "validation": "ID validation"}.get(name, name)
 
 
@@ -242,7 +244,7 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     """What it takes to read the table: sets, seeds, conventions, the benchmark's notes."""
     seeds = len(metrics["seeds"])
     over = f"mean (std) over {seeds} seeds" if seeds > 1 else "one seed"
-    sets = ", ".join(f"{set_label(n)} {metrics['sets'][n]:,}" for n in ordered_sets(metrics))
+    sets = "; ".join(f"{set_label(n)} {metrics['sets'][n]:,}" for n in ordered_sets(metrics))
     lines = [
         f"Benchmark {metrics['benchmark']}, backbone {metrics['backbone']}. Percent, {over}. "
         "ID is positive; AUROC: higher is better, FPR: lower is better; mean: over all OOD sets.",
@@ -250,6 +252,40 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     ]
     extra = metrics.get("notes") or []
     return lines + ([extra] if isinstance(extra, str) else list(extra))
+
+
+def verdicts(metrics: Mapping[str, Any]) -> list[str]:
+    """Whether DeltaEnergy beats each other score, one line a method: all OOD images pooled."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in metrics["rows"]):
+        said = [
+            f"{entry['b']} {_points(entry)} {comparison(entry)}"
+            for entry in metrics.get("paired") or []
+            if (entry["method"], entry["metric"], entry["group"]) == (method, "auroc", "mean")
+        ]
+        if said:
+            lines.append(f"{method}: DeltaEnergy's AUROC minus that of {'; '.join(said)}")
+    if lines:
+        lines.insert(0, "Differences in points with 95 % paired bootstrap intervals, OOD pooled:")
+    return lines
+
+
+def accepted(metrics: Mapping[str, Any]) -> list[str]:
+    """What the thresholds of the marked rows do to shifted images, which are still ID."""
+    lines = []
+    for row in metrics["rows"]:
+        shares = [f"{set_label(n)} {100 * v['mean']:.1f}" for n, v in row["tpr"].items()]
+        if row["cell"] and len(shares) > 1:
+            lines.append(
+                f"Accepted as ID by {row['method']} + {row['score']} (%): {'; '.join(shares)}"
+            )
+    return lines
+
+
+def _points(entry: Mapping[str, Any]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+        *(100 * entry[key] for key in ("difference", "low", "high"))
+    )
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:
@@ -269,6 +305,7 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     under += _left_out(metrics, candidate is narrow, with_std)
     under += [_chosen(name, rows) for name, rows in whole.methods]
     under += [*notes(metrics), str(metrics.get("sentence") or "")]
+    under += [*verdicts(metrics), *accepted(metrics)]
     wrapped = [textwrap.fill(line, TEXT_WIDTH, subsequent_indent="  ") for line in under if line]
     return "\n".join([*lines, "", *wrapped])
 
@@ -287,6 +324,7 @@ def markdown_table(metrics: Mapping[str, Any]) -> str:
         lines.append(_markdown_row([f"{mark}{_markdown(c)}{mark}" if c else "" for c in cells]))
     marked = [f"Bold: {r.method} + {r.score}: {r.cell}." for r in whole.rows if r.cell]
     under = [*marked, *notes(metrics), str(metrics.get("sentence") or "")]
+    under += [*verdicts(metrics), *accepted(metrics)]
     return "\n".join([*lines, "", *(_markdown(line) + "  " for line in under if line)]) + "\n"
 
 

@@ -29,11 +29,11 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from pipelines import posthoc
 from pipelines.compute import ComputeConfig
-from pipelines.config import Section, UserError, digest, plain
+from pipelines.config import Section, UserError, digest, group_names, plain
 from pipelines.data.feature_sets import FeatureSet, FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune import Cell, TrainingData, code_version, train_in_process
-from pipelines.methods import AnyMethod, MethodConfig
+from pipelines.methods import METHODS, AnyMethod, MethodConfig
 from pipelines.models import clip as backbones
 from pipelines.models.clip import BackboneConfig
 from pipelines.ood import SCORES
@@ -144,6 +144,10 @@ def run(
     """
     if not settings.enabled:
         return _defaults(methods, scores)
+    known = sorted({*methods, *METHODS, *group_names("method")})
+    for name in settings.space:
+        if name not in known:
+            raise UserError(f"sweep.space.{name}: no such method; allowed: {', '.join(known)}")
     view = sets.for_training()
     ood = {name: view.load(name) for name in view.names("validation_ood")}
     if not ood or "validation" not in sets.benchmark.sets:

@@ -9,27 +9,30 @@ import os
 import platform
 import subprocess
 import time
+import tomllib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 PROJECT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("energy-ood", "torch", "open_clip_torch", "ray", "mlflow", "numpy")
+LIBRARIES = ("torch", "open_clip_torch", "ray", "mlflow", "numpy")
 # MLflow refuses larger batches, and longer values.
 MAX_BATCH = 100
 MAX_METRICS = 1000
 MAX_VALUE = 6000
+# MLflow's tag for the run that a run belongs to; its page shows the two as a tree.
+PARENT = "mlflow.parentRunId"
+# MLflow writes them when its current store is set, for the processes that it starts.
+STORE_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,21 @@ class ActiveRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log flat settings; the same ones again change nothing."""
-        pairs = [Param(key, str(value)[:MAX_VALUE]) for key, value in params.items()]
+        entities = load_mlflow().entities
+        pairs = [entities.Param(_key(k), str(v)[:MAX_VALUE]) for k, v in params.items()]
         for start in range(0, len(pairs), MAX_BATCH):
             self.client.log_batch(self.run_id, params=pairs[start : start + MAX_BATCH])
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set facts that are shown with the run."""
+        entities = load_mlflow().entities
+        pairs = [entities.RunTag(_key(k), v[:MAX_VALUE]) for k, v in tags.items()]
+        self.client.log_batch(self.run_id, tags=pairs)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log numbers of one step together."""
-        now = int(time.time() * 1000)
-        values = [Metric(_key(key), float(value), now, step) for key, value in metrics.items()]
+        entities, now = load_mlflow().entities, int(time.time() * 1000)
+        values = [entities.Metric(_key(k), float(v), now, step) for k, v in metrics.items()]
         for start in range(0, len(values), MAX_METRICS):
             self.client.log_batch(self.run_id, metrics=values[start : start + MAX_METRICS])
 
@@ -76,15 +86,17 @@ class Tracker:
     @property
     def client(self) -> MlflowClient:
         """MLflow's client of this store."""
-        return MlflowClient(self.uri, self.uri)
+        client: MlflowClient = load_mlflow().MlflowClient(self.uri, self.uri)
+        return client
 
     def has(self, run_id: str) -> bool:
-        """Whether the store knows that run."""
+        """Whether the store has that run and it was not deleted."""
         try:
-            self.client.get_run(run_id)
-        except MlflowException:
-            return False
-        return True
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except load_mlflow().MlflowException as error:
+            if is_missing(error):
+                return False
+            raise
 
     @contextmanager
     def run(
@@ -109,11 +121,11 @@ class Tracker:
         """
         if run_id is not None and not self.has(run_id):
             raise UserError(f"{self.uri}: no run {run_id}; was the store changed or deleted?")
+        name = name.replace("'", "")  # MLflow's search has no way to quote it
         run_id = run_id or self._child(name, parent) or self._create(name, parent)
         active = ActiveRun(self.client, run_id)
         self.client.update_run(run_id, status="RUNNING")
-        pairs = [RunTag(key, str(value)[:MAX_VALUE]) for key, value in (tags or {}).items()]
-        self.client.log_batch(run_id, tags=pairs)
+        active.set_tags(tags or {})
         status = "KILLED"
         try:
             yield active
@@ -127,27 +139,18 @@ class Tracker:
     @contextmanager
     def current(self, run_id: str) -> Iterator[None]:
         """Make this store and run MLflow's current ones, for its functions that ask for them."""
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        try:
-            with mlflow.start_run(run_id=run_id):
-                yield
-        finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
+        with current_store(self.uri), load_mlflow().start_run(run_id=run_id):
+            yield
 
     def _create(self, name: str, parent: str | None) -> str:
-        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        tags = {PARENT: parent} if parent else {}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         return str(run.info.run_id)
 
     def _child(self, name: str, parent: str | None) -> str | None:
         if parent is None:
             return None
-        query = (
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and tags.`{MLFLOW_RUN_NAME}` = '{name}'"
-        )
+        query = f"tags.`{PARENT}` = '{parent}' and attributes.run_name = '{name}'"
         found = self.client.search_runs([self.experiment_id], query, max_results=1)
         return str(found[0].info.run_id) if found else None
 
@@ -161,25 +164,80 @@ def open_tracker(
         UserError: where the storage is remote and no `tracking_uri` is given, or the store
             cannot be opened.
     """
-    quiet()
+    uri = store_uri(storage, tracking_uri)
     location = None
     if tracking_uri is None:
-        if not storage.is_local:
-            raise UserError(
-                f"storage={storage.root}: MLflow's database needs a folder of this machine; "
-                "give a server, tracking_uri=http://HOST:5000"
-            )
         storage.local().mkdir(parents=True, exist_ok=True)
-        tracking_uri = f"sqlite:///{storage.local('mlflow.db')}"
         location = storage.local("artifacts").as_uri()
+    with _said_clearly(uri):
+        return Tracker(uri, _experiment(uri, experiment, location))
+
+
+def store_uri(storage: Storage, tracking_uri: str | None) -> str:
+    """The address of the MLflow store: `tracking_uri`, or the SQLite file below `storage`.
+
+    Raises:
+        UserError: where the storage is remote and no `tracking_uri` is given.
+    """
+    if tracking_uri is not None:
+        return tracking_uri
+    if not storage.is_local:
+        raise UserError(
+            f"storage={storage.root}: MLflow's database needs a folder of this machine; "
+            "give a server, tracking_uri=http://HOST:5000"
+        )
+    return f"sqlite:///{storage.local('mlflow.db')}"
+
+
+def model_folder(storage: Storage, tracking_uri: str | None, model: str) -> Path:
+    """The files of a registered model (`models:/NAME@ALIAS`), downloaded if they are elsewhere.
+
+    Raises:
+        UserError: where there is no such model yet.
+    """
+    uri = store_uri(storage, tracking_uri)
+    missing = UserError(f"{model}: no such model in {uri} yet: run python -m jobs.pipeline first")
+    if tracking_uri is None and not storage.exists("mlflow.db"):
+        raise missing  # asking MLflow would create the database
+    with _said_clearly(uri), current_store(uri):
+        mlflow = load_mlflow()
+        try:
+            return Path(mlflow.artifacts.download_artifacts(model))
+        except mlflow.MlflowException as error:
+            raise (missing if is_missing(error) else error) from None
+
+
+@contextmanager
+def current_store(uri: str) -> Iterator[None]:
+    """Make a store MLflow's current one for a while; `models:/` is looked up nowhere else."""
+    mlflow = load_mlflow()
+    inherited = {name: os.environ.get(name) for name in STORE_VARIABLES}
+    tracking = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    registry = mlflow.get_registry_uri()
+    follows = registry == mlflow.get_tracking_uri()  # as it does where nobody set it
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     try:
-        return Tracker(tracking_uri, _experiment(tracking_uri, experiment, location))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"tracking_uri={tracking_uri}: not opened ({error})") from None
+        yield
+    finally:
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(None if follows else registry)
+        for name, value in inherited.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+
+
+@contextmanager
+def _said_clearly(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (load_mlflow().MlflowException, OSError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise UserError(f"MLflow store {uri}: {line}") from None
 
 
 def _experiment(uri: str, name: str, location: str | None) -> str:
-    client = MlflowClient(uri, uri)
+    client = load_mlflow().MlflowClient(uri, uri)
     found = client.get_experiment_by_name(name)
     if found is None:
         return str(client.create_experiment(name, artifact_location=location))
@@ -188,13 +246,31 @@ def _experiment(uri: str, name: str, location: str | None) -> str:
     return str(found.experiment_id)
 
 
-def quiet() -> None:
-    """Keep MLflow's notes (migrations, progress bars, usage reports) off the user's terminal."""
+def is_missing(error: Any) -> bool:
+    """Whether an MlflowException says that something is not there."""
+    # A missing alias comes as an invalid parameter.
+    codes = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+    return error.error_code in codes or "not found" in str(error)
+
+
+def load_mlflow() -> Any:
+    """MLflow, imported when it is first needed (seconds) and kept off the user's terminal.
+
+    No usage report is sent unless the user's environment asks for it
+    (MLFLOW_DISABLE_TELEMETRY=false); MLflow decides that while it is imported.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with warnings.catch_warnings():
+        # About a type hint in MLflow's own code.
+        warnings.filterwarnings("ignore", ".*[Aa]ny type hint", UserWarning)
+        import mlflow
+        import mlflow.pyfunc
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns that pip, which uv's environments lack, has no version to write down.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    return mlflow
 
 
 def stamp(**facts: Any) -> dict[str, str]:
@@ -205,6 +281,7 @@ def stamp(**facts: Any) -> dict[str, str]:
         **_commit(),
         "lock": digest[:16],
         "python": platform.python_version(),
+        "version": _project_version(),
         **{f"version.{name}": _version(name) for name in LIBRARIES},
         **{key: str(value) for key, value in facts.items()},
     }
@@ -234,6 +311,14 @@ def _version(distribution: str) -> str:
         return "unknown"
 
 
+def _project_version() -> str:
+    """The project's own version, installed or as a checkout."""
+    file = PROJECT / "pyproject.toml"
+    if not file.is_file():
+        return _version("energy-ood")
+    return str(tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"])
+
+
 def _key(name: str) -> str:
-    """A name that MLflow takes: it allows no parentheses and no + in a metric's name."""
-    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
+    """`name` in the characters that MLflow takes."""
+    return "".join(c if c.isalnum() or c in "_-./: " else "_" for c in name)

@@ -7,9 +7,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch and Ray are imported, here and in what tests start: two OpenMP threads that wait
+# for each other on a busy machine are far slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
 import numpy as np
 import pytest
 from PIL import Image
+
+from pipelines.data.storage import Storage
 
 SHARED = Path(os.environ.get("ENERGY_OOD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -97,3 +105,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = random.integers(0, 256, (4, 4, 3), np.uint8)
         Image.fromarray(coarse).resize((int(width), int(height))).save(path, quality=90)
     return folder
+
+
+@pytest.fixture(scope="session")
+def mini_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """A storage that holds the trained backbone `mini`; copy its cache/backbones, add nothing."""
+    from pipelines.models import mini
+
+    storage = Storage.open(str(tmp_path_factory.mktemp("mini")))
+    mini.ensure(storage)
+    return storage

@@ -72,6 +72,7 @@ def _problem(info: tarfile.TarInfo) -> Rejected | None:
 
 
 def read_members(file: File, places: dict[int, Member]) -> Iterator[tuple[int, bytes | Exception]]:
+    """The content of each member, or what stopped its reading, by the slot it is wanted in."""
     try:
         with files.open_file(file.path) as opened:
             for slot, member in sorted(places.items(), key=lambda item: item[1].start):

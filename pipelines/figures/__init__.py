@@ -17,6 +17,7 @@ FIGURES = {
     "theorem_3_5": "pipelines.figures.theorem_3_5",
     "proposition_3_6": "pipelines.figures.proposition_3_6",
     "temperature_curve": "pipelines.figures.temperature_curve",
+    "demo": "pipelines.figures.demo",
 }
 
 

@@ -8,6 +8,7 @@ never from a random generator: no file, no model.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -196,7 +197,7 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
     model.eval().requires_grad_(False)
     scale = model.logit_scale.exp().item()
     dtype = DTYPES[config.precision]
-    model.visual.to(dtype)
+    _reduce(model.visual, dtype)
     model.to(device)
     context_length = int(architecture["text_cfg"].get("context_length", 77))
     return Clip(
@@ -212,6 +213,15 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
         dtype=dtype,
         image_size=_pair(preprocessing["size"]),
     )
+
+
+def _reduce(visual: nn.Module, dtype: torch.dtype) -> None:
+    """Weights in `dtype`, batch normalisation in float32: its statistics span many powers of 2."""
+    norms = [module for module in visual.modules() if isinstance(module, nn.BatchNorm2d)]
+    exact = [copy.deepcopy(norm.state_dict()) for norm in norms]
+    visual.to(dtype)
+    for norm, state in zip(norms, exact, strict=True):
+        norm.float().load_state_dict(state)
 
 
 def cropping(config: BackboneConfig) -> Callable[[Image.Image], Image.Image]:

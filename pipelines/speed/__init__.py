@@ -1,6 +1,6 @@
 """What the project measures of itself: each suite compares with a reference in the same run.
 
-A module NAME.py here with `run(*, scale) -> rows` is a suite: `python -m jobs.benchmark suite=NAME`.
+A module NAME.py here with `run(*, scale) -> rows` is a suite, `jobs.benchmark suite=NAME`.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def backbone(backbone_files: dict[str, tuple[Path, Path]]) -> BackboneConfig:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    ray_cluster: None,  # noqa: ARG001
+    ray_cluster: None,
     pictures: Path,
     backbone: BackboneConfig,
     tmp_path_factory: pytest.TempPathFactory,

@@ -132,6 +132,36 @@ class TestComposition:
 
 
 @pytest.mark.usefixtures("conf")
+class TestPresets:
+    @pytest.fixture(autouse=True)
+    def _file(self, conf: Path) -> None:
+        (conf / "small.yaml").write_text(
+            "engine: there\nshare: 0.125\nengine.workers: 2\nmethods.heavy.epochs: 1\n"
+        )
+
+    def test_its_words_lie_over_the_job(self) -> None:
+        found = read("preset=small")
+        assert found.engine == Engine(address="there", workers=2)
+        assert found.share == 0.125
+        assert found.methods["heavy"] == Heavy(weight=2.0, epochs=1)
+        assert found.folder == "red/x"
+
+    def test_the_command_line_lies_over_it_wherever_it_stands(self) -> None:
+        found = read("share=0.75", "engine.workers=6", "preset=small")
+        assert found.engine == Engine(address="there", workers=6)
+        assert found.share == 0.75
+
+    def test_parts_for_methods_that_are_not_chosen_fall_away(self) -> None:
+        assert read("preset=small", "method=plain").methods == {"plain": Plain()}
+
+    def test_from_a_file(self, conf: Path) -> None:
+        assert read(f"preset=@{conf / 'small.yaml'}") == read("preset=small")
+
+    def test_one_that_is_not_there(self) -> None:
+        assert problems("preset=tiny") == ["preset=tiny: no such file"]
+
+
+@pytest.mark.usefixtures("conf")
 class TestMethods:
     def test_method_names_one(self) -> None:
         assert read("method=heavy").methods == {"heavy": Heavy(weight=2.0)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -406,24 +407,33 @@ def test_two_writes_give_the_same_bytes(evidence, html):
 def test_mistakes_are_the_most_confident_ones(evidence, page):
     table = evidence["scores"]["ebm", 0].to_pylist()
     threshold = evidence["metrics"]["rows"][5]["threshold"]["value"]
-    kinds = [
-        (lambda r: r["set"] == "test" and r["score_delta_energy"] < threshold,
-         lambda r: r["score_delta_energy"]),
-        (lambda r: r["set"].startswith("ood/") and r["score_delta_energy"] >= threshold,
-         lambda r: -r["score_delta_energy"]),
-        (lambda r: r["set"] == "test" and r["label"] != r["predicted"],
-         lambda r: -r["confidence"]),
-    ]  # fmt: skip
-    expected, counts = [], []
-    for wrong, rank in kinds:
-        found = sorted(filter(wrong, table), key=rank)
-        expected += [row["key"] for row in found[:6]]
-        counts.append(len(found))
+
+    def rejected(row: dict[str, Any]) -> bool:
+        return row["set"] == "test" and row["score_delta_energy"] < threshold
+
+    def misclassified(row: dict[str, Any]) -> bool:
+        return row["set"] == "test" and row["label"] != row["predicted"]
+
+    def accepted(group: str) -> Callable[[dict[str, Any]], bool]:
+        return lambda row: (
+            row["set"].startswith(f"ood/{group}/") and row["score_delta_energy"] >= threshold
+        )
+
+    kinds = {
+        "ID taken for OOD": (rejected, "score_delta_energy", 1),
+        "ID with the wrong class": (misclassified, "confidence", -1),
+        "near OOD accepted": (accepted("near"), "score_delta_energy", -1),
+        "far OOD accepted": (accepted("far"), "score_delta_energy", -1),
+    }
+    keys, titles = [], []
+    for title, (wrong, column, sign) in kinds.items():
+        found = sorted(filter(wrong, table), key=lambda row: sign * row[column])
+        keys += [row["key"] for row in found[:6]]
+        titles.append(f"{title}: {len(found)} images")
 
     images = [attrs for tag, attrs in page.attributes if tag == "img"]
-    assert [attrs["alt"] for attrs in images[18:]] == expected
-    assert [int(text.split(": ")[1].split()[0]) for text in page.paragraphs if
-            text.startswith(("ID taken", "OOD accepted:", "ID with"))][3:] == counts  # fmt: skip
+    assert [attrs["alt"] for attrs in images[-len(keys) :]] == keys
+    assert [text for text in page.paragraphs if text.endswith(" images")][-4:] == titles
     assert all(decoded(attrs["src"]).size == (8, 8) for attrs in images)
 
 
@@ -442,9 +452,9 @@ def test_large_and_unreadable_images(evidence):
     shown = Page(report.write(**{**evidence, "image": image}))
     images = [attrs["src"] for tag, attrs in shown.attributes if tag == "img"]
 
-    assert 0 < len(images) < 36
+    assert 0 < len(images) < 48
     assert all(max(decoded(uri).size) == 112 and len(uri) < 20_000 for uri in images)
-    assert [attrs.get("class") for _, attrs in shown.attributes].count("noimage") == 36 - len(
+    assert [attrs.get("class") for _, attrs in shown.attributes].count("noimage") == 48 - len(
         images
     )
 
@@ -523,7 +533,24 @@ def test_the_text_table_has_the_numbers_in_columns_that_end_together(evidence):
     assert max(map(len, text.splitlines())) <= 110
     assert "* ebm + delta_energy: seed 000: EBM + DeltaEnergy" in text
     assert "delta_energy tau=0.1, c=2" in text
-    assert text.endswith("Training gained 1.0 points & the score 2.0.")
+    assert "Training gained 1.0 points & the score 2.0." in text
+
+
+def test_the_text_says_who_beats_whom_and_what_happens_to_shifted_images(evidence):
+    metrics = evidence["metrics"]
+    text = " ".join(report.text_table(metrics).split())
+
+    for entry in metrics["paired"]:
+        if (entry["metric"], entry["group"]) == ("auroc", "mean"):
+            low, high = 100 * entry["low"], 100 * entry["high"]
+            word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+            points = f"{100 * entry['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            assert f"{entry['b']} {points} {word}" in text
+    for row in metrics["rows"]:
+        shifted = [s["mean"] for name, s in row["tpr"].items() if name != "test"]
+        if row["cell"]:
+            said = text.split(f"Accepted as ID by {row['method']} + {row['score']} (%): ")[1]
+            assert all(f" {100 * share:.1f}" in said for share in shifted)
 
 
 @pytest.mark.parametrize(

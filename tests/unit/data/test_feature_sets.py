@@ -10,8 +10,9 @@ import pytest
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import TRAINING_ROLES, FeatureSets
-from pipelines.data.features import FeatureCache, finish, write_shard
+from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
+from tests.feature_cache import make_cache
 
 OPEN = ("train", "validation", "outliers", "validation_ood/x")
 CLOSED = ("test", "shifted/y", "ood/near/z")
@@ -22,15 +23,8 @@ def feature(source: str, number: int) -> list[float]:
 
 
 def cache(storage: Storage, source: str, good: list[int], bad: list[int]) -> FeatureCache:
-    """One shard of the images `good`; `bad` ones were rejected."""
-    keys = [f"{n:02d}" for n in good]
-    values = np.asarray([feature(source, n) for n in good], dtype=np.float32)
-    rejected = [(f"{n:02d}", "truncated", "cut off") for n in bad]
-    receipt = write_shard(
-        storage, source, shard=0, columns=(keys, values), rejected=rejected
-    )  # fmt: skip
-    every = sorted(f"{n:02d}" for n in [*good, *bad])
-    return finish(storage, source, receipts=[receipt], bounds=[(every[0], every[-1])], about={})
+    rows = {f"{n:02d}": feature(source, n) for n in good}
+    return make_cache(storage, source, rows, [f"{n:02d}" for n in bad])
 
 
 @pytest.fixture

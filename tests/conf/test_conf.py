@@ -1,0 +1,167 @@
+"""Every YAML in conf/ loads in the place it is meant for, and every job explains itself."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.config import CONF, group_names, load
+from pipelines.data.benchmarks import role
+from pipelines.methods import METHODS
+from pipelines.ood import SCORES
+from pipelines.pipeline import PipelineConfig
+from pipelines.sweep import with_values
+
+ROOT = CONF.parent
+JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if "__main__" in p.read_text())
+GROUPS = ("backbone", "benchmark", "compute", "method", "sweep")
+PRESETS = ("test",)
+# Files that a job loads by another name than its own.
+OTHERS = ("embed_folder",)
+
+
+def run(job: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `python -m jobs.JOB words...` does, in this process."""
+    monkeypatch.setattr(sys, "argv", [job, *words])
+    runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+
+
+def pipeline(*words: str) -> PipelineConfig:
+    return load(PipelineConfig, "pipeline", words)
+
+
+def test_every_file_has_its_place() -> None:
+    files = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
+    top = {f"{name}.yaml" for name in (*JOBS, *PRESETS, *OTHERS)}
+    grouped = {f"{group}/{name}.yaml" for group in GROUPS for name in group_names(group)}
+    assert files == top | grouped
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_lists_every_key_with_type_default_and_meaning(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(job, "--help", monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"usage: python -m jobs.{job} [key=value ...]" in lines
+    rows = [n for n, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
+    assert rows
+    for n in rows:
+        key, equals, rest = lines[n].strip().partition("=")
+        value, bracket, kind = rest.rpartition("  [")
+        assert key, lines[n]
+        assert equals, lines[n]
+        assert bracket, lines[n]
+        json.loads(value)
+        assert kind.endswith("]"), lines[n]
+        assert "Annotated" not in kind, lines[n]
+        assert lines[n + 1].startswith("      "), f"{key} has no meaning"
+    # The values are those of conf/, laid over the defaults.
+    stored = yaml.safe_load((CONF / f"{job}.yaml").read_text())
+    shown = {line.strip().partition("=")[0]: line for line in lines}
+    for key, value in stored.items():
+        if not isinstance(value, dict | list) and key != "extends" and key in shown:
+            assert f"{key}={json.dumps(value)}" in shown[key]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_mistake_is_a_line_and_exit_status_2(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(job, "no_such_key=1", "word", monkeypatch=monkeypatch)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+    assert any("no_such_key: unknown key; allowed: " in line for line in lines)
+
+
+@pytest.mark.parametrize("name", group_names("benchmark"))
+def test_benchmarks(name: str) -> None:
+    config = pipeline(f"benchmark={name}", "sweep=none").benchmark
+    assert config.name == name
+    roles = {role(set_name) for set_name in config.sets}
+    assert {"test", "ood"} <= roles
+    files = [c.partition("#") for s in config.sets.values() for c in (s.classes or [])]
+    for file, mark, key in files:
+        if mark:
+            assert json.loads((CONF / "benchmark" / file).read_text())[key]
+
+
+@pytest.mark.parametrize("name", group_names("backbone"))
+def test_backbones(name: str) -> None:
+    config = pipeline(f"backbone={name}").backbone
+    assert config.name == name
+    assert config.builtin or config.model or config.config
+
+
+@pytest.mark.parametrize("name", group_names("method"))
+def test_methods(name: str) -> None:
+    (method,) = pipeline(f"method={name}").methods.values()
+    assert method.score in SCORES
+    assert type(method) is METHODS[method.name].Config
+    # What the file says is what is loaded.
+    stored = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())
+    assert_within(stored, method.model_dump(mode="json"))
+
+
+def assert_within(part: Any, whole: Any) -> None:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            assert_within(value, whole[key])
+    else:
+        assert part == whole
+
+
+def test_all_methods_together_use_every_method_of_the_code() -> None:
+    methods = pipeline("methods=all").methods
+    assert set(methods) == set(group_names("method"))
+    assert {method.name for method in methods.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", group_names("sweep"))
+def test_sweeps(name: str) -> None:
+    config = pipeline(f"sweep={name}").sweep
+    assert config.enabled == (name != "none")
+    # Each part of the space is a method's, and each key one of its keys.
+    for method, space in config.space.items():
+        section = pipeline(f"method={method}").methods[method]
+        for key, values in space.items():
+            for value in values:
+                with_values(section, {key: value})
+
+
+@pytest.mark.parametrize("name", group_names("compute"))
+def test_computes(name: str) -> None:
+    config = pipeline(f"compute={name}").compute
+    assert (config.address == "local") == (name == "local")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name: str) -> None:
+    config = pipeline(f"preset={name}")
+    stored = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    for key, value in stored.items():
+        node: Any = config.model_dump(mode="json")
+        if key in GROUPS or key == "methods":
+            continue
+        for part in key.split("."):
+            node = node[part]
+        assert node == value
+    assert list(config.methods) == stored["methods"]
+
+
+def test_files_name_no_machine() -> None:
+    for path in [p for p in CONF.rglob("*") if p.is_file()]:
+        text = path.read_text()
+        for word in ("/home/", "/work/", "/tmp/", str(Path.home())):
+            assert word not in text, path

@@ -1,0 +1,218 @@
+"""The main job in a process of its own: its output, a second run, and being killed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data.digits import DigitsSource
+from pipelines.data.storage import Storage
+from tests.ray.commands import job, job_killed_when
+
+STAGES = ("embed", "sweep", "finetune", "score", "evaluate", "register")
+METHODS = ("zero_shot", "coop", "ebm")
+SCORES = ("mcm", "max_logit", "delta_energy")
+
+
+def new_storage(folder: Path, *caches: Path) -> Path:
+    """A storage that holds these folders of another one's cache."""
+    storage = folder / "storage"
+    for cache in caches:
+        shutil.copytree(cache, storage / "cache" / cache.name)
+    return storage
+
+
+def run_folder(storage: Path) -> Path:
+    (folder,) = (storage / "runs").iterdir()
+    return folder
+
+
+def metrics(storage: Path) -> bytes:
+    return (run_folder(storage) / "metrics.json").read_bytes()
+
+
+def pipeline(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    done = job("pipeline", "preset=test", f"storage={storage}", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def ending(output: str) -> str:
+    """What is printed after the stages' lines."""
+    return output.split("\n\n", 1)[1]
+
+
+@pytest.fixture(scope="module")
+def backbones(mini_storage: Storage) -> Path:
+    return mini_storage.local("cache", "backbones")
+
+
+@pytest.fixture(scope="module")
+def first(
+    backbones: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An undisturbed run: its storage and what it printed."""
+    storage = new_storage(tmp_path_factory.mktemp("first"), backbones)
+    return storage, pipeline(storage)
+
+
+Finished = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_it_shows_its_stages_in_order_and_says_what_to_do_next(first: Finished) -> None:
+    storage, done = first
+    shown = re.findall(r"^\[(\d)/6\] (\w+) +done in [\d.]+ s", done.stdout, re.MULTILINE)
+    assert shown == [(str(n), stage) for n, stage in enumerate(STAGES, start=1)]
+    assert "Traceback" not in done.stderr
+    words = ending(done.stdout)
+    for name in ("ID ACC", "OOD ACC", "AUROC", "FPR", "near", "far"):
+        assert name in words
+    for line in (
+        f"report     {run_folder(storage)}/report.html",
+        "models:/energy-ood",
+        f"mlflow ui --backend-store-uri sqlite:///{storage}/mlflow.db",
+        f"python -m jobs.predict source=PATH storage={storage}",
+    ):
+        assert line in words
+
+
+def test_it_leaves_the_evidence(first: Finished) -> None:
+    storage, _ = first
+    folder = run_folder(storage)
+    for stage in STAGES:
+        assert json.loads((folder / f"{stage}.json").read_text())
+    found = json.loads(metrics(storage))
+    assert [(r["method"], r["score"]) for r in found["rows"]] == [
+        (m, s) for m in METHODS for s in SCORES
+    ]
+    assert {r["cell"] for r in found["rows"] if r["cell"]} == {
+        "seed 000: CoOp + MCM",
+        "seed 000: EBM + DeltaEnergy",
+    }
+    for method in METHODS:
+        parts = sorted((folder / "scores" / f"{method}-0").glob("*.parquet"))
+        rows = sum(pq.read_metadata(part).num_rows for part in parts)
+        scored = [n for n in found["sets"] if n.split("/")[0] not in ("train", "outliers")]
+        assert rows == sum(found["sets"][name] for name in scored)
+    page = (folder / "report.html").read_text()
+    assert "<html" in page
+    assert not re.search(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css|png|svg)""", page)
+
+
+def test_the_registered_model_judges_an_image(first: Finished, tmp_path: Path) -> None:
+    storage, _ = first
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    version = client.get_model_version_by_alias("energy-ood", "champion")
+    registered = json.loads((run_folder(storage) / "register.json").read_text())
+    assert str(registered["version"]) == str(version.version)
+    (image,) = DigitsSource().read(["digits/0003/plain"])
+    assert isinstance(image, bytes)
+    (tmp_path / "digit.png").write_bytes(image)
+    done = job("predict", f"source={tmp_path}/digit.png", f"storage={storage}")
+    assert done.returncode == 0, done.stderr
+    threshold = json.loads(metrics(storage))
+    row = next(
+        r
+        for r in threshold["rows"]
+        if (r["method"], r["score"]) == (registered["method"], registered["score"])
+    )
+    pattern = r"digit\.png: (\w+), score ([-\d.e+]+), threshold ([-\d.e+]+), (OOD|ID)\n$"
+    found = re.search(pattern, done.stdout)
+    assert found, done.stdout
+    assert float(found[3]) == pytest.approx(row["threshold"]["value"], rel=1e-5)
+    assert (float(found[2]) < float(found[3])) == (found[4] == "OOD")
+
+
+def test_a_second_run_finds_everything_and_prints_the_same(first: Finished) -> None:
+    storage, done = first
+    before = {p: p.stat().st_mtime_ns for p in (storage / "cache").rglob("*") if p.is_file()}
+    again = pipeline(storage)
+    lines = again.stdout.splitlines()[: len(STAGES)]
+    assert lines == [f"{stage:<15} found, nothing to do" for stage in STAGES]
+    assert ending(again.stdout) == ending(done.stdout)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def some(storage: Path, pattern: str) -> Callable[[], bool]:
+    """Whether a file of that pattern is there."""
+    return lambda: any(storage.glob(pattern))
+
+
+# In the middle of a stage: its first output is there, its manifest is not.
+MIDDLE = {
+    "embed": "cache/features/*/0*.parquet",
+    "sweep": "cache/trials/*.json",
+    "finetune": "cache/heads/*/checkpoint.pt",
+    "score": "runs/*/scores/*/*.parquet",
+    "evaluate": "runs/*/metrics.json",
+    "register": "runs/*/evaluate.json",
+}
+
+
+def killed_and_started_again(storage: Path, stage: str, *words: str) -> None:
+    job_killed_when(some(storage, MIDDLE[stage]), "pipeline", "preset=test",
+                    f"storage={storage}", *words)  # fmt: skip
+    assert not (run_folder(storage) / f"{stage}.json").exists(), "was done before it was killed"
+    pipeline(storage, *words)
+
+
+def test_killed_while_training_it_goes_on_to_the_same_numbers(
+    first: Finished, backbones: Path, tmp_path: Path
+) -> None:
+    cache = first[0] / "cache"
+    storage = new_storage(tmp_path, backbones, cache / "features", cache / "trials")
+    killed_and_started_again(storage, "finetune")
+    assert metrics(storage) == metrics(first[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_in_any_stage_it_goes_on_to_the_same_numbers(
+    first: Finished, backbones: Path, tmp_path: Path, stage: str
+) -> None:
+    storage = new_storage(tmp_path, backbones)
+    killed_and_started_again(storage, stage)
+    assert metrics(storage) == metrics(first[0])
+    parts = [run_folder(s) / "scores" / "ebm-0" for s in (storage, first[0])]
+    assert {p.name: p.read_bytes() for p in parts[0].iterdir()} == {
+        p.name: p.read_bytes() for p in parts[1].iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_seed_give_the_same_numbers(
+    first: Finished, backbones: Path, tmp_path: Path
+) -> None:
+    storage = new_storage(tmp_path, backbones)
+    pipeline(storage)
+    assert metrics(storage) == metrics(first[0])
+
+
+def test_a_mistake_is_lines_on_stderr_and_exit_status_2(tmp_path: Path) -> None:
+    done = job("pipeline", "benchmark=digit", "seeds=0", f"storage={tmp_path}", "shots=few")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "error: benchmark=digit: no such benchmark; allowed: digits, pacs, pacs_known_values "
+        "(did you mean digits?)",
+        "error: shots='few': input should be a valid integer, unable to parse string as an integer",
+        "error: seeds=0: input should be greater than or equal to 1",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_met_on_the_way_is_a_line_too(backbones: Path, tmp_path: Path) -> None:
+    storage = new_storage(tmp_path, backbones)
+    done = job("score", "preset=test", f"storage={storage}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: run ")
+    assert "has no sweep yet: run python -m jobs.sweep" in done.stderr
+    assert "Traceback" not in done.stderr
