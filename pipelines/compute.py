@@ -60,9 +60,7 @@ def connect(config: ComputeConfig) -> Iterator[None]:
         # Logical CPUs: nested Train, Tune and Data need a few slots even on two cores.
         options["num_cpus"] = config.num_cpus or max(4, os.cpu_count() or 1)
         options["include_dashboard"] = False
-    with warnings.catch_warnings(), _quiet_stderr():
-        warnings.simplefilter("ignore")
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    _start(local, options)
     try:
         yield
     finally:
@@ -85,14 +83,14 @@ def _quiet_stderr() -> Iterator[None]:
 
 def _start(local: bool, options: dict[str, Any]) -> None:
     """`ray.init`, tried twice here: Ray gives its own processes 30 s, a busy machine may not."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for last in (not local, True):
-            try:
+    for last in (not local, True):
+        try:
+            with warnings.catch_warnings(), _quiet_stderr():
+                warnings.simplefilter("ignore")
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-            except Exception as error:
-                if last or "timed out during startup" not in str(error):
-                    raise
-                logger.warning("Ray did not start within 30 s; once more")
-            else:
-                return
+        except Exception as error:
+            if last or "timed out during startup" not in str(error):
+                raise
+            logger.warning("Ray did not start within 30 s; once more")
+        else:
+            return

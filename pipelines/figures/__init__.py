@@ -1,30 +1,40 @@
-"""Experiments and pictures behind the docs, one file each: `jobs.figures figure=NAME`.
+"""The seeds' claims as numerical experiments, published whatever they show (docs/maths.md).
 
-A module NAME.py here with `run(out_dir) -> Markdown summary` is a figure; it writes its PNG and
-CSV files into `out_dir`.
+`FIGURES` names the module of each: its `run(folder)` writes PNG and CSV files into a folder and
+returns a Markdown summary. A new experiment is a module and a row here.
+`python -m jobs.figures figure=NAME` runs one.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from pathlib import Path
 
 from pipelines.config import UserError
 
+FIGURES = {
+    "theorem_3_2": "pipelines.figures.theorem_3_2",
+    "theorem_3_5": "pipelines.figures.theorem_3_5",
+    "proposition_3_6": "pipelines.figures.proposition_3_6",
+    "temperature_curve": "pipelines.figures.temperature_curve",
+    "demo": "pipelines.figures.demo",
+}
 
-def names() -> list[str]:
-    """The figures there are."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
 
+def run(figure: str, folder: Path) -> str:
+    """Run an experiment.
 
-def run(figure: str, out_dir: Path) -> str:
-    """Make a figure.
+    Args:
+        figure: A name of `FIGURES`.
+        folder: An existing folder for its PNG and CSV files.
+
+    Returns:
+        Its Markdown summary.
 
     Raises:
-        UserError: for an unknown name.
+        UserError: There is no figure of that name.
     """
-    if figure not in names():
-        raise UserError(f"figure={figure}: no such figure; allowed: {', '.join(names())}")
-    summary: str = importlib.import_module(f"{__name__}.{figure}").run(out_dir)
+    if figure not in FIGURES:
+        raise UserError(f"figure={figure}: no such figure; allowed: {', '.join(FIGURES)}")
+    summary: str = importlib.import_module(FIGURES[figure]).run(folder)
     return summary

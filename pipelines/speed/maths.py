@@ -73,7 +73,7 @@ def _delta_energy(scale: float) -> Iterator[Row]:
 
 
 def _grid(scale: float) -> Iterator[Row]:
-    similarity = _similarity(_size(100_000, scale), 1000)
+    similarity = _similarity(_size(20_000, scale), 1000)
     yield compare(
         f"delta_energy_grid 20 x 5 {_shape(similarity)} float32",
         lambda: delta_energy_grid(similarity, _TAUS, _CS),
@@ -177,7 +177,7 @@ def _histograms(scale: float) -> Iterator[Row]:
 
 
 def _scores(scale: float) -> Iterator[Row]:
-    logits = 10 * _similarity(_size(200_000, scale), 1000)
+    logits = 10 * _similarity(_size(50_000, scale), 1000)
     pairs: dict[str, tuple[str, dict[str, object]]] = {
         "msp": ("MaxSoftmax", {}),
         "max_logit": ("MaxLogit", {}),

@@ -22,7 +22,6 @@ from pipelines.models.heads import Predictor
 from pipelines.predict import PredictConfig, load_detector, run
 from pipelines.register import Candidate, RegisterConfig, register
 
-ALIAS = "set_registered_model_alias"
 PARAMS = {"tau": 0.07, "c": 2}
 NAMES = ("zero", "one dog", "two cats", "three", "four")
 
@@ -126,12 +125,14 @@ def test_a_registration_that_was_cut_short_leaves_one_version(
     def cut(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    # First the model is logged and no version there yet, then the version without its alias.
-    for where, name in ((pipelines.register, "_ensure_name"), (type(client), ALIAS)):
-        with monkeypatch.context() as patch:
-            patch.setattr(where, name, cut)
-            with pytest.raises(KeyboardInterrupt):
-                register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.register, "_ensure_name", cut)  # the model is logged by then
+        with pytest.raises(KeyboardInterrupt):
+            register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "set_registered_model_alias", cut)  # the version is there
+        with pytest.raises(KeyboardInterrupt):
+            register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
     done = register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
     found = client.search_model_versions("name = 'cut short'")
     assert [str(version.version) for version in found] == [done.version] == ["1"]
