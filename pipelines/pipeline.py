@@ -159,7 +159,9 @@ class Run:
         """The MLflow run of this run, the same one after a restart."""
         place = ("runs", self.id, "mlflow.json")
         if self.storage.exists(*place):
-            return str(self.storage.read_json(*place)["run_id"])
+            known = str(self.storage.read_json(*place)["run_id"])
+            if self.tracker.has(known):  # unless the store is another one by now
+                return known
         name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
         with self.tracker.run(name, tags=tracking.stamp(run=self.id)) as active:
             active.log_params(_params(plain(self.config)))
@@ -396,6 +398,8 @@ def _register(run: Run) -> dict[str, Any]:
         threshold=row["threshold"]["value"],
         target_tpr=run.config.target_tpr,
         class_names=run.benchmark.class_names,
+        decoding=run.config.embed.decoding(),
+        batch_size=run.config.embed.batch_size,
         facts={
             "run": run.id,
             "benchmark": run.benchmark.name,
