@@ -17,12 +17,13 @@ class BenchmarkConfig(Section):
 
     suite: str = Field(description="maths, embed, prompts, ...: a module of pipelines/speed")
     scale: float = Field(1.0, gt=0, le=1, description="share of the full sizes, for small machines")
+    only: str = Field("", description="a part of the suite, where it has parts: exact_metrics")
     json_file: str | None = Field(None, description="also write the rows here")
 
 
 def benchmark(config: BenchmarkConfig) -> None:
     """Measure, print, and write."""
-    rows = speed.run(config.suite, scale=config.scale)
+    rows = speed.run(config.suite, scale=config.scale, only=config.only)
     print(table(rows))
     if config.json_file:
         Path(config.json_file).write_text(to_json(rows) + "\n")

@@ -18,17 +18,19 @@ def suites() -> list[str]:
     return [name for name in found if name != "measure"]
 
 
-def run(suite: str, *, scale: float = 1.0) -> list[Row]:
+def run(suite: str, *, scale: float = 1.0, only: str = "") -> list[Row]:
     """Run a suite.
 
     Args:
         suite: its name.
         scale: share of the full sizes, in (0, 1].
+        only: a part of the suite, where it has parts.
 
     Raises:
         UserError: for an unknown name.
     """
     if suite not in suites():
         raise UserError(f"suite={suite}: no such suite; allowed: {', '.join(suites())}")
-    rows: list[Row] = importlib.import_module(f"{__name__}.{suite}").run(scale=scale)
+    parts = {"only": only} if only else {}
+    rows: list[Row] = importlib.import_module(f"{__name__}.{suite}").run(scale=scale, **parts)
     return rows

@@ -18,7 +18,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +32,7 @@ from pipelines.models.heads import HeadContext, build
 from pipelines.models.heads.coop import Config
 from pipelines.models.parallel import Workers
 from pipelines.models.text_tower import encode_plain, text_tower
+from pipelines.speed.measure import Row
 
 Kind: TypeAlias = Literal["plain", "shared", "plain_images"]
 MODEL = "ViT-B-16"
@@ -76,6 +77,41 @@ class _Backbone:
     def encode_text(self, texts: Any) -> Tensor:
         features: Tensor = self.model.encode_text(self.tokenizer(list(texts)), normalize=True)
         return features
+
+
+def run(*, scale: float = 1.0) -> list[Row]:
+    """A step beside the papers' own, its memory, many classes, and two workers.
+
+    Args:
+        scale: factor on the number of classes, in (0, 1].
+    """
+    few = Setting(num_classes=max(2, round(100 * scale)))
+    many = replace(few, num_classes=max(2, round(1000 * scale)), threads=1, repeats=1)
+    shared, plain = measure("shared", few), measure("plain", few)
+    images = measure("plain_images", few)
+    one, two = measure("shared", many), measure("shared", replace(many, workers=2))
+    name, many_name = f"step, {few.num_classes} classes", f"step, {many.num_classes} classes"
+    limit = 4 * 2**30
+    return [
+        _seconds(name, shared, "plain 77-token step", plain, 0.08),
+        _bytes(f"{name}: peak memory", shared.peak_bytes, "plain step", plain.peak_bytes, 0.2),
+        _seconds(name, shared, "plain step that encodes its images too", images, None),
+        _bytes(f"{many_name}: peak memory", one.peak_bytes, "4 GiB", limit, 1.0),
+        _seconds(f"{many_name}, two workers", two, "one worker", one, 1 / 1.6),
+    ]
+
+
+def _seconds(
+    name: str, ours: StepCost, reference: str, theirs: StepCost, limit: float | None
+) -> Row:
+    cpu = f"processor time {ours.cpu_seconds:.2f} s beside {theirs.cpu_seconds:.2f} s"
+    ratio = ours.seconds / theirs.seconds
+    return Row(name, ours.seconds, reference, theirs.seconds, ratio, limit, cpu)
+
+
+def _bytes(name: str, ours: int, reference: str, theirs: int, limit: float) -> Row:
+    note = f"{ours >> 20} MiB beside {theirs >> 20} MiB"
+    return Row(name, None, reference, None, ours / theirs, limit, note)
 
 
 def measure(kind: Kind, setting: Setting) -> StepCost:
