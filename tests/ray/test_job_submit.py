@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -14,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import pytest
 
 from pipelines.data.storage import Storage
 from tests.ray.commands import ROOT, end, environment, ray_folder
-from tests.ray.processes import descendants
+from tests.ray.processes import descendants, kill
 
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -99,17 +98,15 @@ def head() -> Iterator[Head]:
             wait_for(lambda: found.answers(token), process, folder / "head.log")
             yield found
         finally:
-            # --block passes the signal on to every process that it started.
+            # --block hands the signal on to what it started; on a busy machine that takes long.
             below = descendants(process.pid)
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            finally:
-                end(process)
-                log.close()
-            left = [pid for pid in below if alive(pid)]
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=60)
+            end(process)
+            log.close()
+            for pid in filter(alive, below):
+                kill(pid)
 
 
 def alive(pid: int) -> bool:
