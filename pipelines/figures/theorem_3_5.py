@@ -194,8 +194,8 @@ def _summary(minima: list[Outcome], starts: list[Outcome]) -> str:
     columns = {
         "tau": "tau",
         "seed": "seed",
-        "|theta|": "theta_norm",
-        "|grad L|": "gradient_norm",
+        "norm of theta": "theta_norm",
+        "gradient norm": "gradient_norm",
         "left": "left",
         "right": "right",
         "holds": "holds",
@@ -210,7 +210,7 @@ def _summary(minima: list[Outcome], starts: list[Outcome]) -> str:
                 ["tau", "at the minimum of L", "at the random start", "minimum, right side / tau"],
                 shares,
             ),
-            "Both sides at the minima; the left side is |image term - theta' (d2 L) theta|:",
+            "Both sides at the minima; the left side is the distance between the last two columns:",
             markdown_table(list(columns), sides),
         ]
     )

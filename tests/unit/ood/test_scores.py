@@ -317,7 +317,7 @@ def fast_delta_energy(row, tau, c):
 
 
 def test_delta_energy_in_float32_does_not_tie():
-    # The difference of two logsumexps has 153 values here.
+    # The difference of two logsumexps has a few dozen values here.
     generator = torch.Generator().manual_seed(0)
     similarity = torch.rand(4000, 1000, generator=generator) * 0.4
     before = torch.logsumexp(similarity, dim=1)
