@@ -25,12 +25,13 @@ from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
 from pipelines.embed import EmbedConfig
 from pipelines.evaluate import EvaluateConfig
-from pipelines.finetune import Cell, load_predictor
 from pipelines.methods import AnyMethod
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
 from pipelines.register import RegisterConfig
 from pipelines.sweep import SweepConfig
+from pipelines.trained_heads import load_predictor, read_manifest
+from pipelines.training import Cell
 
 # Keys that say where and how to compute, not what: they do not name another run.
 NOT_CONTENT = ("storage", "tracking_uri", "compute")
@@ -292,7 +293,7 @@ def _log_history(run: Run, cell: Cell, address: str) -> None:
     name = f"finetune {cell.method.name} seed {cell.seed}"
     with run.tracker.run(name, parent=run.tracking_run) as active:
         active.log_params({"method": cell.method.name, "seed": cell.seed, "address": address})
-        for figures in finetune.read_manifest(run.storage, address)["history"]:
+        for figures in read_manifest(run.storage, address)["history"]:
             values = {k: v for k, v in figures.items() if k != "epoch"}
             active.log_metrics(values, step=int(figures["epoch"]))
 
@@ -308,6 +309,7 @@ def _score(run: Run) -> dict[str, Any]:
         run.sets,
         run.storage,
         run.id,
+        at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
     return {"scores": names}
