@@ -118,7 +118,7 @@ class Run:
         """Look at the images and the backbone (training `mini` if need be) and name the run."""
         storage = Storage.open(config.storage)
         benchmark = open_benchmark(config.benchmark, shots=config.shots)
-        backbone = clip.resolve(config.backbone, storage)
+        backbone = clip.resolve(config.backbone, storage, _training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(clip.identity(backbone))
         run_id = digest([content, benchmark.address, identity], length=12)
@@ -174,6 +174,21 @@ class Run:
         """The address of every trained head by (method, seed)."""
         found = self.manifest("finetune")["heads"]
         return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
+
+
+def _training(observer: Observer) -> Callable[[int, int], None]:
+    """Shows how a backbone is trained, where it has to be: that comes before the first stage."""
+    began = time.perf_counter()
+
+    def show(done: int, total: int) -> None:
+        if done == 0:
+            observer.started("backbone", 1, 1)
+        elif done < total:
+            observer.progress(done, total, "steps of training")
+        else:
+            observer.finished("backbone", time.perf_counter() - began, found=False)
+
+    return show
 
 
 def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) -> Run:

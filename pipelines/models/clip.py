@@ -134,10 +134,15 @@ class Clip:
         return torch.cat(parts).to(torch.float32)
 
 
-def resolve(config: BackboneConfig, storage: Storage) -> BackboneConfig:
+def resolve(
+    config: BackboneConfig,
+    storage: Storage,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> BackboneConfig:
     """The same backbone with its files named; trains or downloads what is missing.
 
-    Runs on the driver; calling it twice changes nothing.
+    Runs on the driver; calling it twice changes nothing. `on_progress` is called with (steps
+    done, in all), from (0, all) on, where a backbone has to be trained.
 
     Raises:
         UserError: where no weights can be found, or they do not fit the architecture's
@@ -146,7 +151,7 @@ def resolve(config: BackboneConfig, storage: Storage) -> BackboneConfig:
     if config.builtin == "mini" and config.path is None:
         from pipelines.models import mini  # here: the training code is seldom needed
 
-        architecture, weights = mini.ensure(storage)
+        architecture, weights = mini.ensure(storage, on_progress)
         return config.model_copy(update={"config": str(architecture), "path": str(weights)})
     if (config.model is None) == (config.config is None):
         raise UserError(
