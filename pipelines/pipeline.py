@@ -7,6 +7,7 @@ resolved configuration, the images and the backbone's weights.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -198,6 +199,9 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
         config: the resolved configuration.
         observer: is told what happens.
         only: one stage's name: run that one from what the previous ones wrote.
+
+    Raises:
+        UserError: a set or an earlier stage is missing, and what the stages raise.
     """
     current = Run.open(config, observer)
     for needed in ("train", "validation") if only is None else ():
@@ -207,6 +211,8 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
                 "train, thresholds are set on validation"
             )
     names = list(STAGES) if only is None else [only]
+    for before in itertools.takewhile(lambda stage: stage != names[0], STAGES):
+        current.manifest(before)  # asked before Ray starts
     with ExitStack() as stack:
         connected = False
         for number, name in enumerate(names, start=1):
