@@ -250,6 +250,10 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
         "ID is positive; AUROC: higher is better, FPR: lower is better; mean: over all OOD sets.",
         f"Images: {sets}.",
     ]
+    reasons = Counter(entry["reason"] for entry in metrics.get("rejected") or [])
+    if reasons:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        lines.append(f"Rejected images, left out of all figures: {counts}.")
     extra = metrics.get("notes") or []
     return lines + ([extra] if isinstance(extra, str) else list(extra))
 

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import stat as stat_module
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +26,7 @@ from pipelines.config import UserError
 
 Stamp = tuple[str, int, str]  # name, bytes, what changes when the content does
 MISSING = -1
+MAX_BYTES = 2**30  # of an image file on this machine; a larger one is no image
 
 
 @dataclass(frozen=True, order=True)
@@ -96,6 +99,11 @@ def join(root: str, name: str) -> str:
 def read(path: str) -> bytes:
     """The content of a file; OSError where it cannot be read."""
     if not is_uri(path):
+        info = Path(path).stat()
+        if not stat_module.S_ISREG(info.st_mode):  # a pipe or a device would never end
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        if info.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"{info.st_size:,} bytes, over {MAX_BYTES:,}", path)
         return Path(path).read_bytes()
     fs, inner = _filesystem(path)
     with _as_os_error():
@@ -144,12 +152,25 @@ def _local(root: str) -> list[File]:
         raise UserError(f"{root}: no such file or folder")
     found = []
     for folder, folders, names in os.walk(top, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(Path(folder, name), top)
+        ]
         for name in names:
             path = Path(folder, name)
             if not name.startswith("."):
                 found.append(_local_or_missing(path.relative_to(top).as_posix(), path))
     return found
+
+
+def _leads_back(path: Path, top: Path) -> bool:
+    """Whether a link points to a folder that it lies in: following it would never end."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    above = [folder for folder in path.parents if folder == top or top in folder.parents]
+    return any(folder.resolve() == target for folder in above)
 
 
 def _local_or_missing(name: str, path: Path) -> File:
