@@ -7,6 +7,7 @@ every rendering shows the same numbers, in percent, as mean (std over seeds).
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
