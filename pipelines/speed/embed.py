@@ -45,6 +45,7 @@ RESNET = {  # the shape of mini_rn_64
 }
 CROP = open_clip.image_transform(224, is_train=False).transforms[:2]
 REPEATS = 3
+Decoder = Callable[[bytes], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _decoders(files: Sequence[str]) -> Iterator[Row]:
     """Pillow, Pillow's draft mode, torchvision's decoder: alone, and with the crop to 224 px."""
     contents = [Path(path).read_bytes() for path in files]
     exact = [_cropped(_pillow(content)).astype(int) for content in contents]
-    ways: dict[str, Callable[[bytes], Image.Image]] = {
+    ways: dict[str, Decoder] = {
         "Pillow's draft mode": _draft,
         "torchvision's decoder": _torchvision,
     }
@@ -306,28 +307,28 @@ def _decoders(files: Sequence[str]) -> Iterator[Row]:
         pairs = zip(exact, contents, strict=True)
         largest = max(int(np.abs(one - _cropped(way(content))).max()) for one, content in pairs)
         verdict = "the same pixels" if largest == 0 else f"pixels differ by up to {largest} of 255"
-        for what, step in (("decode", lambda image: image), ("decode and crop", _cropped)):
-            ours, reference = _in_turns(
-                lambda content, way=way, step=step: step(way(content)),
-                lambda content, step=step: step(_pillow(content)),
-                contents,
-            )
+        for what, step in (("decode", _as_it_is), ("decode and crop", _cropped)):
+            ours, reference = _in_turns(way, _pillow, step, contents)
             note = f"{1 / ours:.0f} against {1 / reference:.0f} images/s; {verdict}"
             yield Row(f"{what}, {name}", ours, "Pillow", reference, ours / reference, None, note)
 
 
 def _in_turns(
-    call: Callable[[bytes], object], other: Callable[[bytes], object], contents: Sequence[bytes]
+    way: Decoder, other: Decoder, step: Callable[[Image.Image], object], contents: Sequence[bytes]
 ) -> tuple[float, float]:
-    """Seconds an image of both calls: medians of passes that take turns."""
+    """Seconds an image of both decoders with `step`: medians of passes that take turns."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS):
-        for one, seconds in zip((call, other), times, strict=True):
+        for decode, seconds in zip((way, other), times, strict=True):
             start = time.perf_counter()
             for content in contents:
-                one(content)
+                step(decode(content))
             seconds.append((time.perf_counter() - start) / len(contents))
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _as_it_is(image: Image.Image) -> object:
+    return image
 
 
 def _pillow(content: bytes) -> Image.Image:
