@@ -324,10 +324,3 @@ def test_a_resolved_configuration_reads_back_as_itself() -> None:
     (config.CONF / "again.yaml").write_text(to_yaml(found))
     assert read(job="again") == found
     assert json.loads(json.dumps(plain(found)))["engine"] == {"address": "there", "workers": 4}
-
-
-def test_short_words_stand_for_the_dotted_keys_of_embed() -> None:
-    words = ["source=x", "max_rejected=0.2", "exif=apply", "background=black"]
-    data, problems = compose("embed_folder", words)
-    assert problems == []
-    assert data["embed"] == {"max_rejected": 0.2, "exif": "apply", "background": "black"}
