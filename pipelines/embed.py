@@ -148,7 +148,7 @@ def embed_sources(
         work = replace(_work(backbone, storage, settings, compute), odin=odin)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
-        found |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
+        found |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
     return {name: found[name] for name in sources}
 
 
@@ -298,13 +298,13 @@ def _user_errors() -> Iterator[None]:
         raise UserError(str(cause)) from None
 
 
-def _finish(plan: Plan, tally: Tally, storage: Storage) -> FeatureCache:
+def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig) -> FeatureCache:
     cache = features.finish(
         storage,
         plan.address,
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
-        about=plan.about,
+        about={**plan.about, "model": backbone.model or backbone.name},
         rejected=plan.duplicates,
     )
     rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]

@@ -69,8 +69,10 @@ def is_folder(path: str) -> bool:
     if not is_uri(path):
         return Path(path).expanduser().is_dir()
     fs, inner = _filesystem(path)
-    with _reachable(path):
+    if not isinstance(fs, ArrowFSWrapper):
         return bool(fs.isdir(inner))
+    with _reachable(path):  # its own isdir says no to a store that does not answer
+        return any(info.type == pa.fs.FileType.Directory for info in fs.fs.get_file_info([inner]))
 
 
 def listing(root: str, suffixes: tuple[str, ...]) -> list[File]:

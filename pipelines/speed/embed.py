@@ -253,7 +253,7 @@ def _bare_processes(subject: Subject, number: int) -> float:
     processes = [context.Process(target=_bare, args=(subject, 1, rates)) for _ in range(number)]
     for process in processes:
         process.start()
-    total = sum(rates.get() for _ in processes)
+    total = sum(rates.get(timeout=900) for _ in processes)
     for process in processes:
         process.join()
     return float(total)
@@ -356,7 +356,7 @@ def _cropped(image: Image.Image) -> np.ndarray[Any, Any]:
 def _memory(place: Path, scale: float) -> Iterator[Row]:
     """Peak memory of driver and workers at 1,000 and at 20,000 images."""
     peaks = []
-    sizes = [max(200, int(1000 * scale)), max(4000, int(20_000 * scale))]
+    sizes = [max(400, int(1000 * scale)), max(4000, int(20_000 * scale))]
     subject = _small(place, sizes[0])
     for number in sizes:
         larger = replace(subject, images=replace(subject.images, number=number))
