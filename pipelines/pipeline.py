@@ -7,6 +7,7 @@ resolved configuration, the images and the backbone's weights.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -25,12 +26,13 @@ from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
 from pipelines.embed import EmbedConfig
 from pipelines.evaluate import EvaluateConfig
-from pipelines.finetune import Cell, load_predictor
 from pipelines.methods import AnyMethod
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
 from pipelines.register import RegisterConfig
 from pipelines.sweep import SweepConfig
+from pipelines.trained_heads import load_predictor, read_manifest
+from pipelines.training import Cell
 
 # Keys that say where and how to compute, not what: they do not name another run.
 NOT_CONTENT = ("storage", "tracking_uri", "compute")
@@ -117,7 +119,7 @@ class Run:
         """Look at the images and the backbone (training `mini` if need be) and name the run."""
         storage = Storage.open(config.storage)
         benchmark = open_benchmark(config.benchmark, shots=config.shots)
-        backbone = clip.resolve(config.backbone, storage)
+        backbone = clip.resolve(config.backbone, storage, _training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(clip.identity(backbone))
         run_id = digest([content, benchmark.address, identity], length=12)
@@ -175,6 +177,21 @@ class Run:
         return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
 
 
+def _training(observer: Observer) -> Callable[[int, int], None]:
+    """Shows how a backbone is trained, where it has to be: that comes before the first stage."""
+    began = time.perf_counter()
+
+    def show(done: int, total: int) -> None:
+        if done == 0:
+            observer.started("backbone", 1, 1)
+        elif done < total:
+            observer.progress(done, total, "steps of training")
+        else:
+            observer.finished("backbone", time.perf_counter() - began, found=False)
+
+    return show
+
+
 def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) -> Run:
     """Run the stages that are not done yet.
 
@@ -182,6 +199,9 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
         config: the resolved configuration.
         observer: is told what happens.
         only: one stage's name: run that one from what the previous ones wrote.
+
+    Raises:
+        UserError: a set or an earlier stage is missing, and what the stages raise.
     """
     current = Run.open(config, observer)
     for needed in ("train", "validation") if only is None else ():
@@ -191,6 +211,8 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
                 "train, thresholds are set on validation"
             )
     names = list(STAGES) if only is None else [only]
+    for before in itertools.takewhile(lambda stage: stage != names[0], STAGES):
+        current.manifest(before)  # asked before Ray starts
     with ExitStack() as stack:
         connected = False
         for number, name in enumerate(names, start=1):
@@ -292,7 +314,7 @@ def _log_history(run: Run, cell: Cell, address: str) -> None:
     name = f"finetune {cell.method.name} seed {cell.seed}"
     with run.tracker.run(name, parent=run.tracking_run) as active:
         active.log_params({"method": cell.method.name, "seed": cell.seed, "address": address})
-        for figures in finetune.read_manifest(run.storage, address)["history"]:
+        for figures in read_manifest(run.storage, address)["history"]:
             values = {k: v for k, v in figures.items() if k != "epoch"}
             active.log_metrics(values, step=int(figures["epoch"]))
 
@@ -308,6 +330,7 @@ def _score(run: Run) -> dict[str, Any]:
         run.sets,
         run.storage,
         run.id,
+        at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
     return {"scores": names}
