@@ -6,6 +6,7 @@ images' (the zero-shot classifier), and `odin.eps=` takes ODIN's input step firs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class FolderJob(Section):
     templates: str = Field(
         "simple",
         description="prompts of the class names: a file with a prompt a line ({} stands for the "
-        "name), or one of " + ", ".join(sorted(templates.TEMPLATES)),
+        "name), or one of " + ", ".join(templates.NAMES),
     )
     odin: OdinConfig | None = Field(None, description="take ODIN's input step; needs class_names")
     embed: EmbedConfig = EmbedConfig()
@@ -121,10 +122,10 @@ def read_lines(path: str, key: str) -> list[str]:
     return lines
 
 
-def _templates(name: str) -> list[str]:
-    if name in templates.TEMPLATES:
-        return list(templates.TEMPLATES[name])
+def _templates(name: str) -> Sequence[str]:
+    if name in templates.NAMES:
+        return templates.templates(name)
     if not Path(name).expanduser().is_file():
-        known = ", ".join(sorted(templates.TEMPLATES))
+        known = ", ".join(templates.NAMES)
         raise UserError(f"templates={name}: no such file; or one of {known}")
     return read_lines(name, "templates")
