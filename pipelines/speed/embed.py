@@ -162,8 +162,8 @@ def _throughput(subject: Subject, place: Path) -> Iterator[Row]:
 
 
 def _number(full: int, batch: int, scale: float) -> int:
-    """A number of images that makes ten batches a worker at least, and the same for each."""
-    pairs = max(10, round(full * scale / (2 * batch)))
+    """A number of images that gives both workers the same number of batches, two at least."""
+    pairs = max(2, round(full * scale / (2 * batch)))
     return pairs * 2 * batch
 
 

@@ -61,5 +61,5 @@ def test_slow_work_and_work_without_a_unit(
     assert capsys.readouterr().out.splitlines() == [
         "[2/6] embed     ...",
         "[2/6] embed     1/90 shards, 0.0 shards/s, 2 h 28 min left",
-        "[2/6] embed     2/90, 2 h 27 min left",
+        "[2/6] embed     2/90, 2 h 26 min left",
     ]

@@ -69,6 +69,7 @@ class Bucket(BaseHTTPRequestHandler):
             for key, size in rows
             if key.startswith(prefix)
         )
+        entries += f"<KeyCount>{entries.count('<Key>')}</KeyCount>"
         head = "<?xml version='1.0'?><ListBucketResult><Name>bucket</Name>"
         tail = "<MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated></ListBucketResult>"
         self.answer(200, (head + entries + tail).encode(), Content_Type="application/xml")
