@@ -102,12 +102,24 @@ class Clip:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """8-bit RGB (N, H, W, 3) -> normalised float32 (N, 3, H, W) on the model's device."""
+        return self.to_unit(pixels).sub_(self.mean).div_(self.std)
+
+    def to_unit(self, pixels: Tensor) -> Tensor:
+        """8-bit RGB (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1] on the model's device."""
         moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        return moved.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        return moved.to(torch.float32).div_(255)
+
+    def standardize(self, unit: Tensor) -> Tensor:
+        """The second half of `normalize`: (N, 3, H, W) in [0, 1] -> normalised, differentiably."""
+        return (unit - self.mean) / self.std
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (N, 3, H, W) -> image_features (N, D), float32, unit length."""
+        return self.features(pixels)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The same as `encode_image`, in the caller's gradient mode."""
         features: Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
         return functional.normalize(features.to(torch.float32), dim=-1)
 
