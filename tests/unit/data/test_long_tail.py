@@ -97,5 +97,5 @@ def test_everything_wrong_with_the_training_set_is_said_at_once(benchmark):
     with pytest.raises(UserError) as caught:
         open_benchmark(config, shots=60)
     shots, missing = str(caught.value).splitlines()
-    assert shots.startswith("shots=60: more than there are (bee: ")
+    assert shots.startswith("shots=60: more than there are (ant: ")
     assert missing == "set 'train' of benchmark 'toy': no image of class dodo"
