@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pipelines import training as loop
 from pipelines.config import load
 from pipelines.methods import METHODS
+from pipelines.models.heads import HEADS as ALL_HEADS
 from pipelines.models.heads import HeadContext, Predictor, build
 from pipelines.pipeline import PipelineConfig
 from pipelines.training import Cell, TrainingData, train_in_process
@@ -304,3 +306,34 @@ def test_every_kind_of_prompt_learns(position, class_specific, phrase):
     config = METHODS["coop"].Config(head=head, training=training)
     result = train_in_process(Cell(config, 0), toy_data(), small_clip())
     assert result.history[-1]["loss"] < 0.9 * result.history[0]["loss"]
+
+
+# Losses that compare images with text features, and heads that have none; heads with nothing to
+# train, and the methods that take them as they are.
+REFUSED = {
+    **{("ebm", head): "has no text features" for head in ("linear_probe", "tip_adapter_f")},
+    **{
+        (method, head): "nothing to train|no text features"
+        for method in METHODS.keys() - {"zero_shot", "cross_entropy"}
+        for head in ("zero_shot", "tip_adapter")
+    },
+    **{
+        ("zero_shot", head): "is there to be trained"
+        for head in ("coop", "linear_probe", "clip_adapter", "tip_adapter_f")
+    },
+}
+
+
+@pytest.mark.parametrize("head", sorted(ALL_HEADS))
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_any_method_trains_any_head_or_says_why_not(name, head):
+    training = {"epochs": 1, "batch_size": 96, "lr": 0.01}
+    settings = {"name": head, "num_context": 2} if head == "coop" else {"name": head}
+    if (name, head) in REFUSED:
+        with pytest.raises(ValidationError, match=REFUSED[name, head]):
+            METHODS[name].Config(head=settings, training=training)
+        return
+    config = METHODS[name].Config(head=settings, training=training)
+    result = train_in_process(Cell(config, 0), toy_data(), small_clip())
+    assert result.predictor.head == head
+    assert np.isfinite(result.predictor.similarity(toy_data().validation_features)).all()
