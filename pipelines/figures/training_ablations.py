@@ -182,19 +182,23 @@ def _summary(bed: Bed, named: Mapping[str, Sequence[Found]]) -> str:
     for name, found in named.items():
         first, second = name.split(", ")
         head = [first, second, "ID ACC", "AUROC", "FPR"]
-        bound = "bound_positive_share" in found[0].report
-        lines = [
-            [*_setting(f), *(f"{100 * v:.1f}" for v in (f.id_accuracy, f.auroc, f.fpr))]
-            + ([f"{f.report['bound']:+.4f}", f"{100 * f.report['bound_positive_share']:.0f}"])
-            * bound
-            for f in found
-        ]
-        parts.append(markdown_table([*head, *(["bound E0 - E2", "E2 > E0 (%)"] * bound)], lines))
+        lines = [[*_setting(f), *_figures(f)] for f in found]
+        if "bound" in found[0].report:
+            head += ["bound E0 - E2", "E2 > E0 (%)"]
+        parts.append(markdown_table(head, lines))
     parts.append(
         "Measured prior of the outliers: "
         + ", ".join(f"{class_name} {100 * share:.1f} %" for class_name, share in shares)
     )
     return "\n\n".join(parts)
+
+
+def _figures(found: Found) -> list[str]:
+    numbers = [f"{100 * v:.1f}" for v in (found.id_accuracy, found.auroc, found.fpr)]
+    if "bound" not in found.report:
+        return numbers
+    share = 100 * found.report["bound_positive_share"]
+    return [*numbers, f"{found.report['bound']:+.4f}", f"{share:.0f}"]
 
 
 def _setting(found: Found) -> list[str]:
