@@ -7,6 +7,7 @@ resolved configuration, the images and the backbone's weights.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -38,13 +39,14 @@ from pipelines.data.storage import Storage
 from pipelines.embed import EmbedConfig
 from pipelines.epoch_log import EpochLog
 from pipelines.evaluate import EvaluateConfig
-from pipelines.finetune import Cell, TrainingData, load_predictor
 from pipelines.methods import AnyMethod
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
 from pipelines.prior import OUTLIERS
 from pipelines.register import RegisterConfig
 from pipelines.sweep import SweepConfig
+from pipelines.trained_heads import load_predictor, read_manifest
+from pipelines.training import Cell, TrainingData
 
 # Keys that say where and how to compute, not what: they do not name another run.
 NOT_CONTENT = ("storage", "tracking_uri", "compute")
@@ -134,7 +136,7 @@ class Run:
         """Look at the images and the backbone (training `mini` if need be) and name the run."""
         storage = Storage.open(config.storage)
         benchmark = _open_benchmark(config)
-        backbone = clip.resolve(config.backbone, storage)
+        backbone = clip.resolve(config.backbone, storage, _training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(clip.identity(backbone))
         run_id = digest([content, benchmark.address, identity], length=12)
@@ -213,6 +215,21 @@ def _open_benchmark(config: PipelineConfig) -> Benchmark:
     return found
 
 
+def _training(observer: Observer) -> Callable[[int, int], None]:
+    """Shows how a backbone is trained, where it has to be: that comes before the first stage."""
+    began = time.perf_counter()
+
+    def show(done: int, total: int) -> None:
+        if done == 0:
+            observer.started("backbone", 1, 1)
+        elif done < total:
+            observer.progress(done, total, "steps of training")
+        else:
+            observer.finished("backbone", time.perf_counter() - began, found=False)
+
+    return show
+
+
 def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) -> Run:
     """Run the stages that are not done yet.
 
@@ -220,6 +237,9 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
         config: the resolved configuration.
         observer: is told what happens.
         only: one stage's name: run that one from what the previous ones wrote.
+
+    Raises:
+        UserError: a set or an earlier stage is missing, and what the stages raise.
     """
     current = Run.open(config, observer)
     for needed in ("train", "validation") if only is None else ():
@@ -229,6 +249,8 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
                 "train, thresholds are set on validation"
             )
     names = list(STAGES) if only is None else [only]
+    for before in itertools.takewhile(lambda stage: stage != names[0], STAGES):
+        current.manifest(before)  # asked before Ray starts
     with ExitStack() as stack:
         connected = False
         for number, name in enumerate(names, start=1):
@@ -316,7 +338,7 @@ def _finetune(run: Run) -> dict[str, Any]:
 
     def on_epoch(cell: Cell, report: Mapping[str, float]) -> None:
         # Methods with the same setting share a cell; it is shown under the first one's name.
-        name = next(_training(*place) for place, known in cells.items() if known == cell)
+        name = next(_training_name(*place) for place, known in cells.items() if known == cell)
         seen.add((name, report["epoch"]))
         run.observer.progress(len(seen), total, f"epochs, {name}")
         log.add(name, report)
@@ -348,7 +370,7 @@ def _training_data(run: Run, cells: Iterable[Cell]) -> TrainingData:
     return replace(data, outlier_counts=prior.measure(view, run.backbone, run.storage))
 
 
-def _training(method: str, seed: int) -> str:
+def _training_name(method: str, seed: int) -> str:
     """The name of a training, in MLflow and on the terminal."""
     return f"finetune {method} seed {seed}"
 
@@ -356,9 +378,9 @@ def _training(method: str, seed: int) -> str:
 def _log_training(run: Run, log: EpochLog, place: tuple[str, int], address: str) -> None:
     """The settings of a training, and the epochs that were not sent while it went on."""
     method, seed = place
-    with run.tracker.run(_training(method, seed), parent=run.tracking_run) as active:
+    with run.tracker.run(_training_name(method, seed), parent=run.tracking_run) as active:
         active.log_params({"method": method, "seed": seed, "address": address})
-    log.finish(_training(method, seed), finetune.read_manifest(run.storage, address)["history"])
+    log.finish(_training_name(method, seed), read_manifest(run.storage, address)["history"])
 
 
 def _score(run: Run) -> dict[str, Any]:
@@ -372,6 +394,7 @@ def _score(run: Run) -> dict[str, Any]:
         run.sets,
         run.storage,
         run.id,
+        at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
     return {"scores": names}

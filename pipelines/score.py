@@ -26,7 +26,7 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.schema import matrix
 from pipelines.data.storage import Storage
 from pipelines.detector import judge
-from pipelines.finetune import load_predictor
+from pipelines.trained_heads import load_predictor
 
 SCORED_ROLES = ("validation", "test", "validation_ood", "shifted", "ood")
 
@@ -68,6 +68,7 @@ def run(
     storage: Storage,
     run_id: str,
     *,
+    at_once: int | None = None,
     on_progress: Progress | None = None,
 ) -> list[str]:
     """Write the scores of all heads; returns the folder of each head below `scores/`.
@@ -77,6 +78,7 @@ def run(
         sets: the benchmark's features.
         storage: where the run lies.
         run_id: the run.
+        at_once: tasks at a time; by default as many as Ray has CPUs for.
         on_progress: called with (shards done, in all).
     """
     names = tuple(n for n in sets.benchmark.sets if role(n) in SCORED_ROLES)
@@ -92,7 +94,7 @@ def run(
     done = len(units) - len(missing)
     if on_progress:
         on_progress(done, len(units))
-    for _ in _scored(missing, work):
+    for _ in _scored(missing, work, at_once):
         done += 1
         if on_progress:
             on_progress(done, len(units))
@@ -136,7 +138,7 @@ def _is_done(work: _Work, unit: Mapping[str, Any]) -> bool:
     )
 
 
-def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
+def _scored(units: Sequence[Mapping[str, Any]], work: _Work, at_once: int | None) -> Any:
     """Runs the units as Ray Data tasks and yields as each is done."""
     if not units:
         return
@@ -151,6 +153,7 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
         batch_format="pyarrow",
         fn_kwargs={"shared": shared},
         num_cpus=1,
+        compute=ray.data.TaskPoolStrategy(size=at_once),
     )
     yield from dataset.iter_rows()
 

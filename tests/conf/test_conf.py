@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import CONF, group_names, load
+from pipelines.config import CONF, compose, group_names, load
 from pipelines.data.benchmarks import role
 from pipelines.methods import METHODS
 from pipelines.ood import SCORES
@@ -165,3 +165,10 @@ def test_files_name_no_machine() -> None:
         text = path.read_text()
         for word in ("/home/", "/work/", "/tmp/", str(Path.home())):
             assert word not in text, path
+
+
+def test_short_words_stand_for_the_dotted_keys_of_embed() -> None:
+    words = ["source=x", "max_rejected=0.2", "exif=apply", "background=black"]
+    data, problems = compose("embed_folder", words)
+    assert problems == []
+    assert data["embed"] == {"max_rejected": 0.2, "exif": "apply", "background": "black"}

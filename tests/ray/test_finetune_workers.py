@@ -8,8 +8,9 @@ import torch
 
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune import CLASS_PARALLEL_FROM, Cell, _split, is_trained, train
+from pipelines.finetune import CLASS_PARALLEL_FROM, Cell, _split, train
 from pipelines.methods import METHODS
+from pipelines.trained_heads import is_trained
 from pipelines.training import TrainingData
 from tests.ray.small_backbone import write_backbone
 

@@ -98,11 +98,11 @@ def head() -> Iterator[Head]:
             wait_for(lambda: found.answers(token), process, folder / "head.log")
             yield found
         finally:
-            # --block hands the signal on to what it started; on a busy machine that takes long.
+            # --block hands the signal on to what it started, and then waits long for some of it.
             below = descendants(process.pid)
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=60)
+                process.wait(timeout=10)
             end(process)
             log.close()
             for pid in filter(alive, below):

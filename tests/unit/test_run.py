@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import ANY, Mock
 
 import pytest
 
 from pipelines.config import UserError, load
 from pipelines.data.storage import Storage
+from pipelines.models import mini
 from pipelines.pipeline import PipelineConfig, Run, champion, run
 
 
@@ -142,3 +144,17 @@ class TestChampion:
         found = {n: {"accuracy": None, "validation": {}} for n in ("zero_shot", "coop", "ebm")}
         assert judged(found=found) == ("ebm", "delta_energy")
         assert judged("register_as.method=coop", found=found) == ("coop", "mcm")
+
+
+def test_the_training_of_the_backbone_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = Mock()
+    monkeypatch.setattr(mini, "STEPS", 40)
+    words = ["preset=test", f"storage={tmp_path}"]
+    Run.open(load(PipelineConfig, "pipeline", words), observer)
+    assert [(name, *given[:2]) for name, given, _ in observer.mock_calls] == [
+        ("started", "backbone", 1),
+        ("progress", 20, 40),
+        ("finished", "backbone", ANY),
+    ]

@@ -24,6 +24,7 @@ from pipelines.data.sources import (
     TarSource,
     open_source,
 )
+from pipelines.models.encoder import Preparer
 
 
 @pytest.fixture
@@ -244,6 +245,27 @@ def test_a_changed_file_is_read_anew(parquet: Path) -> None:
     assert source.read(["k/000"]) == [b"new"]
 
 
+def test_what_would_never_end_is_not_followed(folder: Path) -> None:
+    before = FolderSource(root=str(folder)).index()["key"].to_pylist()
+    (folder / "class_0" / "back").symlink_to(folder)
+    (folder / "class_0" / "itself").symlink_to(folder / "class_0")
+    (folder / "elsewhere").symlink_to(folder / "class_1")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zeros.jpg").symlink_to("/dev/zero")
+    (folder / "memory.jpg").symlink_to("/proc/self/mem")  # opens, and cannot be read
+    with (folder / "huge.jpg").open("wb") as file:
+        file.truncate(2**30 + 1)
+    source = FolderSource(root=str(folder))
+    twice = [f"elsewhere/{k.partition('/')[2]}" for k in before if k.startswith("class_1/")]
+    odd = ["pipe.jpg", "zeros.jpg", "memory.jpg", "huge.jpg"]
+    assert source.index()["key"].to_pylist() == sorted([*before, *twice, *odd])
+    pixels = Preparer(lambda image: image).batches(odd, source.read(odd), 8)
+    (verdicts,) = [[(v.reason, v.message) for v in batch] for batch in pixels]
+    assert [reason for reason, _ in verdicts] == ["unreadable"] * 3 + ["too_large"]
+    assert "not a regular file" in verdicts[0][1]
+    assert "1,073,741,825 bytes" in verdicts[3][1]
+
+
 def test_mistakes_have_one_clear_message(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "x.parquet")
     (tmp_path / "y.parquet").write_bytes(b"PAR1 not really")
@@ -254,7 +276,7 @@ def test_mistakes_have_one_clear_message(tmp_path: Path) -> None:
         (ParquetSource(root=str(tmp_path / "none.parquet")), "no such file or folder"),
         (ParquetSource(root=str(tmp_path / "empty")), "no Parquet file"),
         (TarSource(root=str(tmp_path / "empty")), "no tar archive"),
-        (FolderSource(root="nowhere://x"), "cannot be opened"),
+        (FolderSource(root="nowhere://x"), "cannot be reached"),
         (ParquetSource(root=str(tmp_path / "x.parquet")), "no column 'image'; it has key"),
         (ParquetSource(root=str(tmp_path / "y.parquet")), "not readable as Parquet"),
     ):
