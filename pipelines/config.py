@@ -299,7 +299,7 @@ def _problem(error: Any, data: Any) -> str:
         inside_list = isinstance(node, list) and isinstance(part, int) and part < len(node)
         if inside_list or (isinstance(node, dict) and part in node):
             node = node[part]
-        elif position < len(error["loc"]) - 1:
+        elif position < len(error["loc"]) - 1 or error["type"] == "value_error":
             continue  # the tag of a union, which is no key of the user's
         keys.append(str(part))
     message = error["msg"].removeprefix("Value error, ")

@@ -67,7 +67,8 @@ def judge(
 
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
-        logits, and `score_NAME` float64 (N,) for each score.
+        logits, and `score_NAME` float64 (N,) for each score. Class and confidence are those of
+        the adjusted logits where the head was trained on a long tail; scores never are.
 
     Raises:
         ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
@@ -75,11 +76,12 @@ def judge(
     _check(features)
     similarity = torch.from_numpy(predictor.similarity(features)).double()
     logits = similarity * predictor.logit_scale
-    wanted = {"confidence": ("msp", {}), **{f"score_{n}": (n, p) for n, p in scores.items()}}
+    adjusted = predictor.adjusted(logits)
     with _one_thread():
         return {
-            "predicted": similarity.argmax(dim=1).numpy(),
-            **{key: _score(name, similarity, logits, p) for key, (name, p) in wanted.items()},
+            "predicted": adjusted.argmax(dim=1).numpy(),
+            "confidence": _score("msp", similarity, adjusted, {}),
+            **{f"score_{n}": _score(n, similarity, logits, p) for n, p in scores.items()},
         }
 
 

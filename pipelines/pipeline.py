@@ -9,30 +9,44 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import pyarrow as pa
 from pydantic import Field, field_validator
 
-from pipelines import embed, evaluate, finetune, posthoc, register, report, score, sweep, tracking
+from pipelines import (
+    embed,
+    evaluate,
+    finetune,
+    posthoc,
+    prior,
+    register,
+    report,
+    score,
+    sweep,
+    tracking,
+)
 from pipelines.compute import ComputeConfig, connect
-from pipelines.config import Section, UserError, digest, plain, to_yaml
+from pipelines.config import ConfigError, Section, UserError, digest, plain, to_yaml
 from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
 from pipelines.embed import EmbedConfig
+from pipelines.epoch_log import EpochLog
 from pipelines.evaluate import EvaluateConfig
 from pipelines.methods import AnyMethod
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
+from pipelines.prior import OUTLIERS
 from pipelines.register import RegisterConfig
 from pipelines.sweep import SweepConfig
 from pipelines.trained_heads import load_predictor, read_manifest
-from pipelines.training import Cell
+from pipelines.training import Cell, TrainingData
 
 # Keys that say where and how to compute, not what: they do not name another run.
 NOT_CONTENT = ("storage", "tracking_uri", "compute")
@@ -47,6 +61,9 @@ class PipelineConfig(Section):
     scores: list[str] = Field(min_length=1, description="what judges every head; all: every score")
     sweep: SweepConfig
     shots: int | None = Field(None, ge=1, description="training images a class; null: all")
+    imbalance: float | None = Field(
+        None, gt=0, le=1, description="long tail: the last class's share of the first's images"
+    )
     seeds: int = Field(1, ge=1, description="number of seeds")
     target_tpr: float = Field(
         0.95, gt=0, le=1, description="share of ID images that the threshold accepts"
@@ -118,7 +135,7 @@ class Run:
     def open(cls, config: PipelineConfig, observer: Observer) -> Run:
         """Look at the images and the backbone (training `mini` if need be) and name the run."""
         storage = Storage.open(config.storage)
-        benchmark = open_benchmark(config.benchmark, shots=config.shots)
+        benchmark = _open_benchmark(config)
         backbone = clip.resolve(config.backbone, storage, _training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(clip.identity(backbone))
@@ -177,6 +194,27 @@ class Run:
         return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
 
 
+def _open_benchmark(config: PipelineConfig) -> Benchmark:
+    """The benchmark, once it is known that it has what the methods need.
+
+    Raises:
+        ConfigError: with everything that is missing, before any work is done.
+    """
+    problems = [
+        f"methods.{name}: it learns from outliers and benchmark {config.benchmark.name!r} has no "
+        "set 'outliers'; add one, or choose a method that needs none"
+        for name, method in config.methods.items()
+        if method.needs_outliers and OUTLIERS not in config.benchmark.sets
+    ]
+    try:
+        found = open_benchmark(config.benchmark, shots=config.shots, imbalance=config.imbalance)
+    except UserError as error:
+        raise ConfigError([*problems, *str(error).splitlines()]) from None
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
 def _training(observer: Observer) -> Callable[[int, int], None]:
     """Shows how a backbone is trained, where it has to be: that comes before the first stage."""
     began = time.perf_counter()
@@ -231,6 +269,7 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
 
 
 def _embed(run: Run) -> dict[str, Any]:
+    _write_index(run)
     keys = run.benchmark.keys_by_source()
     caches = embed.embed_sources(
         {name: run.benchmark.sources[name] for name in keys},
@@ -257,6 +296,15 @@ def _embed(run: Run) -> dict[str, Any]:
     }
 
 
+def _write_index(run: Run) -> None:
+    """Which images train, after shots and imbalance: source, key, label."""
+    if "train" in run.benchmark.sets:
+        chosen = run.benchmark.sets["train"]
+        names = ("source", "key", "label")
+        columns = [pa.array(c) for c in (chosen.sources, chosen.keys, chosen.labels)]
+        run.storage.write_table(pa.table(columns, names=names), "runs", run.id, "train.parquet")
+
+
 def _sweep(run: Run) -> dict[str, Any]:
     found = sweep.run(
         run.config.methods,
@@ -279,44 +327,60 @@ def _sweep(run: Run) -> dict[str, Any]:
 
 def _finetune(run: Run) -> dict[str, Any]:
     chosen = run.manifest("sweep")["methods"]
-    cells = [
-        Cell(sweep.parse_method(chosen[name]["setting"]), seed)
+    cells = {
+        (name, seed): Cell(sweep.parse_method(chosen[name]["setting"]), seed)
         for name in run.config.methods
         for seed in range(run.config.seeds)
-    ]
-    total = sum(cell.method.training.epochs for cell in cells if cell.method.head.trainable)
-    seen: set[tuple[str, int, float]] = set()
+    }
+    total = sum(c.method.training.epochs for c in cells.values() if c.method.head.trainable)
+    seen: set[tuple[str, float]] = set()
+    log = EpochLog(lambda name: run.tracker.run(name, parent=run.tracking_run))
 
-    def on_epoch(cell: Cell, figures: Mapping[str, float]) -> None:
-        seen.add((cell.method.name, cell.seed, figures["epoch"]))
-        run.observer.progress(len(seen), total, f"epochs, {cell.method.name} seed {cell.seed}")
+    def on_epoch(cell: Cell, report: Mapping[str, float]) -> None:
+        # Methods with the same setting share a cell; it is shown under the first one's name.
+        name = next(_training_name(*place) for place, known in cells.items() if known == cell)
+        seen.add((name, report["epoch"]))
+        run.observer.progress(len(seen), total, f"epochs, {name}")
+        log.add(name, report)
 
+    data = _training_data(run, cells.values())
     addresses = finetune.train(
-        cells,
-        sweep.training_data(run.sets.for_training()),
+        list(cells.values()),
+        data,
         run.backbone,
         run.storage,
         compute=run.config.compute,
         mode=run.config.training,
         on_epoch=on_epoch,
     )
-    for cell, address in zip(cells, addresses, strict=True):
-        _log_history(run, cell, address)
-    per_method = iter(addresses)
-    return {
-        "heads": {
-            name: [next(per_method) for _ in range(run.config.seeds)] for name in run.config.methods
-        }
-    }
+    heads: dict[str, list[str]] = {}
+    for place, address in zip(cells, addresses, strict=True):
+        heads.setdefault(place[0], []).append(address)
+        _log_training(run, log, place, address)
+    counts = data.outlier_counts
+    return {"heads": heads, "outlier_counts": None if counts is None else counts.tolist()}
 
 
-def _log_history(run: Run, cell: Cell, address: str) -> None:
-    name = f"finetune {cell.method.name} seed {cell.seed}"
-    with run.tracker.run(name, parent=run.tracking_run) as active:
-        active.log_params({"method": cell.method.name, "seed": cell.seed, "address": address})
-        for figures in read_manifest(run.storage, address)["history"]:
-            values = {k: v for k, v in figures.items() if k != "epoch"}
-            active.log_metrics(values, step=int(figures["epoch"]))
+def _training_data(run: Run, cells: Iterable[Cell]) -> TrainingData:
+    """Features and labels; with the outliers counted by class where a method asks for it."""
+    view = run.sets.for_training()
+    data = sweep.training_data(view)
+    if not any(cell.method.needs_outlier_counts for cell in cells):
+        return data
+    return replace(data, outlier_counts=prior.measure(view, run.backbone, run.storage))
+
+
+def _training_name(method: str, seed: int) -> str:
+    """The name of a training, in MLflow and on the terminal."""
+    return f"finetune {method} seed {seed}"
+
+
+def _log_training(run: Run, log: EpochLog, place: tuple[str, int], address: str) -> None:
+    """The settings of a training, and the epochs that were not sent while it went on."""
+    method, seed = place
+    with run.tracker.run(_training_name(method, seed), parent=run.tracking_run) as active:
+        active.log_params({"method": method, "seed": seed, "address": address})
+    log.finish(_training_name(method, seed), read_manifest(run.storage, address)["history"])
 
 
 def _score(run: Run) -> dict[str, Any]:

@@ -355,7 +355,7 @@ def trial(method: MethodConfig, shared: Shared) -> dict[str, Any]:
             "fpr": chosen.fpr,
             "tried": len(found),
         }
-    right = id_similarity.argmax(axis=1) == shared.validation.labels
+    right = predictor.predicted(id_similarity) == shared.validation.labels
     return {
         "accuracy": float(right.mean()),
         "scores": scores,

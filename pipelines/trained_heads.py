@@ -23,15 +23,16 @@ from pipelines.training import Cell, Trained, TrainingData
 
 def address(cell: Cell, data: TrainingData, backbone: BackboneConfig) -> str:
     """Where the head of this cell lies below `cache/heads/`."""
-    return digest(
-        {
-            "method": plain(cell.method),
-            "seed": cell.seed,
-            "data": data.address,
-            "backbone": dict(backbones.identity(backbone)),
-            "code": code_version(cell.method.name, cell.method.head.name),
-        }
-    )
+    content = {
+        "method": plain(cell.method),
+        "seed": cell.seed,
+        "data": data.address,
+        "backbone": dict(backbones.identity(backbone)),
+        "code": code_version(cell.method.name, cell.method.head.name),
+    }
+    if cell.method.needs_outlier_counts and data.outlier_counts is not None:
+        content["outlier_counts"] = data.outlier_counts.tolist()
+    return digest(content)
 
 
 # Where the source that decides a head's weights lies.

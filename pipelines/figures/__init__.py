@@ -18,6 +18,8 @@ FIGURES = {
     "proposition_3_6": "pipelines.figures.proposition_3_6",
     "temperature_curve": "pipelines.figures.temperature_curve",
     "demo": "pipelines.figures.demo",
+    "training_results": "pipelines.figures.training_results",
+    "training_ablations": "pipelines.figures.training_ablations",
 }
 
 
