@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -223,7 +223,8 @@ def _layout(settings: EmbedConfig, compute: ComputeConfig) -> _Layout:
     return _Layout(compute, tasks)
 
 
-Encode = Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]]
+Receipts = Generator[dict[str, Any], None, None]
+Encode = Callable[[list[dict[str, Any]]], Receipts]
 
 
 def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Encode) -> None:
@@ -239,15 +240,16 @@ def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Enco
                 row = {"name": name, "address": plan.address, "shard": shard, "keys": list(keys)}
                 rows.append(row)
     if rows:
-        for receipt in encode(rows):
-            name = receipt.pop("name")
-            rejected = tuple((k, r, m) for k, r, m in receipt.pop("rejected"))
-            tally.add(name, Receipt(**receipt, rejected=rejected))
+        with contextlib.closing(encode(rows)) as receipts:  # ends Ray's part whatever happens
+            for receipt in receipts:
+                name = receipt.pop("name")
+                rejected = tuple((k, r, m) for k, r, m in receipt.pop("rejected"))
+                tally.add(name, Receipt(**receipt, rejected=rejected))
 
 
 def _encode_shards(
     rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
-) -> Iterator[dict[str, Any]]:
+) -> Receipts:
     """Receipts as they come, of one actor pool over one dataset of shards."""
     with connect(layout.compute), _user_errors():
         for row in _dataset(rows, plans, work, layout).iter_rows():

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -199,6 +200,23 @@ def test_sources_behind_a_web_address(
         keys = here.index()["key"].to_pylist()
         assert there.read(keys) == here.read(keys)
         assert there.fingerprint() == there.fingerprint() != here.fingerprint()
+
+
+def test_a_slow_store_is_asked_for_several_files_at_once(
+    folder: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FolderSource(root=f"{address}/images")
+    keys = source.index()["key"].to_pylist()[:20]
+    asked = Quiet.do_GET
+
+    def slow(self: Quiet) -> None:
+        time.sleep(0.25)
+        asked(self)
+
+    monkeypatch.setattr(Quiet, "do_GET", slow)
+    begin = time.monotonic()
+    assert source.read(keys) == [(folder / key).read_bytes() for key in keys]
+    assert time.monotonic() - begin < 20 * 0.25 / 2
 
 
 def test_a_folder_in_an_object_store(pictures: Path) -> None:

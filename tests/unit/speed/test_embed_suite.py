@@ -31,6 +31,7 @@ def test_a_wrong_part_or_scale_is_refused() -> None:
         embed.run(scale=0)
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 def test_decoders_are_compared_on_the_same_pixels(tmp_path: Path) -> None:
     files = embed._generated(tmp_path, 600, 900, 3)
     rows = {row.name: row for row in embed._decoders(files)}
