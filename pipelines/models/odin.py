@@ -44,7 +44,7 @@ class Odin:
 
     def perturb(self, clip: Clip, pixels: Tensor) -> Tensor:
         """8-bit RGB (N, H, W, 3) -> normalised pixels (N, 3, H, W) after the step."""
-        classes = torch.from_numpy(self.text_features).to(clip.device).T
+        classes = torch.tensor(self.text_features, device=clip.device).T  # a copy: may be read-only
 
         def logits(unit: Tensor) -> Tensor:
             found = clip.logit_scale * clip.features(clip.standardize(unit)) @ classes
