@@ -1,4 +1,4 @@
-"""Figures 1 and 2 of the energy-correction paper (seed 002): what the correction adds, mode by mode.
+"""Figures 1 and 2 of the energy-correction paper (seed 002): what the correction adds.
 
 Data in the plane: one cross (two long, narrow Gaussians at right angles) and nine crosses on a
 3 x 3 grid, a class each. Three models of each: the Gaussian mixture, the stand-alone EBM and the
@@ -126,9 +126,13 @@ def outcomes(seed: int) -> list[Outcome]:
         mixture, trained = fit("grid", seed, reference=reference)
         coverage = trained.history[-1]["coverage"]
         if reference:
-            found.append(_outcome("mixture", seed, lambda z, m=mixture: -m(z), None))
+            found.append(_outcome("mixture", seed, _energy_of(mixture), None))
         found.append(_outcome(name, seed, trained.model.energy, coverage))
     return found
+
+
+def _energy_of(mixture: GaussianMixture) -> Energy:
+    return lambda z: -mixture(z)
 
 
 def _outcome(model: str, seed: int, energy: Energy, coverage: float | None) -> Outcome:
@@ -181,7 +185,7 @@ def _draw(kind: str, path: Path) -> None:
     half = 1.5 * SPACING if kind == "grid" else 2.5
     figure, axes = panels(4, width=3.0, height=3.1)
     energies: list[tuple[str, Energy]] = [
-        ("Gaussian mixture", lambda z: -mixture(z)),
+        ("Gaussian mixture", _energy_of(mixture)),
         ("EBM alone", alone.model.energy),
         ("the correction alone", network),
         ("corrected mixture", corrected.model.energy),
@@ -189,7 +193,7 @@ def _draw(kind: str, path: Path) -> None:
     for panel, (title, energy) in zip(axes, energies, strict=True):
         _map(panel, energy, half)
         label(panel, title=title, x="", y="")
-    axes[0].scatter(*points[::4].T, s=1, color=COLOURS[1], linewidths=0, alpha=0.6)
+    axes[0].scatter(points[::4, 0], points[::4, 1], s=1, color=COLOURS[1], linewidths=0, alpha=0.6)
     save(figure, path)
 
 
