@@ -1,7 +1,7 @@
 """The seeds' claims as numerical experiments, published whatever they show.
 
 `FIGURES` names the module of each: its `run(folder)` writes PNG and CSV files into a folder and
-returns a Markdown summary. docs/maths.md and docs/energy_correction.md show them. A new experiment is a module and a row here.
+returns a Markdown summary, which docs/ shows. A new experiment is a module and a row here.
 `python -m jobs.figures figure=NAME` runs one.
 """
 
