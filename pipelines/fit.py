@@ -4,6 +4,7 @@ A `Fit` (`pipelines.fit_plan`) names one record, which is found again by content
 
     cache/scores/ADDRESS/record.safetensors   the fitted record
     cache/scores/ADDRESS/checkpoint.pt        state of a training after its last finished epoch
+    cache/scores/ADDRESS/failed.json          why a training came to no record
     cache/scores/ADDRESS/manifest.json        written last: what went in; a training's history
     cache/statistics/ADDRESS.safetensors      class means and scatter of the training features
 
@@ -99,6 +100,7 @@ def run(
     on_epoch = _counting(trainings, on_progress)
     if trainings and mode == "ray":
         _train_with_ray(trainings, data, storage, compute, on_epoch)
+        _raise_failures(trainings, data, storage)
     for address, fit in missing.items():
         if not is_fitted(storage, address):
             _fit_and_keep(fit, data, storage, Workers(), on_epoch)
@@ -331,6 +333,14 @@ def _train_with_ray(
         run_on_workers(_worker, {**content, "reports": reports}, storage, compute)
 
 
+def _raise_failures(fits: Sequence[Fit], data: FitData, storage: Storage) -> None:
+    """What workers wrote down in place of a record, as one line for the user."""
+    for fit in fits:
+        place = (*FOLDER, fit.address(data), "failed.json")
+        if not is_fitted(storage, fit.address(data)) and storage.exists(*place):
+            raise UserError(str(storage.read_json(*place)["error"]))
+
+
 def _worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: the trainings, one after the other."""
     place = ray.train.get_context()
@@ -341,7 +351,13 @@ def _worker(config: dict[str, Any]) -> None:
             send = sender(config["reports"] if workers.rank == 0 else None, number)
             on_epoch = _for_fit(send)
             device = str(ray.train.torch.get_device())
-            _fit_and_keep(fit, data, storage, workers, on_epoch, device)
+            try:
+                _fit_and_keep(fit, data, storage, workers, on_epoch, device)
+            except UserError as error:
+                # A restart would end the same way: the driver tells the user instead.
+                if workers.rank == 0:
+                    place = (*FOLDER, fit.address(data), "failed.json")
+                    storage.write_json({"error": str(error)}, *place)
         wait_for_all(workers)
 
 

@@ -176,9 +176,7 @@ class EnergyTrainer:
         )
         order = torch.randperm(len(self.features), generator=self._order)
         for rows in torch.split(order.to(self.features.device), self.settings.batch_size):
-            loss = self._step(rows, totals)
-            if not math.isfinite(loss):
-                raise Diverged(self._advice(number, f"the loss is {loss}"))
+            self._step(rows, totals)
         report = {"epoch": float(number), **self._report(totals)}
         self._check(report, number)
         self.history.append(report)
@@ -244,8 +242,8 @@ class EnergyTrainer:
     def _cast(self, network: Network) -> Network:
         return move(network, torch.bfloat16) if self.settings.precision == "bf16" else network
 
-    def _step(self, rows: Tensor, totals: _Totals) -> float:
-        """One update; adds what it saw to `totals` and returns this worker's share of the loss."""
+    def _step(self, rows: Tensor, totals: _Totals) -> None:
+        """One update; adds what it saw to `totals`."""
         settings, count = self.settings, len(rows)
         own = self.parallel.own(count)
         start, samples = self.sample(count)
@@ -262,7 +260,6 @@ class EnergyTrainer:
         with torch.no_grad():
             self._add(totals, rows[own], (real, start, samples), (loss * count, *parts))
         totals.rows += count
-        return float(loss.detach())
 
     def _add(
         self,
@@ -297,7 +294,12 @@ class EnergyTrainer:
         return {**report, "coverage": float(reached.double().mean())}
 
     def _check(self, report: EpochReport, number: int) -> None:
-        """Stop where the epoch's figures say that no later one will do better."""
+        """Stop where the epoch's figures say that no later one will do better.
+
+        They are those of all workers, so that all stop together and none waits for another.
+        """
+        if not math.isfinite(report["loss"]):
+            raise Diverged(self._advice(number, f"the loss is {report['loss']}"))
         bound = _LIMIT / (2 * self.settings.l2_weight) if self.settings.l2_weight else 1e6
         longest = _LIMIT * max(report["norm/real"], report["norm/start"])
         for name in ("network/real", "network/sampled"):

@@ -7,6 +7,7 @@ import torch
 from pipelines import fit
 from pipelines.class_statistics import reduce_shards
 from pipelines.compute import ComputeConfig
+from pipelines.config import UserError
 from pipelines.data.storage import Storage
 from pipelines.fit_plan import Fit
 from pipelines.methods import METHODS
@@ -63,3 +64,13 @@ def test_ray_gives_what_this_process_gives(tmp_path):
     histories = [fit.read_manifest(s, wanted[0])["history"] for s in (here, two)]
     for one, other in zip(*histories, strict=True):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+    # A training that diverges is one line, not three restarts and a traceback.
+    wild = METHODS["energy_correction"].Config(**{**TINY, "lr": 1e20})
+    with pytest.raises(UserError, match="score energy_correction: the energy model diverged"):
+        fit.run(
+            [Fit("energy_correction", {}, wild)],
+            data,
+            two,
+            compute=ComputeConfig(train_workers=2),
+        )
