@@ -356,8 +356,8 @@ def _worker(config: dict[str, Any]) -> None:
             except UserError as error:
                 # A restart would end the same way: the driver tells the user instead.
                 if workers.rank == 0:
-                    place = (*FOLDER, fit.address(data), "failed.json")
-                    storage.write_json({"error": str(error)}, *place)
+                    failed = (*FOLDER, fit.address(data), "failed.json")
+                    storage.write_json({"error": str(error)}, *failed)
         wait_for_all(workers)
 
 
