@@ -215,6 +215,14 @@ class Run:
         found = self.manifest("finetune")["heads"]
         return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
 
+    @property
+    def records(self) -> dict[str, list[dict[str, str]]]:
+        """Addresses of what was fitted, by method, seed and name."""
+        found = self.manifest("finetune")
+        # A run of an earlier version has none, and no score that needs one.
+        none = {method: [{} for _ in heads] for method, heads in found["heads"].items()}
+        return {**none, **found.get("records", {})}
+
 
 def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) -> Run:
     """Run the stages that are not done yet.
@@ -363,7 +371,7 @@ def _log_history(run: Run, cell: Cell, address: str) -> None:
 
 def _score(run: Run) -> dict[str, Any]:
     chosen = run.manifest("sweep")["methods"]
-    records = run.manifest("finetune")["records"]
+    records = run.records
     heads = [
         score.HeadScores(
             f"{m}-{seed}",
@@ -404,7 +412,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "sets": {name: len(chosen) for name, chosen in run.benchmark.sets.items()},
         "rejected": [{"source": n, **r} for n, s in sources.items() for r in s["rejected"]],
     }
-    records = run.manifest("finetune")["records"]
+    records = run.records
     for name, method in chosen["methods"].items():
         known = _fitting(method["scores"], records[name][0])
         # JSON keeps keys sorted, the user did not.
@@ -417,7 +425,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         settings=run.config.evaluate,
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
-    metrics["energy_models"] = run.manifest("finetune")["energy_models"]
+    metrics["energy_models"] = run.manifest("finetune").get("energy_models", [])
     run.storage.write_json(metrics, "runs", run.id, "metrics.json")
     _write_report(run, metrics, tables, chosen)
     return {"report": run.storage.path("runs", run.id, "report.html")}
@@ -453,8 +461,7 @@ def image(benchmark: Benchmark, set_name: str, key: str) -> bytes | None:
 
 
 def _row_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    # MLflow's names know no plus sign.
-    prefix = f"{row['method']}/{row['score'].replace(scoring.JOIN, ' and ')}"
+    prefix = f"{row['method']}/{row['score']}"
     figures = {f"{prefix}/id_accuracy": row["id_accuracy"]["mean"]}
     if "ood_accuracy" in row:
         figures[f"{prefix}/ood_accuracy"] = row["ood_accuracy"]["mean"]
@@ -469,7 +476,7 @@ def _register(run: Run) -> dict[str, Any]:
     metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
     method, name = champion(run)
     row = next(r for r in metrics["rows"] if (r["method"], r["score"]) == (method, name))
-    addresses = run.manifest("finetune")["records"][method][0]
+    addresses = run.records[method][0]
     needed = {record: addresses[record] for record in scoring.records_needed(name)}
     candidate = register.Candidate(
         predictor=load_predictor(run.storage, run.heads[method, 0]),

@@ -52,14 +52,15 @@ def test_every_score_is_in_the_tables_and_every_epoch_in_mlflow_and_the_report(
     page = (folder / "report.html").read_text()
     assert 'id="energy-models"' in page
     client = mlflow.MlflowClient(f"sqlite:///{finished}/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    experiment = client.get_experiment_by_name("energy-ood")
+    assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     (fitted,) = [r for r in runs if r.info.run_name == "fit energy_correction seed 1"]
     for name in ("energy/real", "energy/sampled", "drift", "norm/sampled", "coverage"):
         history = client.get_metric_history(fitted.info.run_id, name)
         assert [point.step for point in history] == [1, 2]
         assert history[-1].value == pytest.approx(models[1]["history"][-1][name])
-    (main,) = [r for r in runs if "energy_correction/energy and knn/auroc/mean" in r.data.metrics]
+    (main,) = [r for r in runs if "energy_correction/energy_knn/auroc/mean" in r.data.metrics]
     assert main.data.metrics["energy_correction/knn/auroc/mean"] > 0
 
 
