@@ -220,7 +220,9 @@ class Run:
         """Addresses of what was fitted, by method, seed and name."""
         found = self.manifest("finetune")
         # A run of an earlier version has none, and no score that needs one.
-        none = {method: [{} for _ in heads] for method, heads in found["heads"].items()}
+        none: dict[str, list[dict[str, str]]] = {
+            method: [{} for _ in heads] for method, heads in found["heads"].items()
+        }
         return {**none, **found.get("records", {})}
 
 
