@@ -19,7 +19,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -269,7 +269,14 @@ def _closed_form(fit: Fit, data: FitData, predictor: Predictor | None, records: 
 
 
 def _combination(fit: Fit, inputs: scoring.Inputs, records: Records) -> Combination:
-    """Mean and deviation of each part over the whole training set."""
+    """Mean and deviation of each part over the whole training set.
+
+    A training feature is its own nearest neighbour, at distance 0; there KNN counts the others.
+    """
+    if "knn" in records:
+        known = records["knn"]
+        others = replace(known, k=min(known.k + 1, len(known.features)))
+        records = {**records, "knn": others}
     columns = [
         scoring.score_rows(part, inputs, scoring.part_params(fit.score, part, fit.params), records)
         for part in scoring.parts(fit.score)

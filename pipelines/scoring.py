@@ -153,7 +153,9 @@ def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> 
 
 def to_bytes(record: Any) -> bytes:
     """A record as the content of a safetensors file."""
-    return bytes(safetensors.torch.save(record_state(record)))
+    # Copies: a record may hold one tensor under two names, which the format refuses.
+    state = {name: tensor.clone() for name, tensor in record_state(record).items()}
+    return bytes(safetensors.torch.save(state))
 
 
 def from_bytes(name: str, content: bytes) -> Any:
