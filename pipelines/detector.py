@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig, Clip
 from pipelines.models.encoder import FEATURE, Encoder, Preparer
 from pipelines.models.heads import Predictor
-from pipelines.ood import SCORES
+from pipelines.scoring import Inputs, Records, from_bytes, inputs_of, score_rows, to_bytes
 
 # Rows of a block of scores; a multiple of every vector length, so none leaves a remainder.
 BLOCK_ROWS = 256
@@ -54,6 +55,7 @@ def judge(
     predictor: Predictor,
     scores: Mapping[str, Mapping[str, float]],
     features: NDArray[np.float32],
+    records: Records = MappingProxyType({}),
 ) -> dict[str, NDArray[Any]]:
     """Classes and scores of unit image features.
 
@@ -64,6 +66,7 @@ def judge(
         predictor: the trained head.
         scores: parameters (tau, c ...) by name of the score; higher scores are more ID.
         features: (N, D), unit length.
+        records: what was fitted for these scores, by name (`pipelines.scoring`).
 
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
@@ -74,14 +77,13 @@ def judge(
         ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
     """
     _check(features)
-    similarity = torch.from_numpy(predictor.similarity(features)).double()
-    logits = similarity * predictor.logit_scale
-    adjusted = predictor.adjusted(logits)
+    inputs = inputs_of(predictor, features)
+    adjusted = replace(inputs, logits=predictor.adjusted(inputs.logits))
     with _one_thread():
         return {
-            "predicted": adjusted.argmax(dim=1).numpy(),
-            "confidence": _score("msp", similarity, adjusted, {}),
-            **{f"score_{n}": _score(n, similarity, logits, p) for n, p in scores.items()},
+            "predicted": adjusted.logits.argmax(dim=1).numpy(),
+            "confidence": _score("msp", adjusted, {}, records),
+            **{f"score_{n}": _score(n, inputs, p, records) for n, p in scores.items()},
         }
 
 
@@ -98,18 +100,21 @@ def _check(features: NDArray[np.float32]) -> None:
 
 
 def _score(
-    name: str, similarity: torch.Tensor, logits: torch.Tensor, params: Mapping[str, float]
+    name: str, inputs: Inputs, params: Mapping[str, float], records: Records
 ) -> NDArray[np.float64]:
     """One score (N,) in blocks of `BLOCK_ROWS`, the last one padded.
 
     Vector instructions and the scalar code for what they leave over differ in the last bit (in
     DeltaEnergy's logaddexp, for one). In full blocks no row is left over.
     """
-    result = np.empty(len(similarity))
+    result = np.empty(len(inputs.similarity))
     for start in range(0, len(result), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        blocks = {"similarity": _padded(similarity[rows]), "logits": _padded(logits[rows])}
-        result[rows] = SCORES[name](**blocks, **params).numpy()[: len(result) - start]
+        block = Inputs(
+            *(_padded(t[rows]) for t in (inputs.features, inputs.similarity, inputs.logits))
+        )
+        scores = score_rows(name, block, params, records)
+        result[rows] = scores.numpy()[: len(result) - start]
     return result
 
 
@@ -128,9 +133,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _padded(block: torch.Tensor) -> torch.Tensor:
-    if len(block) == BLOCK_ROWS:
-        return block
-    return torch.cat([block, block.new_zeros(BLOCK_ROWS - len(block), block.shape[1])])
+    """The block filled up with its first row, which is as fit to be scored as any."""
+    missing = BLOCK_ROWS - len(block)
+    return torch.cat([block, block[:1].expand(missing, -1)]) if missing else block
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,10 @@ class Detector:
     Attributes:
         predictor: the trained head.
         backbone: resolved; None judges features only.
-        score: name in SCORES.
+        score: its name (`pipelines.scoring`).
         params: its parameters.
         threshold: an image with a lower score is out of distribution.
+        records: what was fitted for the score, by name.
         decoding: how bytes became pixels when the head was trained.
         batch_size: most images encoded at once.
         facts: what else is worth knowing (method, target_tpr, benchmark ...), never used.
@@ -156,6 +162,7 @@ class Detector:
     decoding: Decoding = DEFAULT
     batch_size: int = 64
     facts: Mapping[str, Any] = field(default_factory=dict)
+    records: Records = field(default_factory=dict)
 
     @cached_property
     def clip(self) -> Clip:
@@ -167,7 +174,7 @@ class Detector:
     def judge_features(self, features: NDArray[np.float32]) -> pa.Table:
         """Verdicts (`VERDICTS`) on unit image features (N, D)."""
         features = np.ascontiguousarray(features, dtype=np.float32)
-        judged = judge(self.predictor, {self.score: self.params}, features)
+        judged = judge(self.predictor, {self.score: self.params}, features, self.records)
         scores = judged[f"score_{self.score}"]
         columns = [
             pa.array(self.predictor.class_names, pa.string()).take(pa.array(judged["predicted"])),
@@ -194,8 +201,10 @@ class Detector:
         return pa.Table.from_pylist(rows, schema=VERDICTS)
 
     def save(self, folder: Path) -> None:
-        """Write the head, the backbone's files and `detector.json` into `folder`."""
+        """Write the head, the score's records, the backbone and `detector.json` into `folder`."""
         self.predictor.save(folder)
+        for name, record in self.records.items():
+            (folder / _record_file(name)).write_bytes(to_bytes(record))
         backbone = None if self.backbone is None else _copy_backbone(self.backbone, folder)
         description = {
             "score": self.score,
@@ -205,6 +214,7 @@ class Detector:
             "batch_size": self.batch_size,
             "backbone": backbone,
             "facts": dict(self.facts),
+            "records": sorted(self.records),
         }
         text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False)
         (folder / "detector.json").write_text(text + "\n", encoding="utf-8")
@@ -222,10 +232,18 @@ class Detector:
             raise UserError(f"{folder}: no detector there (no file detector.json)") from None
         description = json.loads(text)
         description["decoding"] = Decoding(**description["decoding"])
+        description["records"] = {
+            name: from_bytes(name, (folder / _record_file(name)).read_bytes())
+            for name in description.get("records", [])
+        }
         detector = cls(predictor=Predictor.load(folder), **description)
         if description["backbone"] is None:
             return detector
         return replace(detector, backbone=_find_backbone(description["backbone"], folder))
+
+
+def _record_file(name: str) -> str:
+    return f"score-{name}.safetensors"
 
 
 def _copy_backbone(backbone: BackboneConfig, folder: Path) -> dict[str, Any]:

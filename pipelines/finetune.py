@@ -140,33 +140,39 @@ def _train_with_ray(
     compute: ComputeConfig,
     on_epoch: OnEpoch | None,
 ) -> None:
+    report = None if on_epoch is None else lambda n, figures: on_epoch(jobs[n].cell, figures)
+    with forwarding(report) as reports:
+        content = {"jobs": jobs, "data": ray.put(data), "backbone": backbone, "reports": reports}
+        run_on_workers(_worker, {**content, "storage": storage}, storage, compute)
+
+
+def run_on_workers(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    storage: Storage,
+    compute: ComputeConfig,
+) -> None:
+    """One Ray Train run: `worker(config)` on each of `compute.train_workers` workers."""
     # Read by Ray Train's controller, which inherits it: the default polls every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     name = f"fit-{uuid.uuid4().hex[:8]}"
-    with _forwarding(jobs, on_epoch) as reports:
-        trainer = ray.train.torch.TorchTrainer(
-            _worker,
-            train_loop_config={
-                "jobs": jobs,
-                "data": ray.put(data),
-                "backbone": backbone,
-                "storage": storage,
-                "reports": reports,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=compute.train_workers,
-                use_gpu=compute.train_gpus > 0,
-                resources_per_worker={"CPU": 1, "GPU": compute.train_gpus}
-                if compute.train_gpus
-                else {"CPU": 1},
-            ),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=storage.path("cache", "ray_train"),
-                failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-            ),
-        )
-        trainer.fit()
+    trainer = ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.train_workers,
+            use_gpu=compute.train_gpus > 0,
+            resources_per_worker={"CPU": 1, "GPU": compute.train_gpus}
+            if compute.train_gpus
+            else {"CPU": 1},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage.path("cache", "ray_train"),
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+        ),
+    )
+    trainer.fit()
     if storage.is_local:
         # Ray Train's own state of this fit; ours lies with the heads.
         shutil.rmtree(storage.local("cache", "ray_train", name), ignore_errors=True)
@@ -182,9 +188,9 @@ def _worker(config: dict[str, Any]) -> None:
     for number, job in enumerate(config["jobs"]):
         workers = Workers(rank, world, _split(job.cell, data))
         if not is_trained(storage, job.address):
-            on_epoch = _send(reports, number) if reports is not None else None
+            on_epoch = _for_cell(sender(reports, number))
             _train_and_keep(job, data, clip, storage, workers, on_epoch)
-        _wait_for_all(workers)
+        wait_for_all(workers)
 
 
 # Classes from which sharing their encoding saves more than its collectives cost.
@@ -196,27 +202,33 @@ def _split(cell: Cell, data: TrainingData) -> Literal["rows", "classes"]:
     return "classes" if many and cell.method.head.class_parallel else "rows"
 
 
-def _send(reports: Queue, number: int) -> OnEpoch:
-    """An `on_epoch` that puts reports into the driver's queue."""
+def _for_cell(send: Callable[[EpochReport], None] | None) -> OnEpoch | None:
+    return None if send is None else lambda _, report: send(report)
 
-    def send(_: Cell, report: EpochReport) -> None:
+
+def sender(reports: Queue | None, number: int) -> Callable[[EpochReport], None] | None:
+    """What puts the reports of job `number` into the driver's queue, where there is one."""
+    if reports is None:
+        return None
+    actor: Any = reports.actor
+
+    def send(report: EpochReport) -> None:
         # Not waited for: training never stands still for a progress line.
-        actor: Any = reports.actor
         actor.put.remote((number, report))
 
     return send
 
 
-def _wait_for_all(workers: Workers) -> None:
+def wait_for_all(workers: Workers) -> None:
     """No worker asks what is trained before the first has written it."""
     if workers.world > 1:
         torch.distributed.barrier()
 
 
 @contextmanager
-def _forwarding(jobs: list[_Job], on_epoch: OnEpoch | None) -> Iterator[Queue | None]:
-    """A queue whose reports a thread of the driver hands to `on_epoch`, until the block ends."""
-    if on_epoch is None:
+def forwarding(on_report: Callable[[int, EpochReport], None] | None) -> Iterator[Queue | None]:
+    """A queue whose (job number, report) a thread of the driver hands on until the block ends."""
+    if on_report is None:
         yield None
         return
     reports, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
@@ -227,7 +239,7 @@ def _forwarding(jobs: list[_Job], on_epoch: OnEpoch | None) -> Iterator[Queue | 
                 number, report = reports.get(timeout=0.2)
             except (Empty, queue.Empty):
                 continue
-            on_epoch(jobs[number].cell, report)
+            on_report(number, report)
 
     thread = threading.Thread(target=drain, name="finetune-reports", daemon=True)
     thread.start()

@@ -22,11 +22,14 @@ from pipelines import (
     embed,
     evaluate,
     finetune,
+    fit,
+    fit_stage,
     posthoc,
     prior,
     register,
     report,
     score,
+    scoring,
     sweep,
     tracking,
 )
@@ -39,6 +42,10 @@ from pipelines.data.storage import Storage
 from pipelines.embed import EmbedConfig
 from pipelines.epoch_log import EpochLog
 from pipelines.evaluate import EvaluateConfig
+from pipelines.fit import HeadFits
+from pipelines.fit_plan import FitData
+from pipelines.fit_stage import FitStage
+from pipelines.fitted_records import load_records
 from pipelines.methods import AnyMethod
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
@@ -58,7 +65,10 @@ class PipelineConfig(Section):
     benchmark: BenchmarkConfig
     backbone: BackboneConfig
     methods: dict[str, AnyMethod] = Field(min_length=1, description="what is compared")
-    scores: list[str] = Field(min_length=1, description="what judges every head; all: every score")
+    scores: list[str] = Field(
+        min_length=1,
+        description="what judges every head: names, sums A+B; all: every score of similarities",
+    )
     sweep: SweepConfig
     shots: int | None = Field(None, ge=1, description="training images a class; null: all")
     imbalance: float | None = Field(
@@ -89,8 +99,8 @@ class PipelineConfig(Section):
     @classmethod
     def _known_scores(cls, scores: list[str]) -> list[str]:
         for name in scores:
-            if name not in posthoc.USABLE:
-                raise ValueError(f"no score {name!r}; allowed: {', '.join(posthoc.USABLE)}, all")
+            if wrong := scoring.problem(name):
+                raise ValueError(wrong)
         return list(dict.fromkeys(scores))
 
 
@@ -169,6 +179,28 @@ class Run:
         return FeatureSets(self.benchmark, caches)
 
     @cached_property
+    def fit_data(self) -> FitData | None:
+        """What scores are fitted to, where there is one that is."""
+        if not scoring.any_fitted(self.config.scores):
+            return None
+        return fit.load_data(self.sets, self.storage, mode=self.config.training)
+
+    @property
+    def fit_stage(self) -> FitStage | None:
+        """What fits scores, where there is one to fit."""
+        if self.fit_data is None:
+            return None
+        return FitStage(
+            methods=self.config.methods,
+            scores=self.config.scores,
+            data=self.fit_data,
+            storage=self.storage,
+            compute=self.config.compute,
+            mode=self.config.training,
+            on_progress=self.observer.progress,
+        )
+
+    @cached_property
     def tracker(self) -> tracking.Tracker:
         """The MLflow store."""
         return tracking.open_tracker(self.storage, tracking_uri=self.config.tracking_uri)
@@ -192,6 +224,16 @@ class Run:
         """The address of every trained head by (method, seed)."""
         found = self.manifest("finetune")["heads"]
         return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
+
+    @property
+    def records(self) -> dict[str, list[dict[str, str]]]:
+        """Addresses of what was fitted, by method, seed and name."""
+        found = self.manifest("finetune")
+        # A run of an earlier version has none, and no score that needs one.
+        none: dict[str, list[dict[str, str]]] = {
+            method: [{} for _ in heads] for method, heads in found["heads"].items()
+        }
+        return {**none, **found.get("records", {})}
 
 
 def _open_benchmark(config: PipelineConfig) -> Benchmark:
@@ -306,6 +348,9 @@ def _write_index(run: Run) -> None:
 
 
 def _sweep(run: Run) -> dict[str, Any]:
+    stage = run.fit_stage if run.config.sweep.enabled else None
+    if stage is not None:
+        stage.prepare(name for name, space in run.config.sweep.space.items() if space)
     found = sweep.run(
         run.config.methods,
         run.config.scores,
@@ -314,6 +359,7 @@ def _sweep(run: Run) -> dict[str, Any]:
         run.storage,
         settings=run.config.sweep,
         compute=run.config.compute,
+        fit_data=stage.data if stage is not None else None,
         on_progress=run.observer.progress,
     )
     for trial in found["trials"]:
@@ -323,6 +369,25 @@ def _sweep(run: Run) -> dict[str, Any]:
             figures = {f"validation/auroc/{s}": v for s, v in trial["auroc"].items()}
             active.log_metrics({"validation/accuracy": trial["accuracy"], **figures})
     return found
+
+
+def _train_and_fit(run: Run) -> dict[str, Any]:
+    """The heads, and then what their scores need fitted: addresses by method, seed and name."""
+    trained, stage = _finetune(run), run.fit_stage
+    heads = [(m, seed, a) for m, found in trained["heads"].items() for seed, a in enumerate(found)]
+    fitted: fit_stage.Fitted = [{} for _ in heads]
+    if stage is not None:
+        chosen = run.manifest("sweep")["methods"]
+        settings = {name: sweep.parse_method(chosen[name]["setting"]) for name in trained["heads"]}
+        fitted = stage.fit_heads(
+            [HeadFits(settings[m], seed, a, chosen[m]["scores"]) for m, seed, a in heads]
+        )
+    models = fit_stage.histories(fitted, run.storage)
+    fit_stage.log(models, run.tracker, run.tracking_run)
+    records: dict[str, list[dict[str, str]]] = {}
+    for (method, _, _), found in zip(heads, fitted, strict=True):
+        records.setdefault(method, []).append({name: a for name, (_, a) in found.items()})
+    return {**trained, "records": records, "energy_models": models}
 
 
 def _finetune(run: Run) -> dict[str, Any]:
@@ -385,9 +450,15 @@ def _log_training(run: Run, log: EpochLog, place: tuple[str, int], address: str)
 
 def _score(run: Run) -> dict[str, Any]:
     chosen = run.manifest("sweep")["methods"]
+    records = run.records
     heads = [
-        score.HeadScores(f"{method}-{seed}", address, chosen[method]["scores"])
-        for (method, seed), address in run.heads.items()
+        score.HeadScores(
+            f"{m}-{seed}",
+            address,
+            _fitting(chosen[m]["scores"], records[m][seed]),
+            records[m][seed],
+        )
+        for (m, seed), address in run.heads.items()
     ]
     names = score.run(
         heads,
@@ -398,6 +469,11 @@ def _score(run: Run) -> dict[str, Any]:
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
     return {"scores": names}
+
+
+def _fitting(chosen: Mapping[str, Any], records: Mapping[str, str]) -> dict[str, Any]:
+    """The chosen scores that have what they need: ViM is left out for a head that is not linear."""
+    return {n: p for n, p in chosen.items() if set(scoring.records_needed(n)) <= set(records)}
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
@@ -416,8 +492,11 @@ def _evaluate(run: Run) -> dict[str, Any]:
         "sets": {name: len(chosen) for name, chosen in run.benchmark.sets.items()},
         "rejected": [{"source": n, **r} for n, s in sources.items() for r in s["rejected"]],
     }
-    for method in chosen["methods"].values():  # JSON keeps keys sorted, the user did not
-        method["scores"] = {name: method["scores"][name] for name in run.config.scores}
+    records = run.records
+    for name, method in chosen["methods"].items():
+        known = _fitting(method["scores"], records[name][0])
+        # JSON keeps keys sorted, the user did not.
+        method["scores"] = {score: known[score] for score in run.config.scores if score in known}
     metrics = evaluate.run(
         tables,
         chosen,
@@ -426,6 +505,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         settings=run.config.evaluate,
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
+    metrics["energy_models"] = run.manifest("finetune").get("energy_models", [])
     run.storage.write_json(metrics, "runs", run.id, "metrics.json")
     _write_report(run, metrics, tables, chosen)
     return {"report": run.storage.path("runs", run.id, "report.html")}
@@ -476,6 +556,8 @@ def _register(run: Run) -> dict[str, Any]:
     metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
     method, name = champion(run)
     row = next(r for r in metrics["rows"] if (r["method"], r["score"]) == (method, name))
+    addresses = run.records[method][0]
+    needed = {record: addresses[record] for record in scoring.records_needed(name)}
     candidate = register.Candidate(
         predictor=load_predictor(run.storage, run.heads[method, 0]),
         backbone=run.backbone,
@@ -494,6 +576,7 @@ def _register(run: Run) -> dict[str, Any]:
             "threshold_high": f"{row['threshold']['high']:.9g}",
             "threshold_images": str(row["threshold"]["num"]),
         },
+        records=load_records(run.storage, needed),
     )
     done = register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as
@@ -566,7 +649,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "embed": _embed,
     "sweep": _sweep,
-    "finetune": _finetune,
+    "finetune": _train_and_fit,
     "score": _score,
     "evaluate": _evaluate,
     "register": _register,

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pipelines import scoring
 from pipelines.config import Section
 from pipelines.ood import SCORES, delta_energy_grid, ood_metrics
 
-# Scores that need nothing but a head's similarities; the others are skipped by the pipeline.
-USABLE = tuple(
-    name for name, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",))
-)
+# Scores that need nothing but a head's similarities, searched below; `scores=all` means these.
+USABLE = scoring.PLAIN
+# The neighbour of KNN where nothing is searched, as far as there are so many training features.
+_NEIGHBOUR = 50
 
 
 class PostHocConfig(Section):
@@ -31,11 +32,14 @@ class PostHocConfig(Section):
     )
     c: list[int] = Field([1, 2, 3], min_length=1, description="values of DeltaEnergy's c")
     gamma: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1, description="of gen")
+    k: list[int] = Field([1, 5, 10, 20, 50, 100, 200], min_length=1, description="of knn")
 
     @model_validator(mode="after")
     def _ordered(self) -> PostHocConfig:
         if not 0 < self.tau[0] < self.tau[1]:
             raise ValueError(f"tau={list(self.tau)}: need 0 < from < to")
+        if min(self.k) < 1:
+            raise ValueError(f"k={self.k}: neighbours are counted from 1")
         return self
 
 
@@ -67,6 +71,23 @@ def settings(
         dict(zip(names, chosen, strict=True))
         for chosen in itertools.product(*(values[name] for name in names))
     ]
+
+
+def fitted_settings(score: str, config: PostHocConfig, *, num_train: int) -> list[dict[str, float]]:
+    """The parameter settings to try for a fitted score; one empty setting where it has none."""
+    if score != "knn":
+        return [{}]
+    return [{"k": k} for k in config.k if k <= num_train] or [{"k": num_train}]
+
+
+def defaults(score: str, *, num_train: int) -> dict[str, float]:
+    """The parameters of a score, a fitted one or a sum included, where nothing is searched."""
+    if scoring.JOIN in score:
+        parts = {part: defaults(part, num_train=num_train) for part in scoring.parts(score)}
+        return scoring.joined_params(parts)
+    if score in SCORES:
+        return dict(SCORES[score].parameters)
+    return {"k": min(_NEIGHBOUR, num_train)} if score == "knn" else {}
 
 
 def temperatures(config: PostHocConfig, count: int, scale: float) -> list[float]:
@@ -109,7 +130,7 @@ def search(
     else:
         table = [scores_of(score, whole, logit_scale, params) for params in tried]
     return [
-        _judge(params, np.split(values, cuts)) for params, values in zip(tried, table, strict=True)
+        judge(params, np.split(values, cuts)) for params, values in zip(tried, table, strict=True)
     ]
 
 
@@ -125,7 +146,8 @@ def _delta_energy_table(
     return params, [grid[i, j].numpy() for i, j in places]
 
 
-def _judge(params: Mapping[str, float], parts: Sequence[NDArray[np.float64]]) -> Setting:
+def judge(params: Mapping[str, float], parts: Sequence[NDArray[np.float64]]) -> Setting:
+    """A setting by its scores of the ID images and of each OOD set."""
     id_scores, *ood = parts
     figures = [ood_metrics(id_scores, scores) for scores in ood]
     return Setting(

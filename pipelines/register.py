@@ -20,6 +20,7 @@ from pipelines.detector import ARTIFACT, VERDICTS, Detector
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
 from pipelines.models.heads import Predictor
+from pipelines.scoring import Records, to_bytes
 from pipelines.tracking import Tracker, load_mlflow
 
 PACKAGE = Path(__file__).resolve().parent
@@ -55,6 +56,7 @@ class Candidate:
         facts: further tags of the version.
         decoding: how bytes become pixels.
         batch_size: most images encoded at once.
+        records: what was fitted for the score, by name.
     """
 
     predictor: Predictor
@@ -68,6 +70,7 @@ class Candidate:
     facts: Mapping[str, str] = field(default_factory=dict)
     decoding: Decoding = DEFAULT
     batch_size: int = 64
+    records: Records = field(default_factory=dict)
 
     def detector(self) -> Detector:
         """The record that is saved."""
@@ -81,6 +84,7 @@ class Candidate:
             decoding=self.decoding,
             batch_size=self.batch_size,
             facts=facts,
+            records=self.records,
         )
 
     def content(self) -> str:
@@ -91,6 +95,10 @@ class Candidate:
                 "head": {name: hashlib.sha256(files[name]).hexdigest() for name in files},
                 "backbone": dict(clip.identity(self.backbone)),
                 "score": [self.score, dict(self.params), self.threshold, self.target_tpr],
+                "records": {
+                    name: hashlib.sha256(to_bytes(record)).hexdigest()
+                    for name, record in self.records.items()
+                },
                 "decoding": asdict(self.decoding),
                 "code": _code_digest(),
             }

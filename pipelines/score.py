@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.schema import matrix
 from pipelines.data.storage import Storage
 from pipelines.detector import judge
+from pipelines.fitted_records import load_records
 from pipelines.trained_heads import load_predictor
 
 SCORED_ROLES = ("validation", "test", "validation_ood", "shifted", "ood")
@@ -40,6 +41,7 @@ class HeadScores:
     name: str  # METHOD-SEED
     address: str
     scores: Mapping[str, Mapping[str, float]]
+    records: Mapping[str, str] = field(default_factory=dict)  # addresses of what was fitted
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def score_shard(unit: Mapping[str, Any], work: _Work) -> None:
     set_names = pa.array(work.set_names, pa.string()).take(pa.array(members.sets[rows]))
     for head in work.heads:
         predictor = load_predictor(storage, head.address)
-        judged = judge(predictor, head.scores, features)
+        records = load_records(storage, head.records)
+        judged = judge(predictor, head.scores, features, records)
         columns = {
             "set": set_names,
             "key": keys,

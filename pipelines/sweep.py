@@ -19,7 +19,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,15 @@ import ray
 import ray.tune
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from pipelines import posthoc
+from pipelines import fitted_search, posthoc, scoring
 from pipelines.compute import ComputeConfig
 from pipelines.config import Section, UserError, digest, group_names, plain
 from pipelines.data.feature_sets import FeatureSet, FeatureSets
 from pipelines.data.storage import Storage
+from pipelines.fit_plan import FitData
 from pipelines.methods import METHODS, AnyMethod, MethodConfig
 from pipelines.models import clip as backbones
 from pipelines.models.clip import BackboneConfig
-from pipelines.ood import SCORES
 from pipelines.posthoc import PostHocConfig
 from pipelines.trained_heads import code_version
 from pipelines.training import Cell, TrainingData, train_in_process
@@ -82,6 +82,8 @@ class Shared:
     storage: Storage
     scores: tuple[str, ...]
     posthoc: PostHocConfig
+    fit_data: FitData | None = None
+    methods: Mapping[str, MethodConfig] = field(default_factory=dict)
 
     def load_backbone(self) -> backbones.Clip:
         """The backbone, loaded once in each process."""
@@ -123,18 +125,20 @@ def run(
     *,
     settings: SweepConfig,
     compute: ComputeConfig,
+    fit_data: FitData | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The chosen setting of every method and of every score under it.
 
     Args:
         methods: by the name they have in tables.
-        scores: names in `posthoc.USABLE`.
+        scores: names, as `pipelines.scoring` has them.
         sets: the benchmark's features; only the training view of it is used.
         backbone: resolved.
         storage: finished trials are kept under `cache/trials/`.
         settings: the search space.
         compute: resources of a trial.
+        fit_data: what scores are fitted to, where there is one that is.
         on_progress: called with (trials done, in all, a note).
 
     Returns:
@@ -144,7 +148,7 @@ def run(
         UserError: for a benchmark without validation data, or a space that does not fit.
     """
     if not settings.enabled:
-        return _defaults(methods, scores)
+        return _defaults(methods, scores, sets)
     known = sorted({*methods, *METHODS, *group_names("method")})
     for name in settings.space:
         if name not in known:
@@ -159,7 +163,7 @@ def run(
         )
     shared = Shared(
         training_data(view), view.load("validation"), ood, backbone, storage, tuple(scores),
-        settings.posthoc,
+        settings.posthoc, fit_data, methods,
     )  # fmt: skip
     specs = _specs(methods, settings, shared, sets)
     results = _run_trials(specs, shared, compute, on_progress)
@@ -174,8 +178,11 @@ def run(
     }
 
 
-def _defaults(methods: Mapping[str, MethodConfig], scores: Sequence[str]) -> dict[str, Any]:
-    params = {score: dict(SCORES[score].parameters) for score in scores}
+def _defaults(
+    methods: Mapping[str, MethodConfig], scores: Sequence[str], sets: FeatureSets
+) -> dict[str, Any]:
+    num_train = len(sets.benchmark.sets["train"])
+    params = {score: posthoc.defaults(score, num_train=num_train) for score in scores}
     return {
         "criterion": "none: the defaults of every method and score",
         "accuracy_tolerance": 0.0,
@@ -203,6 +210,7 @@ def _specs(
         "backbone": dict(backbones.identity(shared.backbone)),
         "posthoc": plain(shared.posthoc),
         "scores": list(shared.scores),
+        **fitted_search.identity(shared.scores, shared.methods),
     }
     specs = []
     for name, method in methods.items():
@@ -345,16 +353,31 @@ def trial(method: MethodConfig, shared: Shared) -> dict[str, Any]:
     predictor = trained.predictor
     id_similarity = predictor.similarity(shared.validation.features)
     ood = {n: predictor.similarity(s.features) for n, s in shared.validation_ood.items()}
+    found: dict[str, list[posthoc.Setting]] = {
+        score: posthoc.search(score, id_similarity, ood, predictor.logit_scale, shared.posthoc)
+        for score in scoring.with_parts(shared.scores)
+        if score in posthoc.USABLE
+    }
+    if shared.fit_data is not None:
+        found |= fitted_search.search(
+            shared.scores,
+            found,
+            fitted_search.Context(
+                predictor, method, shared.methods, shared.fit_data, shared.storage
+            ),
+            {s.name: s.features for s in (shared.validation, *shared.validation_ood.values())},
+            shared.posthoc,
+        )
     scores = {}
     for score in shared.scores:
-        found = posthoc.search(score, id_similarity, ood, predictor.logit_scale, shared.posthoc)
-        chosen = posthoc.best(found)
-        scores[score] = {
-            "params": dict(chosen.params),
-            "auroc": chosen.auroc,
-            "fpr": chosen.fpr,
-            "tried": len(found),
-        }
+        if score in found:
+            chosen = posthoc.best(found[score])
+            scores[score] = {
+                "params": dict(chosen.params),
+                "auroc": chosen.auroc,
+                "fpr": chosen.fpr,
+                "tried": len(found[score]),
+            }
     right = predictor.predicted(id_similarity) == shared.validation.labels
     return {
         "accuracy": float(right.mean()),

@@ -1,7 +1,7 @@
-"""The seeds' claims as numerical experiments, published whatever they show (docs/maths.md).
+"""The seeds' claims as numerical experiments, published whatever they show.
 
 `FIGURES` names the module of each: its `run(folder)` writes PNG and CSV files into a folder and
-returns a Markdown summary. A new experiment is a module and a row here.
+returns a Markdown summary, which docs/ shows. A new experiment is a module and a row here.
 `python -m jobs.figures figure=NAME` runs one.
 """
 
@@ -17,6 +17,7 @@ FIGURES = {
     "theorem_3_5": "pipelines.figures.theorem_3_5",
     "proposition_3_6": "pipelines.figures.proposition_3_6",
     "temperature_curve": "pipelines.figures.temperature_curve",
+    "energy_correction": "pipelines.figures.energy_correction",
     "demo": "pipelines.figures.demo",
     "training_results": "pipelines.figures.training_results",
     "training_ablations": "pipelines.figures.training_ablations",

@@ -60,6 +60,13 @@ class Workers:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over workers of figures for a report."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
 
 class _Gather(torch.autograd.Function):
     @staticmethod

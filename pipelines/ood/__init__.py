@@ -23,6 +23,13 @@ from pipelines.ood.energy import (
     prior,
     suggest_margins,
 )
+from pipelines.ood.energy_correction import (
+    EnergyCorrection,
+    EnergySettings,
+    FeatureEBM,
+    correction_loss,
+    sgld,
+)
 from pipelines.ood.losses import (
     LOSSES,
     balance_weight,
@@ -95,8 +102,11 @@ __all__ = [
     "Bounded",
     "ClassCounts",
     "ClassStatistics",
+    "EnergyCorrection",
     "EnergyMoments",
+    "EnergySettings",
     "Entry",
+    "FeatureEBM",
     "FittedRecord",
     "FittedScore",
     "GaussianMixture",
@@ -116,6 +126,7 @@ __all__ = [
     "balanced_energy_margin",
     "bootstrap_interval",
     "combine",
+    "correction_loss",
     "delta_energy",
     "delta_energy_bound",
     "delta_energy_grid",
@@ -148,6 +159,7 @@ __all__ = [
     "prior",
     "record_from_state",
     "record_state",
+    "sgld",
     "suggest_margins",
     "threshold_at_tpr",
 ]

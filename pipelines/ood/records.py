@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_origin
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ def move(record: R, *args: Any, **kwargs: Any) -> R:
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(*args, **kwargs)
+        if isinstance(value, tuple):
+            return tuple(moved(part) for part in value)
         return move(value, *args, **kwargs) if dataclasses.is_dataclass(value) else value
 
     fields = {name: moved(value) for name, value in vars(record).items()}
@@ -83,6 +85,8 @@ def record_state(record: Any) -> dict[str, Tensor]:
     for name, value in vars(record).items():
         if dataclasses.is_dataclass(value):
             state |= {f"{name}.{key}": tensor for key, tensor in record_state(value).items()}
+        elif isinstance(value, tuple):
+            state |= {f"{name}.{place}": part.contiguous() for place, part in enumerate(value)}
         else:
             dtype = torch.float64 if isinstance(value, float) else None
             state[name] = torch.as_tensor(value, dtype=dtype).contiguous()
@@ -98,10 +102,12 @@ def record_from_state(record: type[R], state: Mapping[str, Tensor]) -> R:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         kind: Any = field.type
+        start = f"{field.name}."
+        own = {key.removeprefix(start): state[key] for key in state if key.startswith(start)}
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            start = f"{field.name}."
-            own = {key.removeprefix(start): state[key] for key in state if key.startswith(start)}
             values[field.name] = record_from_state(kind, own)
+        elif get_origin(kind) is tuple and own:
+            values[field.name] = tuple(own[str(place)] for place in range(len(own)))
         elif field.name not in state:
             raise ValueError(f"the state of a {record.__name__} lacks {field.name}")
         else:

@@ -631,3 +631,23 @@ def test_figures_are_png_equal_each_time_and_leave_matplotlib_as_it_was(evidence
     assert set(first) == {"table.png", "histograms.png", "accuracy_detection.png"}
     assert all(Image.open(io.BytesIO(content)).format == "PNG" for content in first.values())
     assert dict(matplotlib.rcParams) == before
+
+
+def test_energy_models_show_every_epoch(evidence, page):
+    def epoch(number: int) -> dict[str, float]:
+        names = ("energy/real", "energy/sampled", "network/real", "network/sampled", "loss")
+        lengths = ("drift", "norm/real", "norm/sampled")
+        values = {name: number + place / 8 for place, name in enumerate((*names, *lengths))}
+        return {"epoch": float(number), **values, "coverage": 0.5 * number}
+
+    models = [{"score": "feature_ebm", "seed": 3, "history": [epoch(1), epoch(2)]}]
+    shown = Page(
+        report.write(**{**evidence, "metrics": evidence["metrics"] | {"energy_models": models}})
+    )
+
+    assert shown.tables["energy-model-1"][2] == [
+        "2", "2", "2.125", "2.25", "2.375", "2.5", "2.625", "2.75", "2.875", "100 %",
+    ]  # fmt: skip
+    assert len(shown.tables["energy-model-1"]) == 3
+    assert shown.unbalanced == []
+    assert "energy-model-1" not in page.tables

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from pipelines import sweep
+from pipelines import fit, fitted_records, sweep
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark, Selection, role
@@ -320,3 +320,60 @@ class TestData:
         assert found["setting"]["training"]["lr"] == 0.05
         assert found["scores"]["mcm"] == dict(SCORES["mcm"].parameters)
         assert found["validation"] == {}
+
+
+class TestFittedScores:
+    """A trial fits what it judges by, and a sum takes its parts' chosen parameters."""
+
+    TINY: ClassVar = {"width": 8, "hidden": 1, "epochs": 1, "steps": 2}
+
+    def found(
+        self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
+    ) -> dict[str, Any]:
+        tune_by(in_process)
+        storage = next(iter(sets.caches.values())).storage
+        methods = {
+            "zero_shot": METHODS["zero_shot"].Config(),
+            "energy_correction": METHODS["energy_correction"].Config(**self.TINY),
+        }
+        return sweep.run(
+            methods,
+            ("energy", "energy+knn", "energy_correction", "vim"),
+            sets,
+            backbone,
+            storage,
+            settings=SweepConfig(posthoc={**POSTHOC, "k": [1, 3, 99]}),
+            compute=ComputeConfig(),
+            fit_data=fit.load_data(sets, storage, mode="in_process"),
+        )
+
+    def test_parameters_and_figures(
+        self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
+    ) -> None:
+        found = self.found(sets, backbone, tune_by)["methods"]
+        for method in found.values():
+            assert list(method["validation"]) == [
+                "energy",
+                "energy+knn",
+                "energy_correction",
+                "vim",
+            ]
+            params = method["scores"]["energy+knn"]
+            assert params["energy.tau"] == method["scores"]["energy"]["tau"]
+            assert params["knn.k"] in (1, 3)
+            assert method["scores"]["energy_correction"] == {}
+        # One energy model of seed 0 serves both methods: the settings are the same.
+        storage = next(iter(sets.caches.values())).storage
+        assert len(storage.names("cache", "scores")) == 1
+        (address,) = storage.names("cache", "scores")
+        record = fitted_records.load_record(storage, "energy_correction", address)
+        validation, ood = (
+            record(sets.load(name).features).numpy() for name in ("validation", "validation_ood/a")
+        )
+        other = record(sets.load("validation_ood/b").features).numpy()
+        areas = [
+            roc_auc_score([1] * len(validation) + [0] * len(o), np.concatenate([validation, o]))
+            for o in (ood, other)
+        ]
+        auroc = found["zero_shot"]["validation"]["energy_correction"]["auroc"]
+        assert auroc == pytest.approx(np.mean(areas), abs=1e-12)

@@ -1,0 +1,82 @@
+"""What `energy_correction` and `feature_ebm` share: how their energy model is trained.
+
+Values left out (null) come from the training features by the rule of
+`pipelines.ood.energy_correction.scaled`; `preset=paper` gives seed 002's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config import plain
+from pipelines.methods.base import MethodConfig
+from pipelines.models.heads import AnyHead
+from pipelines.models.heads.zero_shot import Config as ZeroShotConfig
+from pipelines.ood.density import GaussianMixture
+from pipelines.ood.energy_correction import EnergySettings, scaled
+from pipelines.ood.statistics import ClassStatistics
+
+_PAIR = tuple[float, float]
+# Fields of a method that say nothing of the density that judges its head.
+_OF_HEAD = ("name", "head", "score", "training")
+
+
+def density_fields(config: MethodConfig) -> dict[str, Any]:
+    """A method's settings of its density, without those of its head."""
+    return {key: value for key, value in plain(config).items() if key not in _OF_HEAD}
+
+
+class EnergyModelConfig(MethodConfig):
+    """How an energy model of features is trained and sampled (seed 002, A.5.1)."""
+
+    head: AnyHead = ZeroShotConfig()
+    epochs: int = Field(20, ge=1, description="passes over the training features")
+    batch_size: int = Field(256, ge=1, description="features, and chains, a step")
+    lr: float | None = Field(None, gt=0, description="of Adam; null: from the number of steps")
+    T: float = Field(gt=0, description="temperature of the network's energy")
+    l2_weight: float = Field(ge=0, description="of the mean squared energies in the loss")
+    steps: int = Field(ge=1, description="SGLD steps of a chain")
+    step_size: _PAIR | None = Field(
+        None, description="SGLD step from, to; null: from the features' spread"
+    )
+    noise: _PAIR | None = Field(
+        None, description="standard deviation of SGLD's noise from, to; null: from the spread"
+    )
+    input_noise: float | None = Field(
+        None, ge=0, description="of the network's inputs in training; null: from the spread"
+    )
+    project: Literal["none", "sphere"] = Field(
+        "none", description="sphere: samples back to unit length after each step"
+    )
+    width: int = Field(1024, ge=1, description="of the network's hidden layers")
+    hidden: int = Field(4, ge=1, description="hidden layers")
+    shared_hidden: bool = Field(False, description="hidden layers after the first are one layer")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's products")
+    threads: int = Field(1, ge=1, description="CPU threads of a worker; part of the last bits")
+
+    needs_trainable_head: ClassVar[bool] = False
+    paper: ClassVar[EnergySettings]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EnergyModelConfig:
+        for name in ("step_size", "noise"):
+            pair = getattr(self, name)
+            if pair is not None and min(pair) < 0:
+                raise ValueError(f"{name}={list(pair)}: both must be >= 0")
+        return self
+
+    def settings(self, statistics: ClassStatistics, mixture: GaussianMixture) -> EnergySettings:
+        """Every value given: the configured ones, and the rule's for those left out."""
+        same = ("epochs", "batch_size", "T", "l2_weight", "steps", "width", "hidden")
+        base = replace(
+            self.paper,
+            **{name: getattr(self, name) for name in (*same, "shared_hidden", "precision")},
+            project=self.project == "sphere",
+        )
+        left_out = scaled(base, statistics, mixture)
+        names = ("lr", "step_size", "noise", "input_noise", "T_G", "initial_std")
+        given = {name: getattr(self, name, None) for name in names}
+        return replace(left_out, **{name: v for name, v in given.items() if v is not None})
