@@ -149,11 +149,11 @@ def detection_gain(
     """A metric (auroc, fpr) of (method, score) minus that of another cell, OOD images pooled."""
 
     def interval(run: ResultRun, first: Scored, second: Scored) -> Any:
-        ours, theirs = (
+        a, b = (
             (head.scores(name, "test"), head.scores(name, *run.ood))
             for head, name in ((first, cell[1]), (second, other[1]))
         )
-        return paired_delta_interval(FIGURES[metric], ours, theirs, num_resamples=NUM_RESAMPLES)
+        return paired_delta_interval(FIGURES[metric], a, b, num_resamples=NUM_RESAMPLES)
 
     return _paired(runs, cell[0], other[0], interval)
 

@@ -107,8 +107,8 @@ class Bed:
             config = sweep.with_values(base, dict(zip(keys, setting, strict=True)))
             trained = [train_in_process(Cell(config, s), self.data, self.clip) for s in SEEDS]
             figures = [self._judge(t, config.score, params) for t in trained]
-            means = np.mean(figures, axis=0).tolist()
-            found.append(Found(setting, means[0], means[1], means[2], trained[0].history[-1]))
+            accuracy, auroc, fpr = np.mean(figures, axis=0).tolist()
+            found.append(Found(setting, accuracy, auroc, fpr, trained[0].history[-1]))
         return found
 
     def _judge(

@@ -50,8 +50,8 @@ def outliers(tmp_path):
     features = {"first": unit(rng, 90), "second": unit(rng, 25)}
     lost = "first-0002"
     names = {n: cache(storage, n, f, shard_rows=30, lost=[lost]) for n, f in features.items()}
-    members = [("first", k) for k in names["first"][:60:2]]
-    members += [("second", k) for k in names["second"][10:]]
+    members = [("first", k) for k in names["first"][0][:60:2]]
+    members += [("second", k) for k in names["second"][0][10:]]
     sources, keys = zip(*members, strict=True)
     chosen = Selection(sources, keys, (-1,) * len(keys))
     benchmark = Benchmark("toy", CLASS_NAMES, TEMPLATES, "", {}, {"outliers": chosen}, "toy")
