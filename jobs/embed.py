@@ -8,7 +8,8 @@ import time
 from jobs import main
 from jobs.console import Console
 from pipelines import own_images
-from pipelines.pipeline import PipelineConfig, run
+from pipelines.pipeline import run
+from pipelines.run import PipelineConfig
 
 
 def embed_benchmark(config: PipelineConfig) -> None:

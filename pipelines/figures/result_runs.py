@@ -20,7 +20,7 @@ from pipelines.config import UserError, load
 from pipelines.data.benchmarks import role
 from pipelines.evaluate import FIGURES, Scored, groups
 from pipelines.ood import ood_metrics, paired_accuracy_interval, paired_delta_interval
-from pipelines.pipeline import PipelineConfig, Quiet, Run
+from pipelines.run import PipelineConfig, Quiet, Run
 
 NUM_RESAMPLES = 300
 

@@ -29,7 +29,7 @@ from pipelines.models.heads import HeadContext, build
 from pipelines.models.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.ood import SCORES, ood_metrics, prior
 from pipelines.ood import outlier_counts as count_outliers
-from pipelines.pipeline import PipelineConfig, Quiet, Run
+from pipelines.run import PipelineConfig, Quiet, Run
 from pipelines.training import Cell, Trained, TrainingData, train_in_process
 
 WORDS = ("preset=results_pacs", "benchmark.held_out=sketch")

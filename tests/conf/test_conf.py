@@ -15,7 +15,7 @@ from pipelines.config import CONF, compose, group_names, load
 from pipelines.data.benchmarks import role
 from pipelines.methods import METHODS
 from pipelines.ood import SCORES
-from pipelines.pipeline import PipelineConfig
+from pipelines.run import PipelineConfig
 from pipelines.scoring import FITTED
 from pipelines.sweep import with_values
 

@@ -18,7 +18,7 @@ from pipelines.evaluate import Scored
 from pipelines.methods.zero_shot import Config as ZeroShot
 from pipelines.models import clip
 from pipelines.ood import ood_metrics
-from pipelines.pipeline import PipelineConfig
+from pipelines.run import PipelineConfig
 from pipelines.training import Cell, TrainingData
 
 SCALE = 11.489

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from jobs import main, pipeline
-from pipelines.pipeline import PipelineConfig
+from pipelines.run import PipelineConfig
 
 
 @pytest.fixture

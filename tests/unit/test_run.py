@@ -13,7 +13,8 @@ import pytest
 from pipelines.config import UserError, load
 from pipelines.data.storage import Storage
 from pipelines.models import mini
-from pipelines.pipeline import PipelineConfig, Run, champion, run
+from pipelines.pipeline import champion, run
+from pipelines.run import PipelineConfig, Run
 
 
 class Quiet:

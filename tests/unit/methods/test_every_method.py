@@ -12,7 +12,7 @@ from pipelines.config import load
 from pipelines.methods import METHODS
 from pipelines.models.heads import HEADS as ALL_HEADS
 from pipelines.models.heads import HeadContext, Predictor, build
-from pipelines.pipeline import PipelineConfig
+from pipelines.run import PipelineConfig
 from pipelines.training import Cell, TrainingData, train_in_process
 from tests.small_clip import small_clip, toy_data
 
