@@ -37,21 +37,19 @@ class _Work:
     members: Mapping[str, tuple[pa.Array, pa.Array]]  # by source: keys and their labels
 
 
-def reduce_shards(
-    sets: FeatureSets, name: str, storage: Storage, *, with_ray: bool
-) -> ClassStatistics:
+def reduce_shards(sets: FeatureSets, name: str, *, with_ray: bool) -> ClassStatistics:
     """Statistics of the set `name`, its features at unit length.
 
     Args:
         sets: a view that may open the set.
         name: of the set; its labels are classes.
-        storage: where the features lie.
         with_ray: Ray Data tasks; else a loop in this process, with the same result.
 
     Raises:
         PermissionError: where the view may not open the set.
         UserError: where none of its images could be read.
     """
+    storage = next(iter(sets.caches.values())).storage  # one storage holds all features of a run
     work = _Work(storage, len(sets.benchmark.class_names), _members(sets, name))
     paths = [(source, path) for source in work.members for path in sets.caches[source].shards()]
     units = [{"number": n, "source": s, "path": p} for n, (s, p) in enumerate(paths)]

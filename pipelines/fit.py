@@ -59,7 +59,7 @@ def load_data(sets: FeatureSets, storage: Storage, *, mode: Mode) -> FitData:
     address = sets.address(["train"])
     place = ("cache", "statistics", f"{digest([address, code_version()])}.safetensors")
     if not storage.exists(*place):
-        reduced = class_statistics.reduce_shards(view, "train", storage, with_ray=mode == "ray")
+        reduced = class_statistics.reduce_shards(view, "train", with_ray=mode == "ray")
         names = ("counts", "means", "scatter")
         content = {name: np.ascontiguousarray(getattr(reduced, name)) for name in names}
         storage.write_bytes(safetensors.numpy.save(content), *place)

@@ -193,7 +193,8 @@ def _draw(kind: str, path: Path) -> None:
     for panel, (title, energy) in zip(axes, energies, strict=True):
         _map(panel, energy, half)
         label(panel, title=title, x="", y="")
-    axes[0].scatter(points[::4, 0], points[::4, 1], s=1, color=COLOURS[1], linewidths=0, alpha=0.6)
+    x, y = points[::4].T.numpy()
+    axes[0].scatter(x, y, s=1, color=COLOURS[1], linewidths=0, alpha=0.6)
     save(figure, path)
 
 
@@ -202,7 +203,9 @@ def _map(panel: Axes, energy: Energy, half: float) -> None:
     nodes = torch.linspace(-half, half, 200, dtype=torch.float64)
     with torch.no_grad():
         values = energy(torch.cartesian_prod(nodes, nodes)).reshape(200, 200).T
-    above = (values - values.min()).clamp(max=_SHOWN)
+    above = (values - values.min()).clamp(max=_SHOWN).numpy()
     extent = (-half, half, -half, half)
     panel.imshow(above, origin="lower", extent=extent, cmap="Blues_r", vmin=0, vmax=_SHOWN)
+    panel.set_xlim(-half, half)
+    panel.set_ylim(-half, half)
     panel.tick_params(labelsize=7, colors=MUTED)

@@ -34,8 +34,8 @@ def test_ray_gives_what_this_process_gives(tmp_path):
     storages = [Storage(str(tmp_path / name)) for name in ("here", "ray", "two")]
     here, on_ray, two = storages
     # The reduction: the same bits, in whatever order the shards come back.
-    reduced = reduce_shards(sets.for_training(), "train", here, with_ray=False)
-    again = reduce_shards(sets.for_training(), "train", here, with_ray=True)
+    reduced = reduce_shards(sets.for_training(), "train", with_ray=False)
+    again = reduce_shards(sets.for_training(), "train", with_ray=True)
     for name in ("counts", "means", "scatter"):
         np.testing.assert_array_equal(getattr(again, name), getattr(reduced, name))
     assert reduced.num_samples == 60

@@ -66,10 +66,10 @@ def test_statistics_of_shards_are_those_of_all_rows(sets, storage, data):
     np.testing.assert_array_equal(data.statistics.counts, whole.counts)
     np.testing.assert_allclose(data.statistics.means, whole.means, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(data.statistics.scatter, whole.scatter, rtol=1e-10, atol=1e-12)
-    again = reduce_shards(sets.for_training(), "train", storage, with_ray=False)
+    again = reduce_shards(sets.for_training(), "train", with_ray=False)
     np.testing.assert_array_equal(data.statistics.scatter, again.scatter)
     with pytest.raises(PermissionError, match="test data"):
-        reduce_shards(sets.for_training(), "test", storage, with_ray=False)
+        reduce_shards(sets.for_training(), "test", with_ray=False)
 
 
 @pytest.mark.parametrize("name", [n for n in FITTED_SCORES if n not in scoring.OF_HEAD])
