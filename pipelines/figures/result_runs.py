@@ -64,11 +64,11 @@ class ResultRun:
         return [head for (name, _), head in sorted(self.heads.items()) if name == method]
 
 
-def open_runs(words: Sequence[tuple[str, ...]]) -> list[ResultRun]:
-    """The finished runs of these words.
+def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[str]]:
+    """The finished runs of these words, and the commands of those that are missing.
 
     Raises:
-        UserError: with the commands of all that have not been run.
+        UserError: where none has been run, with the commands.
     """
     found, missing = [], []
     for line in words:
@@ -77,9 +77,9 @@ def open_runs(words: Sequence[tuple[str, ...]]) -> list[ResultRun]:
             found.append(_read(run))
         else:
             missing.append(f"python -m jobs.pipeline {' '.join(line)}")
-    if missing:
+    if not found:
         raise UserError("\n".join(["not in ./outputs yet; run first:", *missing]))
-    return found
+    return found, missing
 
 
 def _read(run: Run) -> ResultRun:

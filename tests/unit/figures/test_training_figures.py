@@ -46,13 +46,14 @@ def run_of(name, start):
         for seed in range(2)
     }
     found = [{"method": m, "score": s} for m in METHOD_NAMES for s in SCORES]
-    return ResultRun(name, {"rows": found, "seeds": [0, 1], "notes": "made up"}, {}, heads)
+    facts = {"rows": found, "seeds": [0, 1], "notes": "made up", "benchmark": name}
+    return ResultRun(name, facts, {}, heads)
 
 
 @pytest.fixture
 def runs(monkeypatch):
     monkeypatch.setattr(result_runs, "NUM_RESAMPLES", 20)
-    return [run_of("first", 1), run_of("second", 2)]
+    return [run_of("pacs", 1), run_of("second", 2)]
 
 
 def test_rows_are_means_over_runs_and_deviations_over_seeds(runs):
@@ -89,14 +90,18 @@ def test_gains_are_paired_and_say_whether_they_overlap_nothing(runs):
 
 
 def test_the_results_are_written_as_table_and_picture(runs, tmp_path, monkeypatch):
+    digits = [run_of("digits", 3)]
     monkeypatch.setattr(
-        training_results, "open_runs", lambda words: runs if len(words) > 1 else runs[:1]
+        training_results,
+        "open_runs",
+        lambda words: (runs, ["run the third"]) if len(words) > 1 else (digits, []),
     )
     page = training_results.run(tmp_path)
     assert page.count(training_results.STAND_IN) == 2  # under both tables of PACS
     assert "made up" in page
     assert "seed 000's claim" in page
     assert "| second | " in page
+    assert "Not run yet, so not in the means: `run the third`" in page
     with (tmp_path / "training_results.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * len(METHOD_NAMES) * len(SCORES)
