@@ -36,7 +36,8 @@ from pipelines.ood import EnergySettings, GaussianMixture
 from pipelines.ood.energy_training import Trained, train
 
 SEEDS = range(5)
-SPACING, LONG, SHORT = 4.0, 0.8, 0.15  # between crosses; standard deviations along and across an arm
+# Between crosses; standard deviations along and across an arm.
+SPACING, LONG, SHORT = 4.0, 0.8, 0.15
 PER_CROSS = 150
 # T_G = 2 makes exp(-E_G / T_G) a component's own Gaussian: the seed writes E_G without the 1/2.
 SETTINGS = EnergySettings(
