@@ -36,21 +36,22 @@ from pipelines.ood import EnergySettings, GaussianMixture
 from pipelines.ood.energy_training import Trained, train
 
 SEEDS = range(5)
-SPACING, LONG, SHORT = 4.0, 0.7, 0.1  # between crosses; standard deviations along and across an arm
-PER_CROSS = 200
+# Between crosses; standard deviations along and across an arm.
+SPACING, LONG, SHORT = 4.0, 0.8, 0.15
+PER_CROSS = 150
 # T_G = 2 makes exp(-E_G / T_G) a component's own Gaussian: the seed writes E_G without the 1/2.
 SETTINGS = EnergySettings(
     T_G=2.0,
     l2_weight=0.05,
-    steps=15,
+    steps=10,
     step_size=(2e-2, 2e-3),
     noise=(0.2, 0.063),
     input_noise=0.02,
     initial_std=SPACING,
-    epochs=15,
+    epochs=30,
     batch_size=256,
-    lr=4e-3,
-    width=32,
+    lr=2e-3,
+    width=64,
 )
 _NODES = 20  # of the quadrature, to a unit of length
 _SHOWN = 12.0  # energies above the lowest that pictures tell apart

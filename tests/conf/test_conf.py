@@ -22,7 +22,7 @@ from pipelines.sweep import with_values
 ROOT = CONF.parent
 JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if "__main__" in p.read_text())
 GROUPS = ("backbone", "benchmark", "compute", "method", "sweep")
-PRESETS = ("paper", "results_digits", "results_pacs", "test")
+PRESETS = ("paper", "results_densities", "results_digits", "results_pacs", "test")
 # Files that a job loads by another name than its own.
 OTHERS = ("embed_folder",)
 
