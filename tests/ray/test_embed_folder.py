@@ -46,9 +46,8 @@ def address_in(done: Done) -> str:
     return done.stdout.rstrip().rpartition("/")[2]
 
 
-def test_too_many_bad_images_then_a_larger_bound_then_nothing_to_do(
-    folder: Path, words: tuple[str, ...], backbone: BackboneConfig, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_too_many_bad_images_stop_it(folder: Path, words: tuple[str, ...], tmp_path: Path) -> None:
     strict = job("embed", f"source={folder}", *words, "embed.shard_rows=8", "max_rejected=0.03")
     assert strict.returncode == 2, strict.stderr
     (line,) = strict.stderr.splitlines()
@@ -57,6 +56,10 @@ def test_too_many_bad_images_then_a_larger_bound_then_nothing_to_do(
     assert "class_1/nothing.png: no bytes" in line
     assert not list((tmp_path / "storage").rglob("manifest.json"))
 
+
+def test_bad_images_are_counted_and_a_second_run_has_nothing_to_do(
+    folder: Path, words: tuple[str, ...], backbone: BackboneConfig, tmp_path: Path
+) -> None:
     done = job("embed", f"source={folder}", *words, "embed.shard_rows=8", "max_rejected=0.1")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()

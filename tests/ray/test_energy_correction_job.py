@@ -17,6 +17,9 @@ SCORES = ("mcm", "knn", "ssd", "mahalanobis", "vim", "energy_correction", "energ
 TINY = ("method.width=16", "method.epochs=2", "method.steps=4")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def finished(mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("energy") / "storage"

@@ -81,6 +81,7 @@ train(cells(), toy_data(), backbone, Storage(sys.argv[2]), compute=ComputeConfig
 """
 
 
+@pytest.mark.slow
 def test_a_killed_driver_started_again_ends_with_the_undisturbed_weights(tmp_path):
     backbone, head, expected = undisturbed(tmp_path)
     storage = Storage(str(tmp_path / "killed"))

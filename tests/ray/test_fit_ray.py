@@ -28,6 +28,7 @@ def scores(storage, addresses, rows):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_gives_what_this_process_gives(tmp_path):
     sets = clustered_sets(Storage(str(tmp_path)))
