@@ -27,7 +27,7 @@ setup: .venv/.installed  ## .venv from requirements.lock (done by demo and test 
 .venv/.installed: requirements.lock | $(filter .tools/bin/uv,$(UV))
 	@echo "set-up: installing the locked packages into .venv/"
 	@$(UV) venv --quiet --allow-existing --python '>=3.11,<3.14' .venv
-	@$(UV) pip sync --quiet --require-hashes --python .venv/bin/python requirements.lock
+	@$(UV) pip sync --quiet --compile-bytecode --require-hashes --python .venv/bin/python requirements.lock
 	@touch $@
 
 demo: setup  ## the whole path on the embedded benchmark, offline

@@ -28,17 +28,30 @@ class Console:
         self._show("...")
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """How far the stage is, with the time that is left if it goes on like this."""
+        """How far the stage is, how fast, and the time that is left if it goes on like this.
+
+        Args:
+            done: units done.
+            total: units in all.
+            note: what a unit is, in the plural, and whatever else after a comma.
+        """
         now = time.monotonic()
         self.first = self.first or (now, done)
         if not self.live and now - self.printed < LOG_EVERY_S:
             return
         self.printed = now
-        # The pace since the first report: a stage's start-up says nothing about what is left.
-        begin, before = self.first
-        pace = (now - begin) / (done - before) if done > before else None
-        left = f", {pace * (total - done):.0f} s left" if pace and done < total else ""
-        self._show(f"{done}/{total} {note}, {now - self.began:.0f} s{left}")
+        parts = [f"{done:,}/{total:,} {note}".rstrip(), *self._pace(done, total, note, now)]
+        self._show(", ".join(parts))
+
+    def _pace(self, done: int, total: int, note: str, now: float) -> list[str]:
+        # Since the first report: neither start-up nor what was found done says how fast it goes.
+        begin, before = self.first or (now, done)
+        if now <= begin or done <= before:
+            return []
+        rate = (done - before) / (now - begin)
+        unit = note.partition(",")[0]
+        speed = [f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"] if unit else []
+        return [*speed, f"{duration((total - done) / rate)} left"] if done < total else speed
 
     def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
         """A stage is done."""
@@ -54,3 +67,12 @@ class Console:
             return
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{line[:width]:<{width}}", end="\n" if last else "", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 41 s, 3 min 05 s, 2 h 28 min."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"

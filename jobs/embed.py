@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from jobs import main
 from jobs.console import Console
-from pipelines import embed
-from pipelines.pipeline import PipelineConfig, run
+from pipelines import own_images
+from pipelines.pipeline import run
+from pipelines.run import PipelineConfig
 
 
 def embed_benchmark(config: PipelineConfig) -> None:
@@ -16,22 +18,25 @@ def embed_benchmark(config: PipelineConfig) -> None:
     print(f"embed: {done.storage.path('runs', done.id, 'embed.json')}")
 
 
-def embed_folder(config: embed.FolderJob) -> None:
-    """Embed the images of one source and say where the features lie."""
-    console = Console()
+def embed_folder(config: own_images.FolderJob) -> None:
+    """Embed the images of one source, say what was rejected and where the features lie."""
+    console, began = Console(), time.perf_counter()
     console.started("embed", 1, 1)
-    cache = embed.run(
+    cache = own_images.run(
         config,
-        lambda done, total, bad: console.progress(done, total, f"images, {bad} rejected"),
-    )
+        lambda done, total, bad: console.progress(done, total, f"images, {bad:,} rejected"),
+    ).cache
+    console.finished("embed", time.perf_counter() - began, found=False)
     rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in cache.reasons().items())
     folder = cache.storage.path("cache", "features", cache.address)
-    print(f"\nembed: {rows} features, {rejected} rejected: {folder}")
+    bad = f"{rejected:,} rejected" + (f" ({reasons})" if reasons else "")
+    print(f"embed: {rows:,} features, {bad}: {folder}")
 
 
 if __name__ == "__main__":
     about = __doc__ or ""
     if any(word.startswith("source") for word in sys.argv[1:]):
-        main("embed_folder", embed.FolderJob, embed_folder, about)
+        main("embed_folder", own_images.FolderJob, embed_folder, about)
     else:
         main("embed", PipelineConfig, embed_benchmark, about)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jobs import main
 from jobs.console import Console
 from pipelines import report
-from pipelines.pipeline import PipelineConfig, run
+from pipelines.pipeline import run
+from pipelines.run import PipelineConfig
 
 
 def pipeline(config: PipelineConfig) -> None:

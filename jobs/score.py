@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jobs import main
 from jobs.console import Console
-from pipelines.pipeline import PipelineConfig, run
+from pipelines.pipeline import run
+from pipelines.run import PipelineConfig
 
 
 def score(config: PipelineConfig) -> None:

@@ -36,6 +36,15 @@ class ComputeConfig(Section):
     trial_gpus: float = Field(0, ge=0, description="GPUs of a sweep trial")
     max_failures: int = Field(2, ge=0, description="restarts of a failed Ray Train run")
 
+    @property
+    def at_once(self) -> int | None:
+        """Busy processes that make sense at a time; None: as many as the cluster has CPUs for.
+
+        A local Ray's CPUs are logical: more processes than cores would only take turns, and each
+        takes seconds to start.
+        """
+        return (os.cpu_count() or 1) if self.address == "local" else None
+
 
 @contextmanager
 def connect(config: ComputeConfig) -> Iterator[None]:

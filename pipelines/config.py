@@ -25,6 +25,12 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from yaml import YAMLError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# Words for what users set most, in place of the dotted key.
+SHORT = {
+    "max_rejected": "embed.max_rejected",
+    "background": "embed.background",
+    "exif": "embed.exif",
+}
 
 
 class UserError(Exception):
@@ -153,6 +159,7 @@ class _Composer:
             except (YAMLError, OmegaConfBaseException):
                 self.problems.append(f"{word!r}: the value is not readable as YAML")
                 continue
+            key = SHORT.get(key, key)
             (dotted if "." in key else plain)[key] = value
         return plain, dotted
 
@@ -292,7 +299,7 @@ def _problem(error: Any, data: Any) -> str:
         inside_list = isinstance(node, list) and isinstance(part, int) and part < len(node)
         if inside_list or (isinstance(node, dict) and part in node):
             node = node[part]
-        elif position < len(error["loc"]) - 1:
+        elif position < len(error["loc"]) - 1 or error["type"] == "value_error":
             continue  # the tag of a union, which is no key of the user's
         keys.append(str(part))
     message = error["msg"].removeprefix("Value error, ")

@@ -70,18 +70,20 @@ def judge(
 
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
-        logits, and `score_NAME` float64 (N,) for each score.
+        logits, and `score_NAME` float64 (N,) for each score. Class and confidence are those of
+        the adjusted logits where the head was trained on a long tail; scores never are.
 
     Raises:
         ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
     """
     _check(features)
     inputs = inputs_of(predictor, features)
-    wanted = {"confidence": ("msp", {}), **{f"score_{n}": (n, p) for n, p in scores.items()}}
+    adjusted = replace(inputs, logits=predictor.adjusted(inputs.logits))
     with _one_thread():
         return {
-            "predicted": inputs.similarity.argmax(dim=1).numpy(),
-            **{key: _score(name, inputs, p, records) for key, (name, p) in wanted.items()},
+            "predicted": adjusted.logits.argmax(dim=1).numpy(),
+            "confidence": _score("msp", adjusted, {}, records),
+            **{f"score_{n}": _score(n, inputs, p, records) for n, p in scores.items()},
         }
 
 

@@ -12,8 +12,8 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,11 +30,12 @@ from pipelines.data import features, images
 from pipelines.data.features import FeatureCache, Receipt
 from pipelines.data.plans import Plan, Progress, Tally, make_plan
 from pipelines.data.schema import features_table, matrix
-from pipelines.data.sources import AnySource, Source, open_source
+from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.models import clip, templates
 from pipelines.models.clip import BackboneConfig
 from pipelines.models.encoder import Views
+from pipelines.models.odin import Odin
 from pipelines.models.shards import PLAN, ShardEncoder, ShardPreparer, Work
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def embed_source(
     settings: EmbedConfig,
     compute: ComputeConfig,
     keys: Sequence[str] | None = None,
+    odin: Odin | None = None,
     on_progress: Progress | None = None,
 ) -> FeatureCache:
     """The features of one source (or of `keys` of it); see `embed_sources`."""
@@ -94,6 +96,7 @@ def embed_source(
         settings=settings,
         compute=compute,
         keys=chosen,
+        odin=odin,
         on_progress=on_progress,
     )[name]
 
@@ -106,11 +109,12 @@ def embed_sources(
     settings: EmbedConfig,
     compute: ComputeConfig,
     keys: Mapping[str, Sequence[str]] | None = None,
+    odin: Odin | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, FeatureCache]:
     """The features of several sources, found or made by one pool of actors.
 
-    Needs an initialised Ray only where a shard is missing.
+    Uses the Ray that is there; starts one only where a shard is missing and there is none.
 
     Args:
         sources: by the name that messages and progress use.
@@ -119,6 +123,7 @@ def embed_sources(
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
         keys: which images of a source; all where a name is missing.
+        odin: takes ODIN's input step first: features of their own, under an address of their own.
         on_progress: called after each shard with images done, all images, rejected images.
 
     Raises:
@@ -126,11 +131,11 @@ def embed_sources(
             images than `settings.max_rejected`.
     """
     chosen = keys or {}
-    about = _about(backbone, settings, compute)
+    about = _about(backbone, settings, compute, odin)
     found: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
-        named = {**about, "source": source.fingerprint(), "keys": _keys_digest(chosen.get(name))}
+        named = _named(about, source, chosen.get(name))
         cache = features.find(storage, digest(named))
         if cache is not None:
             found[name] = cache
@@ -140,10 +145,10 @@ def embed_sources(
             )
     if plans:
         tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
-        work = _work(backbone, storage, settings, compute)
+        work = replace(_work(backbone, storage, settings, compute), odin=odin)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
-        found |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
+        found |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
     return {name: found[name] for name in sources}
 
 
@@ -169,27 +174,24 @@ def text_features(
 
 
 def _about(
-    backbone: BackboneConfig, settings: EmbedConfig, compute: ComputeConfig
+    backbone: BackboneConfig, settings: EmbedConfig, compute: ComputeConfig, odin: Odin | None
 ) -> dict[str, Any]:
     """All but the images that changes a byte of the cache."""
     free = {"max_rejected", "decode"}
-    return {
+    about = {
         "backbone": clip.identity(backbone),
         "device": "cuda" if compute.embed_gpus else "cpu",
         "settings": {key: value for key, value in plain(settings).items() if key not in free},
     }
+    return about if odin is None else {**about, "odin": odin.identity()}
 
 
-def _unfinished(config: FolderJob, source: Source, backbone: BackboneConfig) -> bool:
-    about = _about(backbone, config.embed, config.compute)
-    named = {**about, "source": source.fingerprint(), "keys": _keys_digest(None)}
-    return features.find(Storage.open(config.storage), digest(named)) is None
-
-
-def _keys_digest(keys: Sequence[str] | None) -> str:
-    if keys is None:
-        return "all"
-    return hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
+def _named(about: Mapping[str, Any], source: Source, keys: Sequence[str] | None) -> dict[str, Any]:
+    """All that changes a byte of one source's cache; its digest is the address."""
+    chosen = "all"
+    if keys is not None:
+        chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
+    return {**about, "source": source.fingerprint(), "keys": chosen}
 
 
 def _work(
@@ -208,57 +210,21 @@ def _work(
     )
 
 
-class FolderJob(Section):
-    """What `python -m jobs.embed source=FOLDER backbone=...` takes: images and a backbone."""
-
-    source: str | AnySource = Field(
-        description="a folder, Parquet file or tar archive (or a folder of those), or its URI; or "
-        "a mapping with kind=folder, parquet or tar"
-    )
-    backbone: BackboneConfig
-    embed: EmbedConfig = EmbedConfig()
-    compute: ComputeConfig = ComputeConfig()
-    storage: str = Field("./outputs", description="folder or URI of everything that is kept")
-
-
-def run(config: FolderJob, on_progress: Progress | None = None) -> FeatureCache:
-    """The features of images that belong to no benchmark; no label is needed.
-
-    Raises:
-        UserError: see `embed_sources`.
-    """
-    storage = Storage.open(config.storage)
-    source = open_source(config.source) if isinstance(config.source, str) else config.source
-    backbone = clip.resolve(config.backbone, storage)
-    settings, compute = config.embed, config.compute
-    with connect(compute) if _unfinished(config, source, backbone) else contextlib.nullcontext():
-        return embed_source(
-            source,
-            "images",
-            backbone,
-            storage,
-            settings=settings,
-            compute=compute,
-            on_progress=on_progress,
-        )
-
-
 @dataclass(frozen=True)
 class _Layout:
-    """How the work is spread: actors, what each takes, and whether tasks decode for them."""
+    """How the work is spread: actors and what each takes, and whether tasks decode for them."""
 
-    workers: int
-    cpus: float
-    gpus: float
+    compute: ComputeConfig
     decode_in_tasks: bool
 
 
 def _layout(settings: EmbedConfig, compute: ComputeConfig) -> _Layout:
     tasks = settings.decode == "tasks" or (settings.decode == "auto" and compute.embed_gpus > 0)
-    return _Layout(compute.embed_workers, compute.embed_threads, compute.embed_gpus, tasks)
+    return _Layout(compute, tasks)
 
 
-Encode = Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]]
+Receipts = Generator[dict[str, Any], None, None]
+Encode = Callable[[list[dict[str, Any]]], Receipts]
 
 
 def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Encode) -> None:
@@ -274,18 +240,28 @@ def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Enco
                 row = {"name": name, "address": plan.address, "shard": shard, "keys": list(keys)}
                 rows.append(row)
     if rows:
-        for receipt in encode(rows):
-            name = receipt.pop("name")
-            rejected = tuple((k, r, m) for k, r, m in receipt.pop("rejected"))
-            tally.add(name, Receipt(**receipt, rejected=rejected))
+        with contextlib.closing(encode(rows)) as receipts:  # ends Ray's part whatever happens
+            for receipt in receipts:
+                name = receipt.pop("name")
+                rejected = tuple((k, r, m) for k, r, m in receipt.pop("rejected"))
+                tally.add(name, Receipt(**receipt, rejected=rejected))
 
 
 def _encode_shards(
     rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
-) -> Iterator[dict[str, Any]]:
+) -> Receipts:
     """Receipts as they come, of one actor pool over one dataset of shards."""
+    with connect(layout.compute), _user_errors():
+        for row in _dataset(rows, plans, work, layout).iter_rows():
+            yield json.loads(row["receipt"])
+
+
+def _dataset(
+    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
+) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    compute = layout.compute
     blocks = [pa.Table.from_pylist([row], schema=PLAN) for row in rows]  # one block a shard
     sources = {name: plan.source for name, plan in plans.items()}
     options: dict[str, Any] = {
@@ -298,19 +274,16 @@ def _encode_shards(
     if layout.decode_in_tasks:
         # One actor a free CPU at most: a preparer is cheap, and the pool grows with the need.
         cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
-        most = max(1, int(cpus - layout.workers * layout.cpus))
+        most = max(1, int(cpus - compute.embed_workers * compute.embed_threads))
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
         dataset = dataset.map_batches(ShardPreparer, compute=pool, num_cpus=1, **options)
-    dataset = dataset.map_batches(
+    return dataset.map_batches(
         ShardEncoder,
-        compute=ray.data.ActorPoolStrategy(size=min(layout.workers, len(blocks))),
-        num_cpus=layout.cpus,
-        num_gpus=layout.gpus,
+        compute=ray.data.ActorPoolStrategy(size=min(compute.embed_workers, len(blocks))),
+        num_cpus=compute.embed_threads,
+        num_gpus=compute.embed_gpus,
         **options,
     )
-    with _user_errors():
-        for row in dataset.iter_rows():
-            yield json.loads(row["receipt"])
 
 
 @contextlib.contextmanager
@@ -327,13 +300,13 @@ def _user_errors() -> Iterator[None]:
         raise UserError(str(cause)) from None
 
 
-def _finish(plan: Plan, tally: Tally, storage: Storage) -> FeatureCache:
+def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig) -> FeatureCache:
     cache = features.finish(
         storage,
         plan.address,
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
-        about=plan.about,
+        about={**plan.about, "model": backbone.model or backbone.name},
         rejected=plan.duplicates,
     )
     rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]

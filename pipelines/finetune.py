@@ -14,8 +14,6 @@ on from the last finished epoch and end with the weights of an undisturbed run.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
 import os
 import queue
@@ -25,7 +23,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 import ray
@@ -34,66 +31,17 @@ import ray.train.torch
 import torch.distributed
 from ray.util.queue import Empty, Queue
 
-import pipelines.training
 from pipelines.compute import ComputeConfig
-from pipelines.config import digest, plain
 from pipelines.data.storage import Storage
-from pipelines.methods import METHODS
 from pipelines.models import clip as backbones
 from pipelines.models.clip import BackboneConfig
-from pipelines.models.heads import HEADS, Predictor
 from pipelines.models.parallel import Workers
-from pipelines.training import Cell, EpochReport, Trained, TrainingData, check, train_in_process
-
-__all__ = [
-    "Cell",
-    "Trained",
-    "TrainingData",
-    "address",
-    "load_predictor",
-    "read_manifest",
-    "train",
-    "train_in_process",
-]
+from pipelines.trained_heads import address, is_trained, keep
+from pipelines.training import Cell, EpochReport, TrainingData, check, train_in_process
 
 logger = logging.getLogger(__name__)
 
 OnEpoch: TypeAlias = Callable[[Cell, EpochReport], None]
-
-
-def address(cell: Cell, data: TrainingData, backbone: BackboneConfig) -> str:
-    """Where the head of this cell lies below `cache/heads/`."""
-    return digest(
-        {
-            "method": plain(cell.method),
-            "seed": cell.seed,
-            "data": data.address,
-            "backbone": dict(backbones.identity(backbone)),
-            "code": code_version(cell.method.name, cell.method.head.name),
-        }
-    )
-
-
-# Where the source that decides a head's weights lies.
-_DECIDING = ("pipelines.methods", "pipelines.models", "pipelines.ood", "pipelines.training")
-
-
-def code_version(method: str, head: str) -> str:
-    """A digest of the source that decides what training gives.
-
-    That is the loop, the method, the head, and what they use of the folders named above.
-    """
-    modules = {m.__name__: m for m in (pipelines.training, METHODS[method], HEADS[head])}
-    waiting: list[ModuleType] = list(modules.values())
-    while waiting:
-        for value in vars(waiting.pop()).values():
-            used = inspect.getmodule(value)
-            name = used.__name__ if used is not None else ""
-            if used is not None and name.startswith(_DECIDING) and name not in modules:
-                modules[name] = used
-                waiting.append(used)
-    sources = "\n".join(inspect.getsource(modules[name]) for name in sorted(modules))
-    return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 
 def train(
@@ -141,25 +89,6 @@ def train(
     return [job.address for job in jobs]
 
 
-def is_trained(storage: Storage, head: str) -> bool:
-    """Whether the head at that address is complete."""
-    return storage.exists("cache", "heads", head, "manifest.json")
-
-
-def read_manifest(storage: Storage, head: str) -> dict[str, Any]:
-    """Setting, seed, best epoch and history of a trained head."""
-    return dict(storage.read_json("cache", "heads", head, "manifest.json"))
-
-
-def load_predictor(
-    storage: Storage, head: str, which: Literal["best", "last"] = "best"
-) -> Predictor:
-    """The trained head at that address."""
-    folder = ("cache", "heads", head, which)
-    names = ("head.json", "head.safetensors")
-    return Predictor.from_files({name: storage.read_bytes(*folder, name) for name in names})
-
-
 @dataclass(frozen=True)
 class _Job:
     cell: Cell
@@ -200,22 +129,7 @@ def _train_and_keep(
         on_epoch=(lambda report: on_epoch(job.cell, report)) if on_epoch else None,
     )
     if workers.rank == 0:
-        _keep(job, data, trained, storage)
-
-
-def _keep(job: _Job, data: TrainingData, trained: Trained, storage: Storage) -> None:
-    folder = ("cache", "heads", job.address)
-    for which, predictor in (("best", trained.predictor), ("last", trained.last)):
-        for name, content in predictor.files().items():
-            storage.write_bytes(content, *folder, which, name)
-    manifest = {
-        "method": plain(job.cell.method),
-        "seed": job.cell.seed,
-        "data": data.address,
-        "best_epoch": trained.best_epoch,
-        "history": list(trained.history),
-    }
-    storage.write_json(manifest, *folder, "manifest.json")
+        keep(job.address, job.cell, data, trained, storage)
 
 
 def _train_with_ray(

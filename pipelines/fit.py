@@ -34,8 +34,9 @@ from pipelines.compute import ComputeConfig
 from pipelines.config import UserError, digest
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
-from pipelines.finetune import forwarding, load_predictor, run_on_workers, sender, wait_for_all
+from pipelines.finetune import forwarding, run_on_workers, sender, wait_for_all
 from pipelines.fit_plan import Fit, FitData, code_version, linear_rule, plan
+from pipelines.fitted_records import FOLDER, is_fitted, load_record, load_records
 from pipelines.methods import MethodConfig
 from pipelines.methods.energy_models import EnergyModelConfig, density_fields
 from pipelines.models.heads import Predictor
@@ -44,8 +45,8 @@ from pipelines.ood import FITTED_SCORES, GaussianMixture
 from pipelines.ood.energy_training import EnergyTrainer, EpochReport
 from pipelines.ood.statistics import ClassStatistics
 from pipelines.scoring import JOIN, TRAINED, Combination, Params, Records
+from pipelines.trained_heads import load_predictor
 
-FOLDER = ("cache", "scores")
 Mode: TypeAlias = Literal["ray", "in_process"]
 OnEpoch: TypeAlias = Callable[[Fit, EpochReport], None]
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -124,28 +125,6 @@ def _counting(trainings: Sequence[Fit], on_progress: Progress | None) -> OnEpoch
 def _config(training: Fit) -> EnergyModelConfig:
     assert isinstance(training.density, EnergyModelConfig)
     return training.density
-
-
-def is_fitted(storage: Storage, address: str) -> bool:
-    """Whether the record at that address is complete."""
-    return storage.exists(*FOLDER, address, "manifest.json")
-
-
-def read_manifest(storage: Storage, address: str) -> dict[str, Any]:
-    """What went into a record, and the history of a training."""
-    return dict(storage.read_json(*FOLDER, address, "manifest.json"))
-
-
-@functools.lru_cache(maxsize=16)
-def load_record(storage: Storage, name: str, address: str) -> Any:
-    """The record of the score `name` at that address, kept in this process."""
-    content = storage.read_bytes(*FOLDER, address, "record.safetensors")
-    return scoring.from_bytes(name, content)
-
-
-def load_records(storage: Storage, addresses: Mapping[str, str]) -> Records:
-    """Records by the name of their score."""
-    return {name: load_record(storage, name, address) for name, address in addresses.items()}
 
 
 @dataclass(frozen=True)

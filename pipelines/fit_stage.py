@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from pipelines import fit, fit_plan, scoring
+from pipelines import fit, fit_plan, fitted_records, scoring
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
-from pipelines.finetune import load_predictor
 from pipelines.fit import HeadFits, Mode, Progress
 from pipelines.fit_plan import Fit, FitData
 from pipelines.methods import MethodConfig
 from pipelines.tracking import Tracker
+from pipelines.trained_heads import load_predictor
 
 # For each head, by record name: what was fitted, and its address.
 Fitted: TypeAlias = list[dict[str, tuple[Fit, str]]]
@@ -105,7 +105,7 @@ def histories(fitted: Fitted, storage: Storage) -> list[dict[str, Any]]:
     }
     return [
         {"address": address, "score": training.score, "seed": training.seed}
-        | {k: v for k, v in fit.read_manifest(storage, address).items() if k != "params"}
+        | {k: v for k, v in fitted_records.read_manifest(storage, address).items() if k != "params"}
         for address, training in models.items()
     ]
 

@@ -1,28 +1,26 @@
 """All stages in order: embed, sweep, finetune, score, evaluate, register.
 
 A stage reads what earlier ones wrote and writes its own manifest last, so it is done when
-`runs/RUN/STAGE.json` exists, and a killed run goes on where it was. RUN is a digest of the
-resolved configuration, the images and the backbone's weights.
+`runs/RUN/STAGE.json` exists, and a killed run goes on where it was (`pipelines.run`).
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Any
 
-from pydantic import Field, field_validator
+import pyarrow as pa
 
 from pipelines import (
     embed,
     evaluate,
     finetune,
-    fit,
     fit_stage,
-    posthoc,
+    prior,
     register,
     report,
     score,
@@ -30,200 +28,16 @@ from pipelines import (
     sweep,
     tracking,
 )
-from pipelines.compute import ComputeConfig, connect
-from pipelines.config import Section, UserError, digest, plain, to_yaml
-from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
-from pipelines.data.feature_sets import FeatureSets
-from pipelines.data.features import FeatureCache
-from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig
-from pipelines.evaluate import EvaluateConfig
-from pipelines.finetune import Cell, load_predictor
+from pipelines.compute import connect
+from pipelines.config import UserError, to_yaml
+from pipelines.data.benchmarks import Benchmark
+from pipelines.epoch_log import EpochLog
 from pipelines.fit import HeadFits
-from pipelines.fit_plan import FitData
-from pipelines.fit_stage import FitStage
-from pipelines.methods import AnyMethod
+from pipelines.fitted_records import load_records
 from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.register import RegisterConfig
-from pipelines.sweep import SweepConfig
-
-# Keys that say where and how to compute, not what: they do not name another run.
-NOT_CONTENT = ("storage", "tracking_uri", "compute")
-
-
-class PipelineConfig(Section):
-    """The resolved configuration of a run; every stage takes the same words."""
-
-    benchmark: BenchmarkConfig
-    backbone: BackboneConfig
-    methods: dict[str, AnyMethod] = Field(min_length=1, description="what is compared")
-    scores: list[str] = Field(
-        min_length=1,
-        description="what judges every head: names, sums A+B; all: every score of similarities",
-    )
-    sweep: SweepConfig
-    shots: int | None = Field(None, ge=1, description="training images a class; null: all")
-    seeds: int = Field(1, ge=1, description="number of seeds")
-    target_tpr: float = Field(
-        0.95, gt=0, le=1, description="share of ID images that the threshold accepts"
-    )
-    embed: EmbedConfig = EmbedConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    register_as: RegisterConfig = RegisterConfig()
-    training: Literal["ray", "in_process"] = Field(
-        "ray", description="ray: Ray Train; in_process: the same loop and bytes without it"
-    )
-    compute: ComputeConfig = ComputeConfig()
-    storage: str = Field("./outputs", description="folder or URI of everything that is kept")
-    tracking_uri: str | None = Field(
-        None, description="MLflow server; default: SQLite in the storage folder"
-    )
-
-    @field_validator("scores", mode="before")
-    @classmethod
-    def _all_scores(cls, value: Any) -> Any:
-        return list(posthoc.USABLE) if value == "all" else value
-
-    @field_validator("scores")
-    @classmethod
-    def _known_scores(cls, scores: list[str]) -> list[str]:
-        for name in scores:
-            if wrong := scoring.problem(name):
-                raise ValueError(wrong)
-        return list(dict.fromkeys(scores))
-
-
-class Observer(Protocol):
-    """What a run tells about itself while it goes."""
-
-    def started(self, stage: str, number: int, total: int) -> None:
-        """A stage begins."""
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """How far the stage is."""
-
-    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
-        """A stage is done, or was found done (`found`)."""
-
-
-class Quiet:
-    """An observer that says nothing."""
-
-    def started(self, stage: str, number: int, total: int) -> None:
-        """Nothing."""
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
-
-    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One resolved configuration and what it has produced so far."""
-
-    config: PipelineConfig
-    storage: Storage
-    benchmark: Benchmark
-    backbone: BackboneConfig
-    id: str
-    observer: Observer
-
-    @classmethod
-    def open(cls, config: PipelineConfig, observer: Observer) -> Run:
-        """Look at the images and the backbone (training `mini` if need be) and name the run."""
-        storage = Storage.open(config.storage)
-        benchmark = open_benchmark(config.benchmark, shots=config.shots)
-        backbone = clip.resolve(config.backbone, storage)
-        content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
-        identity = dict(clip.identity(backbone))
-        run_id = digest([content, benchmark.address, identity], length=12)
-        run = cls(config, storage, benchmark, backbone, run_id, observer)
-        run.storage.write_bytes(to_yaml(config).encode(), "runs", run_id, "config.yaml")
-        return run
-
-    def manifest(self, stage: str) -> dict[str, Any]:
-        """What a stage wrote.
-
-        Raises:
-            UserError: where it has not run yet.
-        """
-        if not self.storage.exists("runs", self.id, f"{stage}.json"):
-            raise UserError(
-                f"run {self.id} has no {stage} yet: run python -m jobs.{stage} (or "
-                "jobs.pipeline) with the same words first"
-            )
-        return dict(self.storage.read_json("runs", self.id, f"{stage}.json"))
-
-    def has(self, stage: str) -> bool:
-        """Whether a stage is done."""
-        return self.storage.exists("runs", self.id, f"{stage}.json")
-
-    @cached_property
-    def sets(self) -> FeatureSets:
-        """The embedded sets."""
-        sources = self.manifest("embed")["sources"]
-        caches = {n: FeatureCache(self.storage, s["address"]) for n, s in sources.items()}
-        return FeatureSets(self.benchmark, caches)
-
-    @cached_property
-    def fit_data(self) -> FitData | None:
-        """What scores are fitted to, where there is one that is."""
-        if not scoring.any_fitted(self.config.scores):
-            return None
-        return fit.load_data(self.sets, self.storage, mode=self.config.training)
-
-    @property
-    def fit_stage(self) -> FitStage | None:
-        """What fits scores, where there is one to fit."""
-        if self.fit_data is None:
-            return None
-        return FitStage(
-            methods=self.config.methods,
-            scores=self.config.scores,
-            data=self.fit_data,
-            storage=self.storage,
-            compute=self.config.compute,
-            mode=self.config.training,
-            on_progress=self.observer.progress,
-        )
-
-    @cached_property
-    def tracker(self) -> tracking.Tracker:
-        """The MLflow store."""
-        return tracking.open_tracker(self.storage, tracking_uri=self.config.tracking_uri)
-
-    @cached_property
-    def tracking_run(self) -> str:
-        """The MLflow run of this run, the same one after a restart."""
-        place = ("runs", self.id, "mlflow.json")
-        if self.storage.exists(*place):
-            known = str(self.storage.read_json(*place)["run_id"])
-            if self.tracker.has(known):  # unless the store is another one by now
-                return known
-        name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
-        with self.tracker.run(name, tags=tracking.stamp(run=self.id)) as active:
-            active.log_params(_params(plain(self.config)))
-            self.storage.write_json({"run_id": active.run_id}, *place)
-            return str(active.run_id)
-
-    @property
-    def heads(self) -> dict[tuple[str, int], str]:
-        """The address of every trained head by (method, seed)."""
-        found = self.manifest("finetune")["heads"]
-        return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
-
-    @property
-    def records(self) -> dict[str, list[dict[str, str]]]:
-        """Addresses of what was fitted, by method, seed and name."""
-        found = self.manifest("finetune")
-        # A run of an earlier version has none, and no score that needs one.
-        none: dict[str, list[dict[str, str]]] = {
-            method: [{} for _ in heads] for method, heads in found["heads"].items()
-        }
-        return {**none, **found.get("records", {})}
+from pipelines.run import Observer, PipelineConfig, Run
+from pipelines.trained_heads import load_predictor, read_manifest
+from pipelines.training import Cell, TrainingData
 
 
 def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) -> Run:
@@ -233,6 +47,9 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
         config: the resolved configuration.
         observer: is told what happens.
         only: one stage's name: run that one from what the previous ones wrote.
+
+    Raises:
+        UserError: a set or an earlier stage is missing, and what the stages raise.
     """
     current = Run.open(config, observer)
     for needed in ("train", "validation") if only is None else ():
@@ -242,6 +59,8 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
                 "train, thresholds are set on validation"
             )
     names = list(STAGES) if only is None else [only]
+    for before in itertools.takewhile(lambda stage: stage != names[0], STAGES):
+        current.manifest(before)  # asked before Ray starts
     with ExitStack() as stack:
         connected = False
         for number, name in enumerate(names, start=1):
@@ -260,6 +79,7 @@ def run(config: PipelineConfig, observer: Observer, *, only: str | None = None) 
 
 
 def _embed(run: Run) -> dict[str, Any]:
+    _write_index(run)
     keys = run.benchmark.keys_by_source()
     caches = embed.embed_sources(
         {name: run.benchmark.sources[name] for name in keys},
@@ -284,6 +104,15 @@ def _embed(run: Run) -> dict[str, Any]:
             for name, cache in caches.items()
         },
     }
+
+
+def _write_index(run: Run) -> None:
+    """Which images train, after shots and imbalance: source, key, label."""
+    if "train" in run.benchmark.sets:
+        chosen = run.benchmark.sets["train"]
+        names = ("source", "key", "label")
+        columns = [pa.array(c) for c in (chosen.sources, chosen.keys, chosen.labels)]
+        run.storage.write_table(pa.table(columns, names=names), "runs", run.id, "train.parquet")
 
 
 def _sweep(run: Run) -> dict[str, Any]:
@@ -331,44 +160,60 @@ def _train_and_fit(run: Run) -> dict[str, Any]:
 
 def _finetune(run: Run) -> dict[str, Any]:
     chosen = run.manifest("sweep")["methods"]
-    cells = [
-        Cell(sweep.parse_method(chosen[name]["setting"]), seed)
+    cells = {
+        (name, seed): Cell(sweep.parse_method(chosen[name]["setting"]), seed)
         for name in run.config.methods
         for seed in range(run.config.seeds)
-    ]
-    total = sum(cell.method.training.epochs for cell in cells if cell.method.head.trainable)
-    seen: set[tuple[str, int, float]] = set()
+    }
+    total = sum(c.method.training.epochs for c in cells.values() if c.method.head.trainable)
+    seen: set[tuple[str, float]] = set()
+    log = EpochLog(lambda name: run.tracker.run(name, parent=run.tracking_run))
 
-    def on_epoch(cell: Cell, figures: Mapping[str, float]) -> None:
-        seen.add((cell.method.name, cell.seed, figures["epoch"]))
-        run.observer.progress(len(seen), total, f"epochs, {cell.method.name} seed {cell.seed}")
+    def on_epoch(cell: Cell, report: Mapping[str, float]) -> None:
+        # Methods with the same setting share a cell; it is shown under the first one's name.
+        name = next(_training_name(*place) for place, known in cells.items() if known == cell)
+        seen.add((name, report["epoch"]))
+        run.observer.progress(len(seen), total, f"epochs, {name}")
+        log.add(name, report)
 
+    data = _training_data(run, cells.values())
     addresses = finetune.train(
-        cells,
-        sweep.training_data(run.sets.for_training()),
+        list(cells.values()),
+        data,
         run.backbone,
         run.storage,
         compute=run.config.compute,
         mode=run.config.training,
         on_epoch=on_epoch,
     )
-    for cell, address in zip(cells, addresses, strict=True):
-        _log_history(run, cell, address)
-    per_method = iter(addresses)
-    return {
-        "heads": {
-            name: [next(per_method) for _ in range(run.config.seeds)] for name in run.config.methods
-        }
-    }
+    heads: dict[str, list[str]] = {}
+    for place, address in zip(cells, addresses, strict=True):
+        heads.setdefault(place[0], []).append(address)
+        _log_training(run, log, place, address)
+    counts = data.outlier_counts
+    return {"heads": heads, "outlier_counts": None if counts is None else counts.tolist()}
 
 
-def _log_history(run: Run, cell: Cell, address: str) -> None:
-    name = f"finetune {cell.method.name} seed {cell.seed}"
-    with run.tracker.run(name, parent=run.tracking_run) as active:
-        active.log_params({"method": cell.method.name, "seed": cell.seed, "address": address})
-        for figures in finetune.read_manifest(run.storage, address)["history"]:
-            values = {k: v for k, v in figures.items() if k != "epoch"}
-            active.log_metrics(values, step=int(figures["epoch"]))
+def _training_data(run: Run, cells: Iterable[Cell]) -> TrainingData:
+    """Features and labels; with the outliers counted by class where a method asks for it."""
+    view = run.sets.for_training()
+    data = sweep.training_data(view)
+    if not any(cell.method.needs_outlier_counts for cell in cells):
+        return data
+    return replace(data, outlier_counts=prior.measure(view, run.backbone, run.storage))
+
+
+def _training_name(method: str, seed: int) -> str:
+    """The name of a training, in MLflow and on the terminal."""
+    return f"finetune {method} seed {seed}"
+
+
+def _log_training(run: Run, log: EpochLog, place: tuple[str, int], address: str) -> None:
+    """The settings of a training, and the epochs that were not sent while it went on."""
+    method, seed = place
+    with run.tracker.run(_training_name(method, seed), parent=run.tracking_run) as active:
+        active.log_params({"method": method, "seed": seed, "address": address})
+    log.finish(_training_name(method, seed), read_manifest(run.storage, address)["history"])
 
 
 def _score(run: Run) -> dict[str, Any]:
@@ -388,6 +233,7 @@ def _score(run: Run) -> dict[str, Any]:
         run.sets,
         run.storage,
         run.id,
+        at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
     return {"scores": names}
@@ -498,7 +344,7 @@ def _register(run: Run) -> dict[str, Any]:
             "threshold_high": f"{row['threshold']['high']:.9g}",
             "threshold_images": str(row["threshold"]["num"]),
         },
-        records=fit.load_records(run.storage, needed),
+        records=load_records(run.storage, needed),
     )
     done = register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as
@@ -550,22 +396,6 @@ def champion(run: Run) -> tuple[str, str]:
     ]
     _, _, method, name = max(pairs, key=lambda pair: pair[:2])
     return method, name
-
-
-def _params(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as flat parameters; who is in which set stands in config.yaml."""
-    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
-    return _flat({**config, "benchmark": benchmark})
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {

@@ -7,6 +7,7 @@ every rendering shows the same numbers, in percent, as mean (std over seeds).
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -250,6 +251,10 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
         "ID is positive; AUROC: higher is better, FPR: lower is better; mean: over all OOD sets.",
         f"Images: {sets}.",
     ]
+    reasons = Counter(entry["reason"] for entry in metrics.get("rejected") or [])
+    if reasons:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        lines.append(f"Rejected images, left out of all figures: {counts}.")
     extra = metrics.get("notes") or []
     return lines + ([extra] if isinstance(extra, str) else list(extra))
 

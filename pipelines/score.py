@@ -26,8 +26,8 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.schema import matrix
 from pipelines.data.storage import Storage
 from pipelines.detector import judge
-from pipelines.finetune import load_predictor
-from pipelines.fit import load_records
+from pipelines.fitted_records import load_records
+from pipelines.trained_heads import load_predictor
 
 SCORED_ROLES = ("validation", "test", "validation_ood", "shifted", "ood")
 
@@ -70,6 +70,7 @@ def run(
     storage: Storage,
     run_id: str,
     *,
+    at_once: int | None = None,
     on_progress: Progress | None = None,
 ) -> list[str]:
     """Write the scores of all heads; returns the folder of each head below `scores/`.
@@ -79,6 +80,7 @@ def run(
         sets: the benchmark's features.
         storage: where the run lies.
         run_id: the run.
+        at_once: tasks at a time; by default as many as Ray has CPUs for.
         on_progress: called with (shards done, in all).
     """
     names = tuple(n for n in sets.benchmark.sets if role(n) in SCORED_ROLES)
@@ -94,7 +96,7 @@ def run(
     done = len(units) - len(missing)
     if on_progress:
         on_progress(done, len(units))
-    for _ in _scored(missing, work):
+    for _ in _scored(missing, work, at_once):
         done += 1
         if on_progress:
             on_progress(done, len(units))
@@ -138,7 +140,7 @@ def _is_done(work: _Work, unit: Mapping[str, Any]) -> bool:
     )
 
 
-def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
+def _scored(units: Sequence[Mapping[str, Any]], work: _Work, at_once: int | None) -> Any:
     """Runs the units as Ray Data tasks and yields as each is done."""
     if not units:
         return
@@ -153,6 +155,7 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work) -> Any:
         batch_format="pyarrow",
         fn_kwargs={"shared": shared},
         num_cpus=1,
+        compute=ray.data.TaskPoolStrategy(size=at_once),
     )
     yield from dataset.iter_rows()
 

@@ -32,12 +32,13 @@ from pipelines.compute import ComputeConfig
 from pipelines.config import Section, UserError, digest, group_names, plain
 from pipelines.data.feature_sets import FeatureSet, FeatureSets
 from pipelines.data.storage import Storage
-from pipelines.finetune import Cell, TrainingData, code_version, train_in_process
 from pipelines.fit_plan import FitData
 from pipelines.methods import METHODS, AnyMethod, MethodConfig
 from pipelines.models import clip as backbones
 from pipelines.models.clip import BackboneConfig
 from pipelines.posthoc import PostHocConfig
+from pipelines.trained_heads import code_version
+from pipelines.training import Cell, TrainingData, train_in_process
 
 CRITERION = (
     "highest validation AUROC of the method's own score among trials whose ID validation "
@@ -316,10 +317,7 @@ def _tune(
             param_space={"spec": ray.tune.grid_search(list(specs))},
             tune_config=ray.tune.TuneConfig(
                 reuse_actors=True,
-                # More trials at once than cores would only take turns.
-                max_concurrent_trials=max(1, os.cpu_count() or 1)
-                if compute.address == "local"
-                else None,
+                max_concurrent_trials=compute.at_once,
             ),
             run_config=ray.tune.RunConfig(
                 name="sweep", storage_path=folder, verbose=0, callbacks=[_Counter(report)]
@@ -380,7 +378,7 @@ def trial(method: MethodConfig, shared: Shared) -> dict[str, Any]:
                 "fpr": chosen.fpr,
                 "tried": len(found[score]),
             }
-    right = id_similarity.argmax(axis=1) == shared.validation.labels
+    right = predictor.predicted(id_similarity) == shared.validation.labels
     return {
         "accuracy": float(right.mean()),
         "scores": scores,

@@ -62,6 +62,21 @@ class ActiveRun:
         for start in range(0, len(values), MAX_METRICS):
             self.client.log_batch(self.run_id, metrics=values[start : start + MAX_METRICS])
 
+    def log_series(self, series: Mapping[int, Mapping[str, float]]) -> None:
+        """Log the numbers of several steps together; a step that the run has is left as it is."""
+        entities, now = load_mlflow().entities, int(time.time() * 1000)
+        known: set[int] = set()
+        for name in {_key(name) for figures in series.values() for name in figures}:
+            known |= {m.step for m in self.client.get_metric_history(self.run_id, name)}
+        values = [
+            entities.Metric(_key(name), float(value), now, step)
+            for step, figures in sorted(series.items())
+            if step not in known
+            for name, value in figures.items()
+        ]
+        for start in range(0, len(values), MAX_METRICS):
+            self.client.log_batch(self.run_id, metrics=values[start : start + MAX_METRICS])
+
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a file or a folder with the run."""
         self.client.log_artifact(self.run_id, str(path), folder)

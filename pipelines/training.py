@@ -17,8 +17,8 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,95 +33,21 @@ from pipelines.models.heads import HeadContext, Predictor, build
 from pipelines.models.heads.base import TextModel
 from pipelines.models.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.models.parallel import Workers
+from pipelines.ood.energy import adjust_logits
+from pipelines.training_data import Cell, Checkpoint, EpochReport, Trained, TrainingData, check
 
-EpochReport: TypeAlias = dict[str, float]
+__all__ = [
+    "Cell",
+    "Checkpoint",
+    "EpochReport",
+    "Trained",
+    "TrainingData",
+    "check",
+    "learning_rate",
+    "train_in_process",
+]
+
 OnEpoch: TypeAlias = Callable[[EpochReport], None]
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What heads of one benchmark and backbone are trained on.
-
-    Attributes:
-        class_names: K names.
-        templates: prompts with `{}` for the class name.
-        features: (N, D) unit training features; labels: (N,) their classes.
-        validation_features: (V, D); validation_labels: (V,); V may be 0.
-        outliers: (M, D) features of auxiliary outliers, or None.
-        address: digest of what went in, so that heads are found again.
-        outlier_counts: (K,) outliers that the zero-shot prompts take for each class, where a
-            pass over all of them was made beforehand; measured on `outliers` where None.
-        columns: further training arrays of N rows (domains, local features).
-    """
-
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    validation_features: NDArray[np.float32]
-    validation_labels: NDArray[np.int64]
-    outliers: NDArray[np.float32] | None
-    address: str
-    outlier_counts: NDArray[np.int64] | None = None
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training run: a method with every value given, and a seed."""
-
-    method: MethodConfig
-    seed: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training gave.
-
-    Attributes:
-        predictor: the head of the epoch that validation chose.
-        last: the head after the last epoch.
-        best_epoch: the chosen epoch, 1 .. epochs; 0 where nothing was trained.
-        history: one report an epoch.
-    """
-
-    predictor: Predictor
-    last: Predictor
-    best_epoch: int
-    history: tuple[EpochReport, ...]
-
-
-class Checkpoint(Protocol):
-    """Where a run keeps its state after each epoch."""
-
-    def load(self) -> bytes | None:
-        """What was saved last, or None."""
-
-    def save(self, content: bytes) -> None:
-        """Replace it, whole or not at all."""
-
-
-def check(cell: Cell, data: TrainingData) -> None:
-    """Refuse data that cannot train this cell, before any training.
-
-    Raises:
-        UserError: naming what is missing.
-    """
-    method = cell.method
-    counts = np.bincount(data.labels, minlength=len(data.class_names))
-    if len(counts) > len(data.class_names) or data.labels.min(initial=0) < 0:
-        raise UserError(
-            f"labels from {data.labels.min()} to {data.labels.max()}; the class list has "
-            f"{len(data.class_names)} names"
-        )
-    empty = [name for name, n in zip(data.class_names, counts, strict=True) if n == 0]
-    if empty and method.head.trainable:
-        raise UserError(f"no training image of: {', '.join(empty)}; remove the class or add images")
-    if method.needs_outliers and (data.outliers is None or not len(data.outliers)):
-        raise UserError(
-            f"method={method.name} learns from outliers and the benchmark has none; give it a "
-            "set named outliers, or choose a method that needs none"
-        )
 
 
 def train_in_process(
@@ -302,7 +228,7 @@ def _batches(run: _Run) -> Iterator[tuple[Tensor, Tensor | None]]:
     if run.outliers is None:
         yield from ((part, None) for part in rows)
         return
-    size = config.outlier_batch_size
+    size = config.outlier_batch_size or 2 * config.batch_size
     passes = math.ceil(len(rows) * size / len(run.outliers))
     drawn = [torch.randperm(len(run.outliers), generator=run.outlier_order) for _ in range(passes)]
     yield from zip(rows, torch.split(torch.cat(drawn).to(device), size), strict=False)
@@ -399,7 +325,7 @@ def _judge(run: _Run, epoch: int) -> None:
     if len(labels):
         with torch.no_grad():
             logits = run.head.encode(features).similarity.float() * run.head.logit_scale
-            right = logits.argmax(dim=1) == labels
+            right = _adjusted(run, logits).argmax(dim=1) == labels
             report["validation/accuracy"] = float(right.float().mean())
             report["validation/cross_entropy"] = float(F.cross_entropy(logits, labels))
         earlier = [h for h in run.history[:-1] if h["epoch"] == run.best_epoch]
@@ -413,12 +339,37 @@ def _rank(report: EpochReport) -> tuple[float, float]:
     return report["validation/accuracy"], -report["validation/cross_entropy"]
 
 
+def _shares(run: _Run) -> Tensor:
+    """Share of each class among the training images, float64 (K,)."""
+    labels = run.context.labels
+    counts = torch.bincount(labels, minlength=len(run.context.class_names)).double()
+    return counts / len(labels)
+
+
+def _adjusted(run: _Run, logits: Tensor) -> Tensor:
+    """Logits as the predicted class sees them; no loss and no score does."""
+    strength = run.method.adjust_logits
+    return adjust_logits(logits, _shares(run), strength) if strength else logits
+
+
 def _finish(run: _Run) -> Trained:
-    last = run.head.predictor()
+    last = _predictor(run)
     with torch.no_grad():
         for name, parameter in run.parameters.items():
             parameter.copy_(run.best[name])
-    return Trained(run.head.predictor(), last, run.best_epoch, tuple(run.history))
+    return Trained(_predictor(run), last, run.best_epoch, tuple(run.history))
+
+
+def _predictor(run: _Run) -> Predictor:
+    """The head as it is now, with what its predicted class is corrected by."""
+    predictor: Predictor = run.head.predictor()
+    if not run.method.adjust_logits:
+        return predictor
+    return replace(
+        predictor,
+        class_prior=tuple(_shares(run).tolist()),
+        adjustment=run.method.adjust_logits,
+    )
 
 
 def _pack(run: _Run) -> bytes:

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config import CONF, Section, UserError, digest
+from pipelines.config import CONF, ConfigError, Section, UserError, digest
 from pipelines.data.digits import DigitsSource
+from pipelines.data.long_tail import wanted
 from pipelines.data.schema import NO_LABEL
 from pipelines.data.sources import AnySource, Source
 
@@ -143,12 +144,16 @@ def role(set_name: str) -> str:
     return set_name.partition("/")[0]
 
 
-def open_benchmark(config: BenchmarkConfig, *, shots: int | None = None) -> Benchmark:
+def open_benchmark(
+    config: BenchmarkConfig, *, shots: int | None = None, imbalance: float | None = None
+) -> Benchmark:
     """Look into the sources and choose the images of every set.
 
     Args:
         config: the benchmark.
         shots: training images a class, spread over the training domains; None: all.
+        imbalance: the last class's share of the first one's training images, with an
+            exponential profile between (`pipelines.data.long_tail`); None: as they are.
 
     Raises:
         UserError: for a missing or empty source, a label outside the class list, a class
@@ -157,14 +162,21 @@ def open_benchmark(config: BenchmarkConfig, *, shots: int | None = None) -> Benc
     sources = {name: _first(name, found) for name, found in config.sources.items()}
     rows = {name: _rows(name, source) for name, source in sources.items()}
     sets, classes = {}, {}
+    problems: list[str] = []
     for name, chosen in config.sets.items():
-        found = list(_choose(config, name, chosen, rows))
-        limit = chosen.per_class
-        if name == "train" and shots is not None:
-            limit = min(shots, limit or shots)
-            _enough(config, found, shots)
-        sets[name] = _selection(config, name, _cap(found, limit))
+        found = _cap(_choose(config, name, chosen, rows), chosen.per_class)
+        if name == "train":
+            counts = Counter(row.class_name for row in found)
+            limits = wanted(config.class_names, counts, shots=shots, imbalance=imbalance)
+            problems += _too_few(counts, limits, f"shots={shots}")
+            found = _cap(found, limits)
+        try:
+            sets[name] = _selection(config, name, found)
+        except UserError as error:  # the same would be said of the sets that follow
+            raise ConfigError([*problems, str(error)]) from None
         classes[name] = {row.class_name for row in found if row.class_name is not None}
+    if problems:
+        raise ConfigError(problems)
     prints = {name: source.fingerprint() for name, source in sources.items()}
     _refuse_shared_images(config, sets, prints)
     _refuse_shared_classes(config, classes)
@@ -269,8 +281,8 @@ def _read_lists(name: str, path: Path) -> dict[str, list[str]]:
     return content if isinstance(content, dict) else {}
 
 
-def _cap(rows: Iterable[_Row], per_class: int | None) -> list[_Row]:
-    """At most `per_class` rows of each class, taken in turn from its domains, by key's hash."""
+def _cap(rows: Iterable[_Row], per_class: int | Mapping[str, int] | None) -> list[_Row]:
+    """At most so many rows of each class, taken in turn from its domains, by key's hash."""
     rows = sorted(rows, key=lambda row: row.key)
     if per_class is None:
         return rows
@@ -278,10 +290,11 @@ def _cap(rows: Iterable[_Row], per_class: int | None) -> list[_Row]:
     for row in sorted(rows, key=lambda row: _hash("order", row.key)):
         classes[row.class_name][row.domain].append(row)
     kept: list[_Row] = []
-    for domains in classes.values():
+    for class_name, domains in classes.items():
         ordered = [domains[d] for d in sorted(domains, key=str)]
         in_turn = [row for turn in zip_longest(*ordered) for row in turn if row is not None]
-        kept += in_turn[:per_class]
+        many = per_class if isinstance(per_class, int) else per_class.get(str(class_name))
+        kept += in_turn[:many]
     return sorted(kept, key=lambda row: row.key)
 
 
@@ -314,12 +327,15 @@ def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Sele
     )
 
 
-def _enough(config: BenchmarkConfig, rows: Sequence[_Row], shots: int) -> None:
-    counts = Counter(row.class_name for row in rows)
-    short = {c: counts[c] for c in config.class_names if 0 < counts[c] < shots}
-    if short:
-        have = ", ".join(f"{c}: {n}" for c, n in short.items())
-        raise UserError(f"shots={shots}: more than there are ({have}); shots=null takes all")
+def _too_few(
+    counts: Mapping[str | None, int], limits: Mapping[str, int] | None, words: str
+) -> list[str]:
+    """What is said where some class has fewer images than are to be taken of it."""
+    short = {c: counts.get(c, 0) for c, n in (limits or {}).items() if 0 < counts.get(c, 0) < n}
+    if not short:
+        return []
+    have = ", ".join(f"{c}: {n}" for c, n in short.items())
+    return [f"{words}: more than there are ({have}); shots=null takes all"]
 
 
 def _refuse_shared_images(

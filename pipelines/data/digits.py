@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from sklearn.datasets import load_digits, load_sample_image
 
 from pipelines.config import CONF, Section
 from pipelines.data.schema import INDEX
@@ -69,6 +68,8 @@ class DigitsSource(Section):
 
 @cache
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits  # a second to import: most processes never ask
+
     bunch = load_digits()
     return bunch.images, bunch.target
 
@@ -86,6 +87,8 @@ def labels() -> NDArray[np.int64]:
 
 @cache
 def _grey(photo: str) -> NDArray[np.uint8]:
+    from sklearn.datasets import load_sample_image
+
     return np.asarray(Image.fromarray(load_sample_image(f"{photo}.jpg")).convert("L"))
 
 

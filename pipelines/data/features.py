@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,6 +105,10 @@ class FeatureCache:
     def rejected(self) -> pa.Table:
         """The images without a feature: key, reason, message."""
         return self.storage.read_table(*FOLDER, self.address, "rejected.parquet")
+
+    def reasons(self) -> dict[str, int]:
+        """How many images were rejected for each reason, the most frequent first."""
+        return dict(Counter(self.rejected()["reason"].to_pylist()).most_common())
 
     def _table(self, keys: Sequence[str], column: str) -> pa.Table:
         """The shards that may hold one of `keys`; shards are cut from the sorted keys."""

@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import errno
 import io
 import os
+import stat as stat_module
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +27,13 @@ from pipelines.config import UserError
 
 Stamp = tuple[str, int, str]  # name, bytes, what changes when the content does
 MISSING = -1
+GIVE_UP_AFTER_S = 30.0  # with gs://, where Arrow's own limit is a quarter of an hour
+CREDENTIALS = {
+    "s3": "; credentials, region and endpoint: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+    "AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, or ~/.aws",
+    "gs": "; credentials: GOOGLE_APPLICATION_CREDENTIALS=FILE, or gcloud's default login",
+}
+MAX_BYTES = 2**30  # of an image file on this machine; a larger one is no image
 
 
 @dataclass(frozen=True, order=True)
@@ -59,7 +69,10 @@ def is_folder(path: str) -> bool:
     if not is_uri(path):
         return Path(path).expanduser().is_dir()
     fs, inner = _filesystem(path)
-    return bool(fs.isdir(inner))
+    if not isinstance(fs, ArrowFSWrapper):
+        return bool(fs.isdir(inner))
+    with _reachable(path):  # its own isdir says no to a store that does not answer
+        return any(info.type == pa.fs.FileType.Directory for info in fs.fs.get_file_info([inner]))
 
 
 def listing(root: str, suffixes: tuple[str, ...]) -> list[File]:
@@ -96,6 +109,11 @@ def join(root: str, name: str) -> str:
 def read(path: str) -> bytes:
     """The content of a file; OSError where it cannot be read."""
     if not is_uri(path):
+        info = Path(path).stat()
+        if not stat_module.S_ISREG(info.st_mode):  # a pipe or a device would never end
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        if info.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"{info.st_size:,} bytes, over {MAX_BYTES:,}", path)
         return Path(path).read_bytes()
     fs, inner = _filesystem(path)
     with _as_os_error():
@@ -144,12 +162,25 @@ def _local(root: str) -> list[File]:
         raise UserError(f"{root}: no such file or folder")
     found = []
     for folder, folders, names in os.walk(top, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(Path(folder, name), top)
+        ]
         for name in names:
             path = Path(folder, name)
             if not name.startswith("."):
                 found.append(_local_or_missing(path.relative_to(top).as_posix(), path))
     return found
+
+
+def _leads_back(path: Path, top: Path) -> bool:
+    """Whether a link points to a folder that it lies in: following it would never end."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    above = [folder for folder in path.parents if folder == top or top in folder.parents]
+    return any(folder.resolve() == target for folder in above)
 
 
 def _local_or_missing(name: str, path: Path) -> File:
@@ -164,12 +195,21 @@ def _local_file(name: str, path: Path) -> File:
     return File(name, str(path), info.st_size, f"{info.st_mtime_ns} {info.st_ctime_ns}")
 
 
+@contextlib.contextmanager
+def _reachable(uri: str) -> Iterator[None]:
+    """A store that cannot be asked is the user's to mend: say which, why, and where to look."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())[:300]
+        where = CREDENTIALS.get(uri.partition("://")[0], "")
+        raise UserError(f"{uri}: cannot be reached ({why}){where}") from None
+
+
 def _remote(root: str) -> list[File]:
     fs, inner = _filesystem(root)
-    try:
+    with _reachable(root):
         found = fs.find(inner, detail=True)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{root}: cannot be listed ({error})") from None
     files = []
     for path, info in sorted(found.items()):
         name = path[len(inner) :].strip("/") if path.startswith(inner) else path
@@ -196,18 +236,19 @@ def _remote_file(name: str, path: str, info: dict[str, Any]) -> File:
 
 @lru_cache(maxsize=16)
 def _by_scheme(scheme: str, host: str) -> Any:
-    if scheme in ("s3", "gs"):
-        return ArrowFSWrapper(pa.fs.FileSystem.from_uri(f"{scheme}://{host}")[0])
+    if scheme == "s3":
+        return ArrowFSWrapper(pa.fs.FileSystem.from_uri(f"s3://{host}")[0])
+    if scheme == "gs":
+        limit = datetime.timedelta(seconds=GIVE_UP_AFTER_S)
+        return ArrowFSWrapper(pa.fs.GcsFileSystem(retry_time_limit=limit))
     return fsspec.filesystem(scheme)
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:
     """The store of a URI and the path inside it."""
     scheme, _, rest = uri.partition("://")
-    try:
+    with _reachable(uri):
         fs = _by_scheme(scheme, rest.partition("/")[0])
-    except (ImportError, ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{uri}: cannot be opened ({error})") from None
     if scheme in ("s3", "gs"):
         return fs, rest.rstrip("/")
     return fs, str(fs._strip_protocol(uri))

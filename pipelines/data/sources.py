@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -30,6 +31,8 @@ from pipelines.config import Section, UserError, digest
 from pipelines.data import archives, files, images
 from pipelines.data.files import File
 from pipelines.data.schema import INDEX
+
+REQUESTS = 16  # to a store at once, of one worker: most of a request is waiting
 
 
 class Source(Protocol):
@@ -95,8 +98,11 @@ class FolderSource(Section):
         return as_index(table, domain=self.domain)
 
     def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
-        """See `Source`."""
-        return [self._read_one(key) for key in keys]
+        """See `Source`; a store behind a URI is asked for several files at once."""
+        if not files.is_uri(self.root):
+            return [self._read_one(key) for key in keys]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return list(pool.map(self._read_one, keys))
 
     def _read_one(self, key: str) -> bytes | Exception:
         try:

@@ -19,6 +19,8 @@ FIGURES = {
     "temperature_curve": "pipelines.figures.temperature_curve",
     "energy_correction": "pipelines.figures.energy_correction",
     "demo": "pipelines.figures.demo",
+    "training_results": "pipelines.figures.training_results",
+    "training_ablations": "pipelines.figures.training_ablations",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines import report, score
 from pipelines.config import UserError, load
-from pipelines.pipeline import PipelineConfig, Quiet, Run
+from pipelines.run import PipelineConfig, Quiet, Run
 
 
 def run(out_dir: Path) -> str:

@@ -42,6 +42,7 @@ class Config(MarginConfig):
         "weighted", description="outlier term divided by the sum of Z, or a plain mean"
     )
     needs_outliers: ClassVar[bool] = True
+    needs_outlier_counts: ClassVar[bool] = True
 
 
 def prepare(config: Config, initial: Initial) -> dict[str, Tensor]:

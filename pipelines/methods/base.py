@@ -22,7 +22,11 @@ class TrainingConfig(Section):
 
     epochs: int = Field(30, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=1, description="images a step; the last batch may be shorter")
-    outlier_batch_size: int = Field(64, ge=1, description="outliers a step, where a method has any")
+    outlier_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="outliers a step of a method that learns from them; none: 2 x images",
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd with momentum, or AdamW")
     lr: float = Field(2e-3, gt=0, description="learning rate after warm-up")
     final_lr: float = Field(0.0, ge=0, description="where the cosine ends, at the last step")
@@ -54,9 +58,13 @@ class MethodConfig(Section):
     name: str
     head: AnyHead
     score: str = Field(description="the method's own score")
+    adjust_logits: float = Field(
+        0.0, ge=0, description="predicted class from f - this x log(share of the class in training)"
+    )
     training: TrainingConfig = TrainingConfig()
 
     needs_outliers: ClassVar[bool] = False
+    needs_outlier_counts: ClassVar[bool] = False
     needs_text_features: ClassVar[bool] = False
     needs_trainable_head: ClassVar[bool] = True
 
@@ -73,6 +81,16 @@ class MethodConfig(Section):
             fitting = [n for n, m in HEADS.items() if m.Config.trainable]
             raise ValueError(
                 f"head={head.name} has nothing to train; allowed: {', '.join(fitting)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_outliers(self) -> MethodConfig:
+        size = self.training.outlier_batch_size
+        if size is not None and not self.needs_outliers:
+            raise ValueError(
+                f"training.outlier_batch_size={size}: method {self.name} learns from no outliers; "
+                "leave it out, or choose a method that does"
             )
         return self
 

@@ -20,13 +20,12 @@ from pipelines.ood.energy_correction import EnergySettings, scaled
 from pipelines.ood.statistics import ClassStatistics
 
 _PAIR = tuple[float, float]
-# Fields of a method that say nothing of the density that judges its head.
-_OF_HEAD = ("name", "head", "score", "training")
 
 
 def density_fields(config: MethodConfig) -> dict[str, Any]:
     """A method's settings of its density, without those of its head."""
-    return {key: value for key, value in plain(config).items() if key not in _OF_HEAD}
+    of_head = MethodConfig.model_fields
+    return {key: value for key, value in plain(config).items() if key not in of_head}
 
 
 class EnergyModelConfig(MethodConfig):

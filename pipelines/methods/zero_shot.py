@@ -26,6 +26,11 @@ class Config(MethodConfig):
                 f"head={self.head.name} is there to be trained, which method=zero_shot never "
                 "does; use method=cross_entropy"
             )
+        if self.adjust_logits:
+            raise ValueError(
+                f"adjust_logits={self.adjust_logits}: zero-shot prompts have learned no class "
+                "shares to correct; it is for trained heads"
+            )
         return self
 
 

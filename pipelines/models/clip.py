@@ -4,6 +4,9 @@
 resolved configuration on any worker; `identity` says what of it decides a feature's value.
 Weights come from safetensors or from `torch.load(weights_only=True)`, never from a pickle, and
 never from a random generator: no file, no model.
+
+open_clip is imported by the functions that need it: with torchvision and timm it takes longer
+than torch itself, and most worker processes read cached features.
 """
 
 from __future__ import annotations
@@ -20,13 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
-import open_clip
 import torch
-from huggingface_hub.errors import HfHubHTTPError
-from open_clip import pretrained as registry
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from pydantic import Field
 from safetensors import SafetensorError
@@ -105,12 +102,24 @@ class Clip:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """8-bit RGB (N, H, W, 3) -> normalised float32 (N, 3, H, W) on the model's device."""
+        return self.to_unit(pixels).sub_(self.mean).div_(self.std)
+
+    def to_unit(self, pixels: Tensor) -> Tensor:
+        """8-bit RGB (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1] on the model's device."""
         moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        return moved.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        return moved.to(torch.float32).div_(255)
+
+    def standardize(self, unit: Tensor) -> Tensor:
+        """The second half of `normalize`: (N, 3, H, W) in [0, 1] -> normalised, differentiably."""
+        return (unit - self.mean) / self.std
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (N, 3, H, W) -> image_features (N, D), float32, unit length."""
+        return self.features(pixels)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The same as `encode_image`, in the caller's gradient mode."""
         features: Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
         return functional.normalize(features.to(torch.float32), dim=-1)
 
@@ -137,10 +146,15 @@ class Clip:
         return torch.cat(parts).to(torch.float32)
 
 
-def resolve(config: BackboneConfig, storage: Storage) -> BackboneConfig:
+def resolve(
+    config: BackboneConfig,
+    storage: Storage,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> BackboneConfig:
     """The same backbone with its files named; trains or downloads what is missing.
 
-    Runs on the driver; calling it twice changes nothing.
+    Runs on the driver; calling it twice changes nothing. `on_progress` is called with (steps
+    done, in all), from (0, all) on, where a backbone has to be trained.
 
     Raises:
         UserError: where no weights can be found, or they do not fit the architecture's
@@ -149,7 +163,7 @@ def resolve(config: BackboneConfig, storage: Storage) -> BackboneConfig:
     if config.builtin == "mini" and config.path is None:
         from pipelines.models import mini  # here: the training code is seldom needed
 
-        architecture, weights = mini.ensure(storage)
+        architecture, weights = mini.ensure(storage, on_progress)
         return config.model_copy(update={"config": str(architecture), "path": str(weights)})
     if (config.model is None) == (config.config is None):
         raise UserError(
@@ -226,6 +240,8 @@ def _reduce(visual: nn.Module, dtype: torch.dtype) -> None:
 
 def cropping(config: BackboneConfig) -> Callable[[Image.Image], Image.Image]:
     """The model's resize and crop (RGB image -> RGB image), which needs no weights."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     _, preprocessing = _architecture(config)
     transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
     steps = transform.transforms[:-3]  # then: to RGB, to tensor, normalise
@@ -256,6 +272,9 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _architecture(config: BackboneConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """open_clip's description of the model, and its preprocessing, as plain data."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
     tag: dict[str, Any] = {}
     if config.config is not None:
         content = _read_json(config)
@@ -292,6 +311,8 @@ def _read_json(config: BackboneConfig) -> dict[str, Any]:
 
 
 def _tag(config: BackboneConfig) -> dict[str, Any]:
+    from open_clip import pretrained as registry
+
     tag = registry.get_pretrained_cfg(config.model, config.pretrained)
     if not tag:
         known = ", ".join(registry.list_pretrained_tags_by_model(config.model)) or "none"
@@ -304,6 +325,8 @@ def _tag(config: BackboneConfig) -> dict[str, Any]:
 
 def _check_activation(config: BackboneConfig) -> None:
     """Weights trained with QuickGELU lose points, silently, under the ordinary GELU."""
+    import open_clip
+
     if config.model is None or config.pretrained is None:
         return
     trained_with = bool(_tag(config).get("quick_gelu", False))
@@ -323,6 +346,9 @@ def _check_activation(config: BackboneConfig) -> None:
 
 def _published_weights(config: BackboneConfig) -> str:
     """The file of a tag: from the local cache, else downloaded by open_clip."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from open_clip.pretrained import download_pretrained
+
     if config.pretrained is None:
         raise UserError(_missing(config, "no weights named"))
     tag = _tag(config)
@@ -330,7 +356,7 @@ def _published_weights(config: BackboneConfig) -> str:
     if cached is not None:
         return cached
     try:
-        return str(registry.download_pretrained(tag))
+        return str(download_pretrained(tag))
     except (OSError, RuntimeError, ValueError, HfHubHTTPError):
         raise UserError(
             _missing(config, f"no cached weights {config.pretrained!r}, and none downloaded")
@@ -338,11 +364,14 @@ def _published_weights(config: BackboneConfig) -> str:
 
 
 def _cached(hub: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
     repository, _, name = hub.rpartition("/")
     if not repository:
         return None
     for file in [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]:
-        found = huggingface_hub.try_to_load_from_cache(repository, file)
+        found = try_to_load_from_cache(repository, file)
         if isinstance(found, str):
             return found
     return None
@@ -356,6 +385,8 @@ def _missing(config: BackboneConfig, what: str) -> str:
 
 def _build(config: BackboneConfig, architecture: dict[str, Any]) -> Any:
     """The architecture with its weights still to come: nothing is fetched for its towers."""
+    import open_clip
+
     arguments = json.loads(json.dumps(architecture))
     custom = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
     if "multimodal_cfg" in arguments:
@@ -378,6 +409,8 @@ def _load_weights(model: nn.Module, config: BackboneConfig) -> None:
         UserError: for TorchScript archives and pickles of objects, which can run code, and for
             files that lack a parameter or have another shape.
     """
+    import open_clip
+
     path = str(config.path)
     if _is_torchscript(path):
         raise UserError(
@@ -408,6 +441,8 @@ def _is_torchscript(path: str) -> bool:
 
 
 def _tokenizer(config: BackboneConfig, context_length: int) -> Callable[[Sequence[str]], Tensor]:
+    import open_clip
+
     if config.config is not None:
         return open_clip.SimpleTokenizer(context_length=context_length)  # type: ignore[no-any-return]
     try:

@@ -7,6 +7,7 @@ features and needs no files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pipelines.data.images import DEFAULT, Decoding, Rejected, decode
 from pipelines.models.clip import Clip
+from pipelines.models.odin import Odin
 
 Pixels = NDArray[np.uint8]  # (1 + V, H, W, 3): the evaluation crop, then augmented views
 Prepared = Pixels | Rejected
@@ -125,12 +127,14 @@ class Encoder:
             of the batch in its last bit.
         local_features: whether to keep a feature of each patch, see `pipelines.models.local`.
         views: V, augmented views an image.
+        odin: ODIN's input step, taken before encoding; None: the images as they are.
     """
 
     clip: Clip
     batch_size: int
     local_features: bool = False
     views: int = 0
+    odin: Odin | None = None
 
     def encode(self, batches: Iterable[list[Prepared]]) -> Encoded:
         """Features of everything in `batches`.
@@ -176,7 +180,7 @@ class Encoder:
         batch = torch.from_numpy(full)
         if self.clip.device.type == "cuda":
             batch = batch.pin_memory()
-        ready = self.clip.normalize(batch)
+        ready = self.odin.perturb(self.clip, batch) if self.odin else self.clip.normalize(batch)
         if local:
             outputs: tuple[Tensor, ...] = self.clip.encode_with_local(ready)
         else:
@@ -198,5 +202,7 @@ def _drop_not_finite(encoded: Encoded) -> Encoded:
 def _unread(error: Exception) -> Rejected:
     if isinstance(error, Rejected):
         return error
-    missing = isinstance(error, FileNotFoundError | KeyError)
-    return Rejected("missing" if missing else "unreadable", f"{type(error).__name__}: {error}")
+    reason = "missing" if isinstance(error, FileNotFoundError | KeyError) else "unreadable"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        reason = "too_large"
+    return Rejected(reason, f"{type(error).__name__}: {error}")

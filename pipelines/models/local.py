@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,6 +39,9 @@ def encode_with_local(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _value_path(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The layer whose input is wanted, and what makes local features of that input."""
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
     if isinstance(visual, ModifiedResNet):
         return visual.attnpool, lambda x: _pool_values(visual.attnpool, x)
     plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None

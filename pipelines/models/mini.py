@@ -88,6 +88,8 @@ def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path,
 
 def train(on_progress: Progress | None = None) -> open_clip.CLIP:
     """Train the miniature model; the same bits every time on one machine."""
+    if on_progress:
+        on_progress(0, STEPS)
     with _repeatable(SEED):
         model = open_clip.CLIP(**ARCHITECTURE)
         images, concepts, styles = _training_images()

@@ -23,6 +23,7 @@ from pipelines.data.storage import Storage
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
 from pipelines.models.encoder import Encoder, Pixels, Prepared, Preparer, Views
+from pipelines.models.odin import Odin
 
 PLAN = pa.schema(
     [
@@ -50,6 +51,7 @@ class Work:
     local_features: bool
     threads: int
     device: str
+    odin: Odin | None = None
 
 
 class ShardPreparer:
@@ -99,7 +101,7 @@ class ShardEncoder:
         torch.set_num_threads(work.threads)
         loaded = clip.load(work.backbone, device=work.device)
         views = work.views.number if work.views else 0
-        self.encoder = Encoder(loaded, work.batch_size, work.local_features, views)
+        self.encoder = Encoder(loaded, work.batch_size, work.local_features, views, work.odin)
         self.preparer = Preparer(loaded.crop, work.how, work.views, work.threads)
         self.work = work
         self.sources = sources

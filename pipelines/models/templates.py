@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
 from pipelines.config import UserError
 
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "simple": ("a photo of a {}.",),
-    "plain": ("{}",),
-    # open_clip keeps the published lists (Radford et al. 2021) as functions of the class name.
-    "imagenet7": tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
-    "imagenet80": tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
-}
+NAMES = ("simple", "plain", "imagenet7", "imagenet80")
 
 
 def templates(name: str) -> tuple[str, ...]:
-    """The template set of that name.
+    """The template set of that name; the last two are Radford et al. 2021's.
 
     Raises:
         UserError: for an unknown name.
     """
-    if name not in TEMPLATES:
-        raise UserError(f"templates={name!r}: allowed: {', '.join(sorted(TEMPLATES))}")
-    return TEMPLATES[name]
+    if name not in NAMES:
+        raise UserError(f"templates={name!r}: allowed: {', '.join(sorted(NAMES))}")
+    if name == "simple":
+        return ("a photo of a {}.",)
+    if name == "plain":
+        return ("{}",)
+    from open_clip import zero_shot_metadata as published  # takes seconds, so only where wanted
+
+    # open_clip keeps the lists as functions of the class name.
+    chosen = {
+        "imagenet7": published.SIMPLE_IMAGENET_TEMPLATES,
+        "imagenet80": published.OPENAI_IMAGENET_TEMPLATES,
+    }
+    return tuple(template("{}") for template in chosen[name])
 
 
 def fill(template: str, class_name: str) -> str:

@@ -7,7 +7,6 @@ alternate, and medians are compared.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
@@ -15,10 +14,9 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines.compute import ComputeConfig, connect
-from pipelines.config import digest
-from pipelines.data.sources import as_index
+from pipelines.config import UserError, digest
+from pipelines.data.sources import ParquetSource, as_index
 from pipelines.data.storage import Storage
 from pipelines.embed import EmbedConfig, embed_source
 from pipelines.models.clip import BackboneConfig
-from pipelines.speed.measure import Row, with_note
+from pipelines.speed.measure import PeakMemory, Row
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +43,9 @@ RESNET = {  # the shape of mini_rn_64
     "vision_cfg": {"image_size": 64, "layers": [2, 2, 2, 2], "width": 32, "patch_size": None},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3},
 }
-BATCH = 32
+CROP = open_clip.image_transform(224, is_train=False).transforms[:2]
 REPEATS = 3
+Decoder = Callable[[bytes], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class Subject:
     architecture: str  # JSON file
     weights: str
     images: Repeated
+    batch: int
     share: float  # of the bare loop's images/s that is asked for
 
     @property
@@ -85,56 +85,130 @@ class Subject:
         return BackboneConfig(name=self.name, config=self.architecture, path=self.weights)
 
 
-def run(*, photos: str | None = None, scale: float = 1.0) -> list[Row]:
-    """Measure everything; about half an hour on two quiet cores at `scale` 1.
+def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
+    """Measure everything; about 20 minutes on two quiet cores at `scale` 1.
+
+    ViT-B-32 has random weights and works on `data/photos` of the folder that ENERGY_OOD_SHARED
+    names (default ../shared), the small ResNet is mini_rn_64 on PACS from there; where the
+    folder is missing, generated images and random weights take their place, and the names of
+    the rows say so.
 
     Args:
-        photos: a folder of JPEG photographs; generated ones of 500 x 375 where None.
         scale: factor on the number of images, in (0, 1].
+        only: measure the parts alone whose name holds this: decoding, vit, resnet, memory.
 
     Raises:
         ValueError: `scale` is out of range.
+        UserError: no part's name holds `only`.
     """
     if not 0 < scale <= 1:
         raise ValueError(f"scale must lie in (0, 1], came {scale}")
+    chosen = [part for part in PARTS if only in part]
+    if not chosen:
+        raise UserError(f"only={only}: no such part; allowed: {', '.join(PARTS)}")
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, connect(ComputeConfig(num_cpus=4)):
-        place = Path(folder)
-        subjects = _subjects(place, photos, scale)
-        parts: tuple[Callable[[], Iterator[Row]], ...] = (
-            lambda: _decoders(subjects[0].images.files),
-            *(lambda s=s: _steady(s, place) for s in subjects),
-            *(lambda s=s: _two_workers(s, place) for s in subjects),
-            lambda: _memory(subjects[1], place, scale),
-        )
-        for part in parts:
-            for row in part():
+    with tempfile.TemporaryDirectory() as folder:
+        for part in chosen:
+            place = Path(folder, part)
+            place.mkdir()
+            for row in PARTS[part](place, scale):
                 log.info("%s: ratio %s", row.name, row.ratio)
                 rows.append(row)
     return rows
 
 
-def _subjects(place: Path, photos: str | None, scale: float) -> list[Subject]:
-    large = (
-        sorted(str(p) for p in Path(photos).glob("*")) if photos else _generated(place, 375, 500)
+def _decoding(place: Path, _scale: float) -> Iterator[Row]:
+    return _decoders(_photos(place)[1])
+
+
+def _vit(place: Path, scale: float) -> Iterator[Row]:
+    """Images/s of ViT-B-32 on photographs."""
+    name, files = _photos(place)
+    architecture = open_clip.get_model_config("ViT-B-32")
+    paths = _random_weights(place, architecture)
+    images = Repeated(files, _number(320, 16, scale))
+    return _throughput(Subject(f"ViT-B-32, {name}", *paths, images, 16, 0.95), place)
+
+
+def _resnet(place: Path, scale: float) -> Iterator[Row]:
+    """Images/s of the small ResNet."""
+    return _throughput(_small(place, _number(6400, 64, scale)), place)
+
+
+def _throughput(subject: Subject, place: Path) -> Iterator[Row]:
+    """One worker against a bare loop, and two workers over one against two loops over one.
+
+    All four take turns, so that whatever slows the machine meets them alike.
+    """
+    ours: dict[int, list[float]] = {1: [], 2: []}
+    bare: dict[int, list[float]] = {1: [], 2: []}
+    starts = []
+    with connect(ComputeConfig(num_cpus=4)):
+        for _ in range(REPEATS):
+            for number in (1, 2):
+                rate, start = _embed(subject, place, workers=number)
+                ours[number].append(rate)
+                starts.append(start)
+                bare[number].append(_bare_processes(subject, number))
+    yield _compare(subject, ours[1], bare[1], statistics.median(starts))
+    gain, reference = (
+        statistics.median(two / one for one, two in zip(rates[1], rates[2], strict=True))
+        for rates in (ours, bare)
     )
-    small = _generated(place, 96, 128)
-    vit = open_clip.get_model_config("ViT-B-32")
-    made = []
-    for name, architecture, files, number, share in (
-        ("ViT-B-32, photographs", vit, large, 400, 0.95),
-        ("small ResNet, 128 x 96 px", RESNET, small, 6000, 0.85),
-    ):
-        paths = place / f"{digest(name)}.json", place / f"{digest(name)}.safetensors"
-        paths[0].write_text(json.dumps(architecture))
-        torch.manual_seed(0)
-        save_file(open_clip.CLIP(**json.loads(json.dumps(architecture))).state_dict(), paths[1])
-        images = Repeated(tuple(files), max(BATCH * 10, int(number * scale)))
-        made.append(Subject(name, str(paths[0]), str(paths[1]), images, share))
-    return made
+    rates = f"{statistics.median(ours[2]):.1f} against {statistics.median(bare[2]):.1f} images/s"
+    note = f"{gain:.2f} x against {reference:.2f} x, {rates}, medians of {REPEATS}"
+    name = f"two workers over one, {subject.name}"
+    yield Row(name, None, "two bare processes over one", None, reference / gain, 1 / 0.9, note)
 
 
-def _generated(place: Path, height: int, width: int, number: int = 50) -> list[str]:
+def _number(full: int, batch: int, scale: float) -> int:
+    """A number of images that gives both workers the same number of batches, two at least."""
+    pairs = max(2, round(full * scale / (2 * batch)))
+    return pairs * 2 * batch
+
+
+def _shared(*parts: str) -> Path:
+    return Path(os.environ.get("ENERGY_OOD_SHARED", "../shared"), *parts)
+
+
+def _photos(place: Path) -> tuple[str, tuple[str, ...]]:
+    """Photographs with what to call them."""
+    found = sorted(str(path.resolve()) for path in _shared("data", "photos").glob("*.JPEG"))
+    if found:
+        return "photographs", tuple(found)
+    return "generated 500 x 375 px", _generated(place, 375, 500)
+
+
+def _small(place: Path, number: int) -> Subject:
+    """mini_rn_64 on PACS photographs, or a model of its shape on generated images."""
+    files = _shared("models", "mini-rn-64.json"), _shared("models", "mini-rn-64.safetensors")
+    table = _shared("data", "pacs_photo.parquet")
+    if not all(path.exists() for path in (*files, table)):
+        paths, images = _random_weights(place, RESNET), _generated(place, 96, 128)
+        return Subject("small ResNet, generated", *paths, Repeated(images, number), 64, 0.85)
+    source = ParquetSource(root=str(table))
+    names = []
+    keys = source.index()["key"].to_pylist()
+    for count, content in enumerate(source.read(keys)):
+        if isinstance(content, bytes):
+            path = place / f"{count:05d}.jpg"
+            path.write_bytes(content)
+            names.append(str(path))
+    architecture, weights = (str(path.resolve()) for path in files)
+    repeated = Repeated(tuple(names), number)
+    return Subject("mini_rn_64, PACS photo", architecture, weights, repeated, 64, 0.85)
+
+
+def _random_weights(place: Path, architecture: dict[str, Any]) -> tuple[str, str]:
+    """An architecture and seeded random weights as files: speed does not depend on them."""
+    paths = place / "model.json", place / "model.safetensors"
+    paths[0].write_text(json.dumps(architecture))
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**json.loads(json.dumps(architecture))).state_dict(), paths[1])
+    return str(paths[0]), str(paths[1])
+
+
+def _generated(place: Path, height: int, width: int, number: int = 50) -> tuple[str, ...]:
     """Seeded JPEG files with structure at several sizes, as photographs have."""
     random = np.random.default_rng(0)
     paths = []
@@ -147,7 +221,7 @@ def _generated(place: Path, height: int, width: int, number: int = 50) -> list[s
         path = place / f"{width}_{index:03d}.jpg"
         Image.fromarray(image.astype(np.uint8)).save(path, quality=90)
         paths.append(str(path))
-    return paths
+    return tuple(paths)
 
 
 def _bare(subject: Subject, threads: int, rates: Any = None) -> float:
@@ -161,11 +235,11 @@ def _bare(subject: Subject, threads: int, rates: Any = None) -> float:
     keys = subject.images.index()["key"].to_pylist()
     seen: list[tuple[float, int]] = []
     with torch.inference_mode():
-        for start in range(0, len(keys), BATCH):
-            contents = subject.images.read(keys[start : start + BATCH])
+        for start in range(0, len(keys), subject.batch):
+            contents = subject.images.read(keys[start : start + subject.batch])
             pixels = [transform(Image.open(io.BytesIO(c))) for c in contents]  # type: ignore[arg-type]
             model.encode_image(torch.stack(pixels), normalize=True).numpy()
-            seen.append((time.perf_counter(), min(start + BATCH, len(keys))))
+            seen.append((time.perf_counter(), min(start + subject.batch, len(keys))))
     rate = _rate(seen)
     if rates is not None:
         rates.put(rate)
@@ -179,14 +253,16 @@ def _bare_processes(subject: Subject, number: int) -> float:
     processes = [context.Process(target=_bare, args=(subject, 1, rates)) for _ in range(number)]
     for process in processes:
         process.start()
-    total = sum(rates.get() for _ in processes)
+    total = sum(rates.get(timeout=900) for _ in processes)
     for process in processes:
         process.join()
     return float(total)
 
 
-def _embed(subject: Subject, place: Path, *, workers: int, threads: int = 1) -> tuple[float, float]:
-    """Steady images/s of `embed`, and the seconds until its first shard."""
+def _embed(
+    subject: Subject, place: Path, *, workers: int, shard_rows: int | None = None
+) -> tuple[float, float]:
+    """Steady images/s of `embed` at one thread a worker, and the seconds until its first shard."""
     seen: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory(dir=place) as folder:
         begin = time.perf_counter()
@@ -195,8 +271,9 @@ def _embed(subject: Subject, place: Path, *, workers: int, threads: int = 1) -> 
             subject.name,
             subject.backbone,
             Storage.open(folder),
-            settings=EmbedConfig(batch_size=BATCH, shard_rows=BATCH),
-            compute=ComputeConfig(embed_workers=workers, embed_threads=threads),
+            # A shard a batch: the time of every batch is seen, and each pays for its own file.
+            settings=EmbedConfig(batch_size=subject.batch, shard_rows=shard_rows or subject.batch),
+            compute=ComputeConfig(embed_workers=workers, embed_threads=1),
             on_progress=lambda done, *_: seen.append((time.perf_counter(), done)),
         )
     return _rate(seen), seen[0][0] - begin
@@ -208,138 +285,93 @@ def _rate(seen: Sequence[tuple[float, int]]) -> float:
     return (seen[-1][1] - start[1]) / (seen[-1][0] - start[0])
 
 
-def _steady(subject: Subject, place: Path) -> Iterator[Row]:
-    ours, bare, starts = [], [], []
-    for _ in range(REPEATS):
-        rate, start = _embed(subject, place, workers=1)
-        ours.append(rate)
-        starts.append(start)
-        bare.append(_bare_processes(subject, 1))
-    row = _compare(f"embed, {subject.name}, 1 thread", ours, bare, 1 / subject.share)
-    yield with_note(row, f"start-up {statistics.median(starts):.1f} s apart")
-
-
-def _two_workers(subject: Subject, place: Path) -> Iterator[Row]:
-    ours, bare = [], []
-    for _ in range(REPEATS):
-        ours.append(_embed(subject, place, workers=2)[0] / _embed(subject, place, workers=1)[0])
-        bare.append(_bare_processes(subject, 2) / _bare_processes(subject, 1))
-    gain, reference = statistics.median(ours), statistics.median(bare)
-    note = f"{gain:.2f} x with two workers, {reference:.2f} x with two bare processes"
-    name = f"two workers over one, {subject.name}"
-    yield Row(name, None, "two bare processes over one", None, reference / gain, 1 / 0.9, note)
-
-
-def _compare(name: str, ours: list[float], bare: list[float], limit: float) -> Row:
+def _compare(subject: Subject, ours: list[float], bare: list[float], start: float) -> Row:
     rate, reference = statistics.median(ours), statistics.median(bare)
-    note = f"{rate:.1f} against {reference:.1f} images/s, medians of {len(ours)}"
+    note = (
+        f"{rate:.1f} against {reference:.1f} images/s: {rate / reference:.3f} of it, "
+        f"{subject.share:g} asked for; medians of {len(ours)}; start-up {start:.1f} s apart"
+    )
+    limit, name = 1 / subject.share, f"embed, {subject.name}, 1 thread"
     return Row(name, 1 / rate, "bare loop", 1 / reference, reference / rate, limit, note)
 
 
 def _decoders(files: Sequence[str]) -> Iterator[Row]:
-    """Decoding and cropping to 224 px: Pillow, Pillow's draft mode, torchvision's decoder."""
+    """Pillow, Pillow's draft mode, torchvision's decoder: alone, and with the crop to 224 px."""
     contents = [Path(path).read_bytes() for path in files]
-    crop = open_clip.image_transform(224, is_train=False).transforms[:2]
-
-    def pillow(content: bytes, *, draft: bool = False) -> np.ndarray[Any, Any]:
-        image = Image.open(io.BytesIO(content))
-        if draft:
-            image.draft("RGB", (448, 448))
-        for step in crop:
-            image = step(image)
-        return np.asarray(image.convert("RGB"))
-
-    def vision(content: bytes) -> np.ndarray[Any, Any]:
-        coded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        mode = torchvision.io.ImageReadMode.RGB
-        image = Image.fromarray(
-            torchvision.io.decode_jpeg(coded, mode=mode).permute(1, 2, 0).numpy()
-        )
-        for step in crop:
-            image = step(image)
-        return np.asarray(image)
-
-    exact = [pillow(content).astype(int) for content in contents]
-    ways: dict[str, Callable[[bytes], np.ndarray[Any, Any]]] = {
-        "Pillow's draft mode": lambda content: pillow(content, draft=True),
-        "torchvision's decoder": vision,
+    exact = [_cropped(_pillow(content)).astype(int) for content in contents]
+    ways: dict[str, Decoder] = {
+        "Pillow's draft mode": _draft,
+        "torchvision's decoder": _torchvision,
     }
     for name, way in ways.items():
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(REPEATS):
-            for call, seconds in zip((way, pillow), times, strict=True):
-                start = time.perf_counter()
-                for content in contents:
-                    call(content)
-                seconds.append((time.perf_counter() - start) / len(contents))
         pairs = zip(exact, contents, strict=True)
-        largest = max(int(np.abs(one - way(content)).max()) for one, content in pairs)
-        ours, reference = map(statistics.median, times)
-        note = f"{1 / ours:.0f} against {1 / reference:.0f} images/s; largest difference {largest}"
-        yield Row(f"decode, {name}", ours, "Pillow", reference, ours / reference, None, note)
+        largest = max(int(np.abs(one - _cropped(way(content))).max()) for one, content in pairs)
+        verdict = "the same pixels" if largest == 0 else f"pixels differ by up to {largest} of 255"
+        for what, step in (("decode", _as_it_is), ("decode and crop", _cropped)):
+            ours, reference = _in_turns(way, _pillow, step, contents)
+            note = f"{1 / ours:.0f} against {1 / reference:.0f} images/s; {verdict}"
+            yield Row(f"{what}, {name}", ours, "Pillow", reference, ours / reference, None, note)
 
 
-def _memory(subject: Subject, place: Path, scale: float) -> Iterator[Row]:
+def _in_turns(
+    way: Decoder, other: Decoder, step: Callable[[Image.Image], object], contents: Sequence[bytes]
+) -> tuple[float, float]:
+    """Seconds an image of both decoders with `step`: medians of passes that take turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(REPEATS):
+        for decode, seconds in zip((way, other), times, strict=True):
+            start = time.perf_counter()
+            for content in contents:
+                step(decode(content))
+            seconds.append((time.perf_counter() - start) / len(contents))
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _as_it_is(image: Image.Image) -> object:
+    return image
+
+
+def _pillow(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def _draft(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content))
+    image.draft("RGB", (448, 448))  # at least twice what the crop needs, at a share of the pixels
+    return image.convert("RGB")
+
+
+def _torchvision(content: bytes) -> Image.Image:
+    coded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    pixels = torchvision.io.decode_jpeg(coded, mode=torchvision.io.ImageReadMode.RGB)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _cropped(image: Image.Image) -> np.ndarray[Any, Any]:
+    for step in CROP:
+        image = step(image)
+    return np.asarray(image)
+
+
+def _memory(place: Path, scale: float) -> Iterator[Row]:
     """Peak memory of driver and workers at 1,000 and at 20,000 images."""
     peaks = []
-    sizes = [int(1000 * scale), int(20_000 * scale)]
+    sizes = [max(400, int(1000 * scale)), max(4000, int(20_000 * scale))]
+    subject = _small(place, sizes[0])
     for number in sizes:
-        images = Repeated(subject.images.files, number)
-        with _PeakMemory() as peak:
-            larger = Subject(subject.name, subject.architecture, subject.weights, images, 1)
-            _embed(larger, place, workers=1)
+        larger = replace(subject, images=replace(subject.images, number=number))
+        # A Ray of its own for each: nothing of the first is left when the second begins.
+        with connect(ComputeConfig(num_cpus=4)), PeakMemory() as peak:
+            _embed(larger, place, workers=1, shard_rows=200)
         peaks.append(peak.largest)
-    note = f"{peaks[1] / 2**20:.0f} against {peaks[0] / 2**20:.0f} MiB, object store apart"
+    note = f"{peaks[1] / 2**20:.0f} against {peaks[0] / 2**20:.0f} MiB (PSS), object store apart"
     name = f"peak memory at {sizes[1]:,} images"
     yield Row(name, None, f"at {sizes[0]:,}", None, peaks[1] / peaks[0], 1.1, note)
 
 
-class _PeakMemory:
-    """The largest sum of proportional set sizes of this process and its children, sampled."""
-
-    def __init__(self) -> None:
-        self.largest = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> _PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.5):
-            pids = [os.getpid(), *_workers()]
-            self.largest = max(self.largest, sum(_private(pid) for pid in pids))
-
-
-def _workers() -> list[int]:
-    """Ray's workers below this process: each names what it runs in its title, `ray::...`."""
-    parents: dict[int, int] = {}
-    titles: dict[int, bytes] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            pid = int(folder.name)
-            # The name in brackets may hold spaces; the parent is the second word after it.
-            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[pid] = (folder / "cmdline").read_bytes()
-
-    def is_mine(pid: int) -> bool:
-        while pid in parents and pid != os.getpid():
-            pid = parents[pid]
-        return pid == os.getpid()
-
-    return [pid for pid, title in titles.items() if title.startswith(b"ray::") and is_mine(pid)]
-
-
-def _private(pid: int) -> int:
-    """Bytes of anonymous and file pages, shared ones in proportion; not the object store's."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    sizes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
-    return 1024 * (int(sizes.get("Pss_Anon", 0)) + int(sizes.get("Pss_File", 0)))
+PARTS: Mapping[str, Callable[[Path, float], Iterator[Row]]] = {
+    "decoding": _decoding,
+    "vit": _vit,
+    "resnet": _resnet,
+    "memory": _memory,
+}

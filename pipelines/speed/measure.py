@@ -4,14 +4,18 @@ Seconds of one machine mean little, and a busy machine makes them worse: the two
 in turns, the best of each is kept, and the ratio is what a limit is set on.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 Call = Callable[[], object]
 
@@ -147,3 +151,57 @@ def _status_bytes(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"{_STATUS} has no {field}")
+
+
+class PeakMemory:
+    """The largest sum of proportional set sizes of this process and its children, sampled."""
+
+    def __init__(self) -> None:
+        """`largest` in bytes is known after the block."""
+        self.largest = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            pids = [os.getpid(), *_workers()]
+            self.largest = max(self.largest, sum(_private(pid) for pid in pids))
+
+
+def _workers() -> list[int]:
+    """Ray's workers below this process: each names what it runs in its title, `ray::...`."""
+    parents: dict[int, int] = {}
+    titles: dict[int, bytes] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(folder.name)
+            # The name in brackets may hold spaces; the parent is the second word after it.
+            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[pid] = (folder / "cmdline").read_bytes()
+
+    def is_mine(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return [pid for pid, title in titles.items() if title.startswith(b"ray::") and is_mine(pid)]
+
+
+def _private(pid: int) -> int:
+    """Bytes of anonymous and file pages, shared ones in proportion; not the object store's."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
+    return 1024 * (int(sizes.get("Pss_Anon", 0)) + int(sizes.get("Pss_File", 0)))

@@ -28,6 +28,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.config import UserError
 from pipelines.models.heads import HeadContext, build
 from pipelines.models.heads.coop import Config
 from pipelines.models.parallel import Workers
@@ -79,26 +80,68 @@ class _Backbone:
         return features
 
 
-def run(*, scale: float = 1.0) -> list[Row]:
+def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
     """A step beside the papers' own, its memory, many classes, and two workers.
 
     Args:
         scale: factor on the number of classes, in (0, 1].
+        only: a name of `PARTS`; empty: all of them.
+
+    Raises:
+        UserError: for an unknown part.
     """
+    if only and only not in PARTS:
+        raise UserError(f"only={only}: no such part; allowed: {', '.join(PARTS)}")
+    return [row for name, part in PARTS.items() if only in ("", name) for row in part(scale)]
+
+
+def _step(scale: float) -> list[Row]:
+    """One step and its memory, beside the plain step of the same prompts."""
     few = Setting(num_classes=max(2, round(100 * scale)))
-    many = replace(few, num_classes=max(2, round(1000 * scale)), threads=1, repeats=1)
     shared, plain = measure("shared", few), measure("plain", few)
-    images = measure("plain_images", few)
-    one, two = measure("shared", many), measure("shared", replace(many, workers=2))
-    name, many_name = f"step, {few.num_classes} classes", f"step, {many.num_classes} classes"
-    limit = 4 * 2**30
+    name = f"step, {few.num_classes} classes"
     return [
         _seconds(name, shared, "plain 77-token step", plain, 0.08),
         _bytes(f"{name}: peak memory", shared.peak_bytes, "plain step", plain.peak_bytes, 0.2),
-        _seconds(name, shared, "plain step that encodes its images too", images, None),
-        _bytes(f"{many_name}: peak memory", one.peak_bytes, "4 GiB", limit, 1.0),
-        _seconds(f"{many_name}, two workers", two, "one worker", one, 1 / 1.6),
     ]
+
+
+def _images(scale: float) -> list[Row]:
+    """The whole gain: features cached and the text shared, beside neither."""
+    few = Setting(num_classes=max(2, round(100 * scale)), repeats=1)
+    shared, images = measure("shared", replace(few, repeats=3)), measure("plain_images", few)
+    name = f"step, {few.num_classes} classes"
+    return [_seconds(name, shared, "plain step that encodes its images too", images, None)]
+
+
+def _many(scale: float) -> list[Row]:
+    """Many classes: memory, and the classes divided between two workers."""
+    many = Setting(num_classes=max(2, round(1000 * scale)), threads=1, repeats=2)
+    one, two = measure("shared", many), measure("shared", replace(many, workers=2))
+    name = f"step, {many.num_classes} classes"
+    return [
+        _bytes(f"{name}: peak memory", one.peak_bytes, "4 GiB", 4 * 2**30, 1.0),
+        _seconds(f"{name}, two workers", two, "one worker", one, 1 / 1.6),
+    ]
+
+
+def _workers(scale: float) -> list[Row]:
+    """From which number of classes two class-parallel workers pay, one thread each."""
+    rows = []
+    for classes in (4, 16, 64, 256):
+        setting = Setting(num_classes=max(2, round(classes * scale)), threads=1)
+        one, two = measure("shared", setting), measure("shared", replace(setting, workers=2))
+        name = f"step, {setting.num_classes} classes, two workers"
+        rows.append(_seconds(name, two, "one worker", one, None))
+    return rows
+
+
+PARTS: dict[str, Callable[[float], list[Row]]] = {
+    "step": _step,
+    "images": _images,
+    "many": _many,
+    "workers": _workers,
+}
 
 
 def _seconds(
@@ -191,8 +234,8 @@ def _plain_encoder(head: Any, backbone: _Backbone, names: tuple[str, ...]) -> Ca
     """Text features (K, D) by all positions of every prompt."""
     tower = text_tower(backbone.model)
     tokens = backbone.tokenizer([f"{name}." for name in names])
-    ends = tower.end_positions(tokens)
     words = tower.embed(tokens).detach()
+    ends = tower.end_positions(tokens).to(words.device)
 
     def encode() -> Tensor:
         context = head.context.expand(len(words), -1, -1)

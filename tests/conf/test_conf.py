@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import CONF, group_names, load
+from pipelines.config import CONF, compose, group_names, load
 from pipelines.data.benchmarks import role
 from pipelines.methods import METHODS
 from pipelines.ood import SCORES
-from pipelines.pipeline import PipelineConfig
+from pipelines.run import PipelineConfig
 from pipelines.scoring import FITTED
 from pipelines.sweep import with_values
 
 ROOT = CONF.parent
 JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if "__main__" in p.read_text())
 GROUPS = ("backbone", "benchmark", "compute", "method", "sweep")
-PRESETS = ("test", "paper", "results_densities")
+PRESETS = ("paper", "results_densities", "results_digits", "results_pacs", "test")
 # Files that a job loads by another name than its own.
 OTHERS = ("embed_folder",)
 
@@ -155,7 +155,7 @@ def test_presets(name: str) -> None:
     config = pipeline(f"preset={name}", f"methods=[{','.join(methods)}]")
     for key, value in stored.items():
         node: Any = config.model_dump(mode="json")
-        if key in GROUPS or key == "methods":
+        if key in GROUPS or key == "methods" or value == "all":
             continue
         for part in key.split("."):
             node = node[part]
@@ -170,3 +170,10 @@ def test_files_name_no_machine() -> None:
         text = path.read_text()
         for word in ("/home/", "/work/", "/tmp/", str(Path.home())):
             assert word not in text, path
+
+
+def test_short_words_stand_for_the_dotted_keys_of_embed() -> None:
+    words = ["source=x", "max_rejected=0.2", "exif=apply", "background=black"]
+    data, problems = compose("embed_folder", words)
+    assert problems == []
+    assert data["embed"] == {"max_rejected": 0.2, "exif": "apply", "background": "black"}

@@ -22,6 +22,7 @@ from pipelines.embed import EmbedConfig
 from pipelines.models import clip
 from pipelines.models.clip import BackboneConfig
 from pipelines.models.encoder import Encoder, Preparer
+from pipelines.models.odin import Odin
 from pipelines.models.shards import PLAN, ShardEncoder, Work
 
 COMPUTE = ComputeConfig(num_cpus=4, embed_workers=2)
@@ -159,6 +160,28 @@ def test_bad_images_are_listed_and_the_rest_embedded(
     stricter = SETTINGS.model_copy(update={"max_rejected": 0.1})
     with pytest.raises(UserError, match=r"3 of 11 images.*max_rejected=0\.1.*1 duplicate_key"):
         run(mixed(pictures), backbone, first_run.storage, settings=stricter)
+
+
+def test_odins_pass_goes_the_same_way(
+    first_run: FirstRun, pictures: Path, backbone: BackboneConfig
+) -> None:
+    source = FolderSource(root=str(pictures))
+    keys = source.index()["key"].to_pylist()[:10]
+    text = np.eye(3, 16, dtype=np.float32)
+    odin = Odin(text, tau=5.0, eps=0.02)
+    cache = run(source, backbone, first_run.storage, keys=keys, odin=odin)
+    plain = first_run.caches["all"]
+    assert cache.address not in {cache.address for cache in first_run.caches.values()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(COMPUTE.embed_threads)
+    loaded = clip.load(backbone)
+    encoder = Encoder(loaded, 4, odin=odin)
+    parts = [keys[:8], keys[8:]]
+    batches = [Preparer(loaded.crop).batches(part, source.read(part), 4) for part in parts]
+    expected = np.concatenate([encoder.encode(part).columns["feature"] for part in batches])
+    torch.set_num_threads(threads)
+    assert np.array_equal(cache.load(keys), expected)  # bit for bit
+    assert np.abs(expected - plain.load(keys)).max() > 1e-3
 
 
 def test_only_missing_shards_are_made(

@@ -11,8 +11,9 @@ import pytest
 
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune import Cell, train
+from pipelines.finetune import train
 from pipelines.methods import METHODS
+from pipelines.training import Cell
 from tests.ray.processes import descendants, kill, title
 from tests.ray.small_backbone import files, write_backbone
 from tests.small_clip import toy_data

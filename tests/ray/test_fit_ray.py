@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import fit
+from pipelines import fit, fitted_records
 from pipelines.class_statistics import reduce_shards
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
@@ -23,7 +23,7 @@ FITS = [
 
 def scores(storage, addresses, rows):
     return [
-        fit.load_record(storage, planned.score, address)(rows)
+        fitted_records.load_record(storage, planned.score, address)(rows)
         for planned, address in zip(FITS, addresses, strict=True)
     ]
 
@@ -56,13 +56,13 @@ def test_ray_gives_what_this_process_gives(tmp_path):
 
     # Two workers, each with half of every batch's chains, in float32, where Adam makes steps of
     # full length from gradients of rounding; in float64 a unit test asks for 1e-6.
-    fit.load_record.cache_clear()
+    fitted_records.load_record.cache_clear()
     pair = fit.run(FITS, data, two, compute=ComputeConfig(train_workers=2))
     for mine, whole in zip(
         scores(two, pair, data.features), scores(here, wanted, data.features), strict=True
     ):
         torch.testing.assert_close(mine, whole, rtol=2e-3, atol=2e-3)
-    histories = [fit.read_manifest(s, wanted[0])["history"] for s in (here, two)]
+    histories = [fitted_records.read_manifest(s, wanted[0])["history"] for s in (here, two)]
     for one, other in zip(*histories, strict=True):
         assert other == pytest.approx(one, rel=2e-3, abs=1e-3)
 

@@ -164,12 +164,13 @@ def killed_and_started_again(storage: Path, stage: str, *words: str) -> None:
     pipeline(storage, *words)
 
 
+@pytest.mark.slow
 def test_killed_while_training_it_goes_on_to_the_same_numbers(
     first: Finished, backbones: Path, tmp_path: Path
 ) -> None:
     cache = first[0] / "cache"
     storage = new_storage(tmp_path, backbones, cache / "features", cache / "trials")
-    # Without Ray Train's start-ups, which the slow tests have; the heads are the same bytes.
+    # Without Ray Train, which the test below has; the heads are the same bytes.
     killed_and_started_again(storage, "finetune", "training=in_process")
     assert metrics(storage) == metrics(first[0])
 
@@ -215,5 +216,5 @@ def test_a_mistake_met_on_the_way_is_a_line_too(backbones: Path, tmp_path: Path)
     done = job("score", "preset=test", f"storage={storage}")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: run ")
-    assert "has no sweep yet: run python -m jobs.sweep" in done.stderr
+    assert "has no embed yet: run python -m jobs.embed" in done.stderr
     assert "Traceback" not in done.stderr

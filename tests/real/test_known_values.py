@@ -18,7 +18,8 @@ from pipelines.evaluate import Scored
 from pipelines.methods.zero_shot import Config as ZeroShot
 from pipelines.models import clip
 from pipelines.ood import ood_metrics
-from pipelines.pipeline import PipelineConfig
+from pipelines.run import PipelineConfig
+from pipelines.training import Cell, TrainingData
 
 SCALE = 11.489
 ACCURACY = {"test": 68.1, "art_painting": 27.0, "cartoon": 42.9, "sketch": 37.2}
@@ -67,7 +68,7 @@ def scored(
     )
     sets = FeatureSets(benchmark, caches)
     test = sets.load("test")
-    data = finetune.TrainingData(
+    data = TrainingData(
         class_names=benchmark.class_names,
         templates=benchmark.templates,
         features=test.features[:7],
@@ -77,7 +78,7 @@ def scored(
         outliers=None,
         address="known values",
     )
-    cell = finetune.Cell(ZeroShot(), seed=0)
+    cell = Cell(ZeroShot(), seed=0)
     (address,) = finetune.train(
         [cell], data, backbone, storage, compute=compute, mode="in_process"
     )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import fit, fit_plan, posthoc, scoring
+from pipelines import fit, fit_plan, fitted_records, posthoc, scoring
 from pipelines.class_statistics import reduce_shards
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
@@ -81,7 +81,7 @@ def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, s
     assert list(plan) == [name]
     assert plan[name].seed == 0  # no seed decides it
     (address,) = run(plan.values(), data, storage)
-    record = fit.load_record(storage, name, address)
+    record = fitted_records.load_record(storage, name, address)
     options = {"normalize": True} if name == "gaussian_mixture" else params
     wanted = FITTED_SCORES[name].fit({"features": data.features, "labels": data.labels}, **options)
     queries = data.features[::3] + np.float32(0.05)
@@ -101,7 +101,7 @@ def test_vim_and_kl_matching_read_the_head(kind, data, storage):
         {"vim": {}, "kl_matching": {}}, method=ZERO_SHOT, methods={}, seed=0, head=kind, data=data
     )
     addresses = dict(zip(plan, run(plan.values(), data, storage), strict=True))
-    records = fit.load_records(storage, addresses)
+    records = fitted_records.load_records(storage, addresses)
     judged = judge(head, {"vim": {}, "kl_matching": {}}, data.features[:9], records)
     weight = next(iter(head.arrays.values())).astype(np.float64) * 7.5
     bias = head.arrays.get("bias", np.zeros(3)).astype(np.float64) * 7.5
@@ -130,7 +130,7 @@ def test_a_sum_is_z_normalised_by_the_whole_training_set(data, storage):
     )
     assert list(plan) == ["knn", name]
     assert plan["knn"].params == {"k": 3}
-    records = fit.load_records(
+    records = fitted_records.load_records(
         storage, dict(zip(plan, run(plan.values(), data, storage), strict=True))
     )
     queries = np.concatenate([data.features[:20], -data.features[:10]])
@@ -164,17 +164,17 @@ def test_an_energy_model_goes_on_from_its_last_epoch(config, data, tmp_path, mon
     monkeypatch.setattr(EnergyTrainer, "epoch", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         run(fits, data, halted)
-    assert not fit.is_fitted(halted, address)
+    assert not fitted_records.is_fitted(halted, address)
     ran = []
     monkeypatch.setattr(EnergyTrainer, "epoch", lambda t: ran.append(1) or epoch(t))
     assert run(fits, data, halted) == [address]
     assert len(ran) == 1
     place = ("cache", "scores", address, "record.safetensors")
     assert halted.read_bytes(*place) == whole.read_bytes(*place)
-    manifest = fit.read_manifest(whole, address)
+    manifest = fitted_records.read_manifest(whole, address)
     assert [report["epoch"] for report in manifest["history"]] == [1, 2, 3]
     assert manifest["settings"]["T_G"] > 0
-    assert manifest["history"] == fit.read_manifest(halted, address)["history"]
+    assert manifest["history"] == fitted_records.read_manifest(halted, address)["history"]
 
 
 def test_an_address_changes_with_what_decides_the_record(data):
@@ -224,7 +224,7 @@ def every(data, storage):
     methods = {m.name: m for m in (CORRECTION, EBM)}
     plan = fit_plan.plan(scores, method=ZERO_SHOT, methods=methods, seed=0, head="every", data=data)
     addresses = dict(zip(plan, run(plan.values(), data, storage), strict=True))
-    return head, scores, fit.load_records(storage, addresses)
+    return head, scores, fitted_records.load_records(storage, addresses)
 
 
 def test_a_rows_fitted_scores_have_the_same_bits_in_any_batch(every):

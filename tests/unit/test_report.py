@@ -466,6 +466,8 @@ def test_rejected_images_are_counted_and_the_first_shown(evidence, page):
     assert [row[1] for row in shown[1:]] == keys[:10]
     assert "truncated: 14" in page.paragraphs
     assert "and 4 more, listed in metrics.json" in page.paragraphs
+    text = " ".join(report.text_table(evidence["metrics"]).split())
+    assert "Rejected images, left out of all figures: 14 truncated." in text
 
 
 def test_settings_trials_and_stamp(evidence, page):

@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import ANY, Mock
 
 import pytest
 
 from pipelines.config import UserError, load
 from pipelines.data.storage import Storage
-from pipelines.pipeline import PipelineConfig, Run, champion, run
+from pipelines.models import mini
+from pipelines.pipeline import champion, run
+from pipelines.run import PipelineConfig, Run
 
 
 class Quiet:
@@ -54,12 +57,14 @@ def test_a_run_is_named_by_what_decides_its_numbers(opened: Callable[..., Run]) 
     others = [
         opened("seeds=2").id,
         opened("shots=5").id,
+        opened("imbalance=0.5").id,
+        opened("methods.coop.adjust_logits=1").id,
         opened("methods.coop.training.lr=0.5").id,
         opened("target_tpr=0.9").id,
         opened("benchmark.templates=['a {}.']").id,
         opened("embed.exif=apply").id,
     ]
-    assert len({first, *others}) == 7
+    assert len({first, *others}) == 9
 
 
 def test_the_resolved_configuration_is_kept_beside_the_run(opened: Callable[..., Run]) -> None:
@@ -67,6 +72,15 @@ def test_the_resolved_configuration_is_kept_beside_the_run(opened: Callable[...,
     text = found.storage.read_bytes("runs", found.id, "config.yaml").decode()
     assert "shots: 7" in text
     assert "name: digits" in text
+
+
+def test_a_long_tail_reaches_the_training_set_and_the_method(opened: Callable[..., Run]) -> None:
+    found = opened("shots=16", "imbalance=0.1", "methods.coop.adjust_logits=1")
+    labels = found.benchmark.sets["train"].labels
+    # 16 x 0.1^(i / 5), rounded down
+    assert [labels.count(k) for k in range(6)] == [16, 10, 6, 4, 2, 1]
+    assert found.config.methods["coop"].adjust_logits == 1
+    assert found.config.methods["ebm"].adjust_logits == 0
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "register"])
@@ -142,3 +156,17 @@ class TestChampion:
         found = {n: {"accuracy": None, "validation": {}} for n in ("zero_shot", "coop", "ebm")}
         assert judged(found=found) == ("ebm", "delta_energy")
         assert judged("register_as.method=coop", found=found) == ("coop", "mcm")
+
+
+def test_the_training_of_the_backbone_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = Mock()
+    monkeypatch.setattr(mini, "STEPS", 40)
+    words = ["preset=test", f"storage={tmp_path}"]
+    Run.open(load(PipelineConfig, "pipeline", words), observer)
+    assert [(name, *given[:2]) for name, given, _ in observer.mock_calls] == [
+        ("started", "backbone", 1),
+        ("progress", 20, 40),
+        ("finished", "backbone", ANY),
+    ]

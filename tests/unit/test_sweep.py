@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from pipelines import fit, sweep
+from pipelines import fit, fitted_records, sweep
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark, Selection, role
@@ -366,7 +366,7 @@ class TestFittedScores:
         storage = next(iter(sets.caches.values())).storage
         assert len(storage.names("cache", "scores")) == 1
         (address,) = storage.names("cache", "scores")
-        record = fit.load_record(storage, "energy_correction", address)
+        record = fitted_records.load_record(storage, "energy_correction", address)
         validation, ood = (
             record(sets.load(name).features).numpy() for name in ("validation", "validation_ood/a")
         )

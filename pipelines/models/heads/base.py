@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.config import Section
+from pipelines.ood.energy import adjust_logits
 
 # Rows of one product in `Predictor.similarity`: blocks are padded to it, so that a row is
 # computed by the same operations whatever batch it comes in.
@@ -121,6 +122,8 @@ class Predictor:
         settings: plain values that the rule needs.
         logit_scale: logits = similarity x logit_scale.
         class_names: K names, in the order of the columns.
+        class_prior: (K,) share of each class in a long-tailed training set, for `adjustment`.
+        adjustment: how far the predicted class is corrected for that prior; 0: not at all.
     """
 
     head: str
@@ -128,6 +131,8 @@ class Predictor:
     settings: Mapping[str, Any]
     logit_scale: float
     class_names: tuple[str, ...]
+    class_prior: tuple[float, ...] = ()
+    adjustment: float = 0.0
 
     def similarity(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, K) similarities of unit features (N, D).
@@ -145,6 +150,21 @@ class Predictor:
             result[start : start + len(rows)] = rule(arrays, self.settings, block)[: len(rows)]
         return result
 
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Logits (N, K) as the predicted class sees them; scores take them unadjusted.
+
+        Menon 2021, equation 9 (seed 003's "AdjLogit"): f - adjustment x log class_prior.
+        """
+        if not self.adjustment:
+            return logits
+        return adjust_logits(logits, torch.tensor(self.class_prior), self.adjustment)
+
+    def predicted(self, similarity: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The class (N,) of each row of similarities (N, K)."""
+        logits = torch.from_numpy(similarity).double() * self.logit_scale
+        chosen: NDArray[np.int64] = self.adjusted(logits).argmax(dim=1).numpy()
+        return chosen
+
     def files(self) -> dict[str, bytes]:
         """The content of the files that hold this predictor."""
         description = {
@@ -152,6 +172,8 @@ class Predictor:
             "settings": dict(self.settings),
             "logit_scale": self.logit_scale,
             "class_names": list(self.class_names),
+            "class_prior": list(self.class_prior),
+            "adjustment": self.adjustment,
         }
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
         return {
@@ -176,7 +198,8 @@ class Predictor:
     def from_files(cls, files: Mapping[str, bytes]) -> Predictor:
         """The predictor that `files()` described."""
         description = json.loads(files["head.json"])
-        description["class_names"] = tuple(description["class_names"])
+        for name in ("class_names", "class_prior"):
+            description[name] = tuple(description[name])
         return cls(arrays=safetensors.numpy.load(files["head.safetensors"]), **description)
 
 

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines.data.sources import (
     TarSource,
     open_source,
 )
+from pipelines.models.encoder import Preparer
 
 
 @pytest.fixture
@@ -200,6 +202,23 @@ def test_sources_behind_a_web_address(
         assert there.fingerprint() == there.fingerprint() != here.fingerprint()
 
 
+def test_a_slow_store_is_asked_for_several_files_at_once(
+    folder: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FolderSource(root=f"{address}/images")
+    keys = source.index()["key"].to_pylist()[:20]
+    asked = Quiet.do_GET
+
+    def slow(self: Quiet) -> None:
+        time.sleep(0.25)
+        asked(self)
+
+    monkeypatch.setattr(Quiet, "do_GET", slow)
+    begin = time.monotonic()
+    assert source.read(keys) == [(folder / key).read_bytes() for key in keys]
+    assert time.monotonic() - begin < 20 * 0.25 / 2
+
+
 def test_a_folder_in_an_object_store(pictures: Path) -> None:
     store = fsspec.filesystem("memory")
     files = sorted(pictures.rglob("*.jpg"))[:3]
@@ -244,6 +263,27 @@ def test_a_changed_file_is_read_anew(parquet: Path) -> None:
     assert source.read(["k/000"]) == [b"new"]
 
 
+def test_what_would_never_end_is_not_followed(folder: Path) -> None:
+    before = FolderSource(root=str(folder)).index()["key"].to_pylist()
+    (folder / "class_0" / "back").symlink_to(folder)
+    (folder / "class_0" / "itself").symlink_to(folder / "class_0")
+    (folder / "elsewhere").symlink_to(folder / "class_1")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zeros.jpg").symlink_to("/dev/zero")
+    (folder / "memory.jpg").symlink_to("/proc/self/mem")  # opens, and cannot be read
+    with (folder / "huge.jpg").open("wb") as file:
+        file.truncate(2**30 + 1)
+    source = FolderSource(root=str(folder))
+    twice = [f"elsewhere/{k.partition('/')[2]}" for k in before if k.startswith("class_1/")]
+    odd = ["pipe.jpg", "zeros.jpg", "memory.jpg", "huge.jpg"]
+    assert source.index()["key"].to_pylist() == sorted([*before, *twice, *odd])
+    pixels = Preparer(lambda image: image).batches(odd, source.read(odd), 8)
+    (verdicts,) = [[(v.reason, v.message) for v in batch] for batch in pixels]
+    assert [reason for reason, _ in verdicts] == ["unreadable"] * 3 + ["too_large"]
+    assert "not a regular file" in verdicts[0][1]
+    assert "1,073,741,825 bytes" in verdicts[3][1]
+
+
 def test_mistakes_have_one_clear_message(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "x.parquet")
     (tmp_path / "y.parquet").write_bytes(b"PAR1 not really")
@@ -254,7 +294,7 @@ def test_mistakes_have_one_clear_message(tmp_path: Path) -> None:
         (ParquetSource(root=str(tmp_path / "none.parquet")), "no such file or folder"),
         (ParquetSource(root=str(tmp_path / "empty")), "no Parquet file"),
         (TarSource(root=str(tmp_path / "empty")), "no tar archive"),
-        (FolderSource(root="nowhere://x"), "cannot be opened"),
+        (FolderSource(root="nowhere://x"), "cannot be reached"),
         (ParquetSource(root=str(tmp_path / "x.parquet")), "no column 'image'; it has key"),
         (ParquetSource(root=str(tmp_path / "y.parquet")), "not readable as Parquet"),
     ):

@@ -127,7 +127,9 @@ def test_no_outliers_are_refused_before_training(name):
 
 
 def weights_of(name, **settings):
-    training = {"epochs": 3, "batch_size": 16, "lr": 0.02, "outlier_batch_size": 16}
+    training = {"epochs": 3, "batch_size": 16, "lr": 0.02}
+    if METHODS[name].Config.needs_outliers:
+        training["outlier_batch_size"] = 16
     head = {"name": "coop", "num_context": 4}
     config = METHODS[name].Config(head=head, training=training, **settings)
     result = train_in_process(Cell(config, 0), toy_data(), small_clip())

@@ -151,7 +151,7 @@ def test_offline_without_weights_is_one_clear_line(
         raise OSError("no network")
 
     monkeypatch.setattr(clip, "_cached", lambda _hub: None)
-    monkeypatch.setattr(clip.registry, "download_pretrained", refuse)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse)
     config = BackboneConfig(name="vit_b16", model="ViT-B-16-quickgelu", pretrained="openai")
     with pytest.raises(UserError) as caught:
         clip.resolve(config, Storage.open(str(tmp_path)))
@@ -216,6 +216,6 @@ def test_templates_fill_once() -> None:
         templates.templates("none")
 
 
-@pytest.mark.parametrize("name", sorted(templates.TEMPLATES))
+@pytest.mark.parametrize("name", sorted(templates.NAMES))
 def test_every_template_set_fills(name: str) -> None:
-    assert all("cat" in text for text in templates.prompts(["cat"], templates.TEMPLATES[name]))
+    assert all("cat" in text for text in templates.prompts(["cat"], templates.templates(name)))

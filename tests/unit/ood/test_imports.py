@@ -1,15 +1,26 @@
 import subprocess
 import sys
 
+import pytest
+
+
+def loaded(module: str) -> set[str]:
+    """The packages that a fresh process has after importing that module alone."""
+    program = f"import sys, {module}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    command = [sys.executable, "-c", program]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
 
 def test_the_maths_loads_no_engine():
     """Researchers import it on its own: no Ray, MLflow or open_clip comes along."""
-    program = "import sys, pipelines.ood\nprint(*{name.partition('.')[0] for name in sys.modules})"
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded = set(result.stdout.split())
-    assert {"torch", "pipelines"} <= loaded
-    assert loaded.isdisjoint(
+    found = loaded("pipelines.ood")
+    assert {"torch", "pipelines"} <= found
+    assert found.isdisjoint(
         {"ray", "mlflow", "open_clip", "pyarrow", "omegaconf", "pydantic", "matplotlib", "pandas"}
     )
+
+
+@pytest.mark.parametrize("module", ["pipelines.score", "pipelines.training", "pipelines.sweep"])
+def test_workers_on_cached_features_start_without_the_slow_packages(module):
+    """They start by the dozen, and open_clip takes longer to import than torch."""
+    assert loaded(module).isdisjoint({"open_clip", "torchvision", "timm", "mlflow", "matplotlib"})

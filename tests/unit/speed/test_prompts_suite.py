@@ -1,7 +1,10 @@
 """The two steps that are compared do the same work."""
 
+import pytest
 import torch
 
+from pipelines import speed
+from pipelines.config import UserError
 from pipelines.models.heads import HeadContext, build
 from pipelines.models.heads.coop import Config
 from pipelines.speed.prompts import _plain_encoder, class_names
@@ -26,3 +29,8 @@ def test_names_have_one_to_three_tokens_in_equal_shares():
     tokens = small_clip().tokenizer(list(class_names(9)))
     lengths = ((tokens > 0).sum(dim=1) - 2).tolist()
     assert sorted(lengths) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_an_unknown_part_of_the_suite_is_refused_with_the_parts_there_are():
+    with pytest.raises(UserError, match="only=steps: no such part; allowed: step, images, many"):
+        speed.run("prompts", only="steps")
