@@ -55,16 +55,17 @@ def test_ray_gives_what_this_process_gives(tmp_path):
         assert on_ray.read_bytes(*place) == here.read_bytes(*place)
     assert not on_ray.names("cache", "ray_train")
 
-    # Two workers, each with half of every batch's chains.
+    # Two workers, each with half of every batch's chains, in float32, where Adam makes steps of
+    # full length from gradients of rounding; in float64 a unit test asks for 1e-6.
     fitted_records.load_record.cache_clear()
     pair = fit.run(FITS, data, two, compute=ComputeConfig(train_workers=2))
     for mine, whole in zip(
         scores(two, pair, data.features), scores(here, wanted, data.features), strict=True
     ):
-        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, whole, rtol=2e-3, atol=2e-3)
     histories = [fitted_records.read_manifest(s, wanted[0])["history"] for s in (here, two)]
     for one, other in zip(*histories, strict=True):
-        assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
+        assert other == pytest.approx(one, rel=2e-3, abs=1e-3)
 
     # A training that diverges is one line, not three restarts and a traceback.
     wild = METHODS["energy_correction"].Config(**{**TINY, "lr": 1e20})
