@@ -209,15 +209,21 @@ def _draw(
     places: tuple[float, float], margin_map: Sequence[Found], balance: Sequence[Found], path: Path
 ) -> None:
     figure, (left, right) = panels(2, width=4.6, height=3.8)
-    _grid(left, margin_map, "FPR by margins (seed 004, figure 4b)", "m_out", "m_in")
-    left.axhline(
-        sorted({f.setting[0] for f in margin_map}).index(places[0]), color=INK, linewidth=0.5
-    )
+    _grid(left, margin_map, "FPR by margins (seed 004, figure 4b)", "m_out", "m_in", mark=places)
     _grid(right, balance, "FPR by alpha and gamma (seed 003)", "gamma", "alpha")
     save(figure, path)
 
 
-def _grid(panel: Any, found: Sequence[Found], title: str, x: str, y: str) -> None:
+def _grid(
+    panel: Any,
+    found: Sequence[Found],
+    title: str,
+    x: str,
+    y: str,
+    *,
+    mark: tuple[float, float] | None = None,
+) -> None:
+    """FPR in percent by both settings; `mark` is the setting that the data give."""
     tops, sides = (sorted({f.setting[place] for f in found}) for place in (1, 0))
     grid = np.full((len(sides), len(tops)), np.nan)
     for f in found:
@@ -225,7 +231,12 @@ def _grid(panel: Any, found: Sequence[Found], title: str, x: str, y: str) -> Non
     panel.imshow(grid, cmap="Blues_r", aspect="auto")
     for (i, j), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            panel.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7, color="#aa3377")
+            dark = value < (np.nanmin(grid) + np.nanmax(grid)) / 2
+            weight = "bold" if (sides[i], tops[j]) == mark else "normal"
+            panel.text(
+                j, i, f"{value:.1f}", ha="center", va="center", fontsize=7,
+                color="white" if dark else INK, fontweight=weight,
+            )  # fmt: skip
     panel.set_xticks(range(len(tops)), [f"{v:.3g}" for v in tops])
     panel.set_yticks(range(len(sides)), [f"{v:.3g}" for v in sides])
     label(panel, title=title, x=x, y=y)

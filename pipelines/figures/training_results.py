@@ -171,7 +171,10 @@ def _draw_accuracies(panel: Axes, title: str, table: Sequence[Row]) -> None:
     panel.invert_yaxis()
     panel.set_xlim(0, 100)
     label(panel, title=f"{title}: accuracy", x="percent (std over seeds)", y="")
-    panel.legend(frameon=False, fontsize=7, loc="lower left")
+    # Below the axis: bars may be anywhere within it.
+    panel.legend(
+        frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2
+    )
 
 
 def _draw_grid(panel: Axes, title: str, table: Sequence[Row]) -> None:
