@@ -7,9 +7,9 @@ import time
 
 from jobs import main
 from jobs.console import Console
-from pipelines import own_images
+from pipelines.embed import own_images
 from pipelines.pipeline import run
-from pipelines.run import PipelineConfig
+from pipelines.settings import PipelineConfig
 
 
 def embed_benchmark(config: PipelineConfig) -> None:

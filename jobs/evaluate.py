@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs import main
 from jobs.console import Console
 from pipelines.pipeline import run
-from pipelines.run import PipelineConfig
+from pipelines.settings import PipelineConfig
 
 
 def evaluate(config: PipelineConfig) -> None:

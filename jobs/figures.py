@@ -7,14 +7,14 @@ from pathlib import Path
 from pydantic import Field
 
 from jobs import main
-from pipelines import figures
+from pipelines import experiments as figures
 from pipelines.config import Section
 
 
 class FiguresConfig(Section):
     """Which experiment, and where its pictures go."""
 
-    figure: str = Field(description="a module of pipelines/figures")
+    figure: str = Field(description="a module of pipelines/experiments")
     folder: str = Field("docs/figures", description="where PNG and CSV files are written")
 
 

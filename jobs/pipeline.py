@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jobs import main
 from jobs.console import Console
-from pipelines import report
 from pipelines.pipeline import run
-from pipelines.run import PipelineConfig
+from pipelines.report import page as report
+from pipelines.settings import PipelineConfig
 
 
 def pipeline(config: PipelineConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs import main
-from pipelines.predict import PredictConfig, run
+from pipelines.predict.stage import PredictConfig, run
 
 
 def predict(config: PredictConfig) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jobs import main
 from jobs.console import Console
-from pipelines import sweep_text
 from pipelines.pipeline import run
-from pipelines.run import PipelineConfig
+from pipelines.settings import PipelineConfig
+from pipelines.sweep import text as sweep_text
 
 
 def sweep(config: PipelineConfig) -> None:

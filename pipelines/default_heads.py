@@ -1,7 +1,7 @@
 """The default settings of a run beside its chosen ones: what of them is trained, judged, compared.
 
 `finetune.json` names their heads under `defaults` and what was fitted for them under
-`default_records`, so nothing that reads `heads` sees them (`pipelines.against_default`).
+`default_records`, so nothing that reads `heads` sees them (`pipelines.evaluate.against_default`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import against_default, score, scoring
-from pipelines.against_default import SEEDS, Default, head_name
-from pipelines.evaluate import Scored
+from pipelines.evaluate import against_default
+from pipelines.evaluate.against_default import SEEDS, Default, head_name
+from pipelines.evaluate.stage import Scored
+from pipelines.finetune.loop import Cell
 from pipelines.run import Run
-from pipelines.training import Cell
+from pipelines.score import by_name as scoring
+from pipelines.score import stage as score
 
 
 def compared(run: Run) -> dict[str, Default]:

@@ -15,32 +15,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import (
-    default_heads,
-    embed,
-    evaluate,
-    finetune,
-    fit_stage,
-    prior,
-    register,
-    report,
-    score,
-    scoring,
-    sweep,
-    sweep_record,
-    tracking,
-)
+from pipelines import default_heads, tracking
+from pipelines.backbones import clip
 from pipelines.compute import connect
 from pipelines.config import UserError, to_yaml
-from pipelines.data import leaks
 from pipelines.data.benchmarks import Benchmark
-from pipelines.epoch_log import EpochLog
-from pipelines.fit import HeadFits
-from pipelines.fitted_records import load_records
-from pipelines.models import clip
-from pipelines.run import Observer, PipelineConfig, Run
-from pipelines.trained_heads import load_predictor, read_manifest
-from pipelines.training import Cell, TrainingData
+from pipelines.embed import leaks
+from pipelines.embed import stage as embed
+from pipelines.evaluate import stage as evaluate
+from pipelines.finetune import outlier_prior as prior
+from pipelines.finetune import stage as finetune
+from pipelines.finetune.cache import load_predictor, read_manifest
+from pipelines.finetune.epoch_log import EpochLog
+from pipelines.finetune.loop import Cell, TrainingData
+from pipelines.fitted import stage as fit_stage
+from pipelines.fitted.fit import HeadFits
+from pipelines.register import stage as register
+from pipelines.report import page as report
+from pipelines.run import Observer, Run
+from pipelines.score import by_name as scoring
+from pipelines.score import stage as score
+from pipelines.score.cache import load_records
+from pipelines.settings import PipelineConfig
+from pipelines.sweep import record as sweep_record
+from pipelines.sweep import stage as sweep
 
 
 def run(
@@ -147,8 +145,23 @@ def _sweep(run: Run) -> dict[str, Any]:
     if rows := found.pop("surfaces", []):
         table = pa.Table.from_pylist(rows, schema=sweep.SURFACES)
         run.storage.write_table(table, "runs", run.id, "surfaces.parquet")
-    sweep_record.keep(run, found)
+    place = sweep_record.Place(run.storage, run.id, run.tracker, run.tracking_run)
+    sweep_record.keep(place, found, words_again(run.config))
     return found
+
+
+def words_again(config: PipelineConfig) -> str:
+    """The words of the command line that a method's chosen setting needs beside it."""
+    again = {
+        "benchmark": config.benchmark.name,
+        "backbone": config.backbone.name,
+        "scores": f"[{','.join(config.scores)}]",
+        "seeds": config.seeds,
+        "shots": config.shots,
+        "imbalance": config.imbalance,
+        "target_tpr": config.target_tpr,
+    }
+    return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
 
 
 def _train_and_fit(run: Run) -> dict[str, Any]:
@@ -317,7 +330,7 @@ def _write_report(
         sweep=chosen,
         config_yaml=to_yaml(run.config),
         stamp=stamp,
-        surfaces=sweep_record.surfaces(run),
+        surfaces=sweep_record.surfaces(run.storage, run.id),
         image=lambda set_name, key: image(run.benchmark, set_name, key),
     )
     run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")

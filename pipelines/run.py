@@ -10,106 +10,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from pydantic import Field, ValidationInfo, field_validator
-
-from pipelines import fit, negative_classes, posthoc, scoring, tracking
-from pipelines.compute import ComputeConfig
-from pipelines.config import ConfigError, Section, UserError, digest, plain, to_yaml
-from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
+from pipelines import tracking
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.config import UserError, digest, plain, to_yaml
+from pipelines.data.benchmarks import Benchmark
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig
-from pipelines.evaluate import EvaluateConfig
-from pipelines.fit_plan import FitData
-from pipelines.fit_stage import FitStage
-from pipelines.methods import AnyMethod, MethodConfig
-from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.heads.base import LOCAL
-from pipelines.negative_classes import read_words
-from pipelines.prior import OUTLIERS
-from pipelines.register import RegisterConfig
-from pipelines.sweep import SweepConfig
-from pipelines.training_data import columns_of
-
-# Keys that say where and how to compute, not what: they do not name another run.
-NOT_CONTENT = ("storage", "tracking_uri", "compute")
-
-
-class PipelineConfig(Section):
-    """The resolved configuration of a run; every stage takes the same words."""
-
-    benchmark: BenchmarkConfig
-    backbone: BackboneConfig
-    methods: dict[str, AnyMethod] = Field(min_length=1, description="what is compared")
-    scores: list[str] = Field(
-        min_length=1,
-        description="what judges every head: names, sums A+B; all: every score of similarities, "
-        "neg_label, and gl_mcm where a method reads local features",
-    )
-    negative_classes: str = Field(
-        "nouns",
-        description="words that neg_label compares images with beside the classes: a file with a "
-        "word a line, or a list in conf/negative_classes/",
-    )
-    sweep: SweepConfig
-    compare_defaults: bool = Field(
-        True,
-        description="after a sweep: train and judge the default settings too, the first seed's, "
-        "and say what the chosen ones gained",
-    )
-    shots: int | None = Field(None, ge=1, description="training images a class; null: all")
-    imbalance: float | None = Field(
-        None, gt=0, le=1, description="long tail: the last class's share of the first's images"
-    )
-    seeds: int = Field(1, ge=1, description="number of seeds")
-    target_tpr: float = Field(
-        0.95, gt=0, le=1, description="share of ID images that the threshold accepts"
-    )
-    embed: EmbedConfig = EmbedConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    register_as: RegisterConfig = RegisterConfig()
-    training: Literal["ray", "in_process"] = Field(
-        "ray", description="ray: Ray Train; in_process: the same loop and bytes without it"
-    )
-    compute: ComputeConfig = ComputeConfig()
-    storage: str = Field("./outputs", description="folder or URI of everything that is kept")
-    tracking_uri: str | None = Field(
-        None, description="MLflow server; default: SQLite in the storage folder"
-    )
-
-    @field_validator("scores", mode="before")
-    @classmethod
-    def _all_scores(cls, value: Any, info: ValidationInfo) -> Any:
-        if value != "all":
-            return value
-        methods = info.data.get("methods", {}).values()
-        # Patches are many times larger than features: a method's wish for them is asked for.
-        local = [scoring.GL_MCM] if any(LOCAL in columns_of(m) for m in methods) else []
-        return [*posthoc.USABLE, scoring.NEG_LABEL, *local]
-
-    @field_validator("scores")
-    @classmethod
-    def _known_scores(cls, scores: list[str]) -> list[str]:
-        for name in scores:
-            if wrong := scoring.problem(name):
-                raise ValueError(wrong)
-        return list(dict.fromkeys(scores))
-
-    @field_validator("methods")
-    @classmethod
-    def _known_params(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
-        problems = [
-            f"{name}.{problem}"
-            for name, method in methods.items()
-            for problem in posthoc.params_problems(method)
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return methods
+from pipelines.fitted import fit
+from pipelines.fitted import negative_words as negative_classes
+from pipelines.fitted.negative_words import read_words
+from pipelines.fitted.plan import FitData
+from pipelines.fitted.stage import FitStage
+from pipelines.heads.base import LOCAL
+from pipelines.score import by_name as scoring
+from pipelines.settings import NOT_CONTENT, PipelineConfig, open_checked, with_local_features
 
 
 class Observer(Protocol):
@@ -152,9 +70,9 @@ class Run:
     @classmethod
     def open(cls, config: PipelineConfig, observer: Observer) -> Run:
         """Look at the images and the backbone (training `mini` if need be) and name the run."""
-        config = _with_local_features(config)
+        config = with_local_features(config)
         storage = Storage.open(config.storage)
-        benchmark = _open_benchmark(config)
+        benchmark = open_checked(config)
         backbone = clip.resolve(config.backbone, storage, _training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(clip.identity(backbone))
@@ -260,47 +178,6 @@ class Run:
             method: [{} for _ in heads] for method, heads in found["heads"].items()
         }
         return {**none, **found.get("records", {})}
-
-
-def _with_local_features(config: PipelineConfig) -> PipelineConfig:
-    """`config` with a feature of each patch embedded, where a method or a score reads them."""
-    methods = any(LOCAL in columns_of(method) for method in config.methods.values())
-    if not methods and not scoring.reads_local(config.scores):
-        return config
-    settings = config.embed.model_copy(update={"local_features": True})
-    return config.model_copy(update={"embed": settings})
-
-
-def _open_benchmark(config: PipelineConfig) -> Benchmark:
-    """The benchmark, once it is known that it has what the methods need.
-
-    Raises:
-        ConfigError: with everything that is missing, before any work is done.
-    """
-    problems = [
-        f"methods.{name}: it learns from outliers and benchmark {config.benchmark.name!r} has no "
-        "set 'outliers'; add one, or choose a method that needs none"
-        for name, method in config.methods.items()
-        if method.needs_outliers and OUTLIERS not in config.benchmark.sets
-    ]
-    heads = {method.head.name for method in config.methods.values()}
-    problems += [
-        f"scores: {name} applies to no method of this run; it needs a head that compares features "
-        "with text (zero_shot, coop, clip_adapter and others)"
-        for name in config.scores
-        if not any(scoring.applies(name, head) for head in heads)
-    ]
-    try:
-        found = open_benchmark(config.benchmark, shots=config.shots, imbalance=config.imbalance)
-    except UserError as error:
-        raise ConfigError([*problems, *str(error).splitlines()]) from None
-    num_classes, num_train = len(found.class_names), len(found.sets.get("train", ()))
-    for name, method in config.methods.items():
-        wrong = posthoc.params_problems(method, num_classes=num_classes, num_train=num_train)
-        problems += [f"methods.{name}.{problem}" for problem in wrong]
-    if problems:
-        raise ConfigError(problems)
-    return found
 
 
 def _training(observer: Observer) -> Callable[[int, int], None]:

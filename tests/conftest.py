@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before torch and Ray are imported, here and in what tests start: two OpenMP threads that wait
@@ -18,6 +21,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.storage import Storage
+from pipelines.tracking import Tracker, open_tracker
 
 SHARED = Path(os.environ.get("ENERGY_OOD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -110,8 +114,25 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """A storage that holds the trained backbone `mini`; copy its cache/backbones, add nothing."""
-    from pipelines.models import mini
+    from pipelines.backbones import mini
 
     storage = Storage.open(str(tmp_path_factory.mktemp("mini")))
     mini.ensure(storage)
     return storage
+
+
+@dataclass(frozen=True)
+class Store:
+    storage: Storage
+    tracker: Tracker
+    said: str  # what creating it put on the terminal
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One MLflow database for the session: creating it takes seconds."""
+    storage = Storage.open(str(tmp_path_factory.mktemp("mlflow")))
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        tracker = open_tracker(storage)
+    return Store(storage, tracker, said.getvalue())

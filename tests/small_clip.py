@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 
-from pipelines.training import TrainingData
+from pipelines.finetune.loop import TrainingData
 
 CLASS_NAMES = ("zero", "one dog", "two red cats", "three")
 

@@ -199,7 +199,7 @@ def write_shard(
         keys: N sorted keys.
         columns: `feature` (N, D) and any others (N, ..., D), stored as one list a row.
         rejected: key, reason and message of the images without a feature.
-        hashes: N image hashes of 16 bytes (`pipelines.models.encoder.image_hash`).
+        hashes: N image hashes of 16 bytes (`pipelines.backbones.encoder.image_hash`).
     """
     table = features_table(list(keys), columns["feature"])
     for name in columns.keys() - {"feature"}:

@@ -3,15 +3,15 @@
 A file NAME.py here is a method when it defines `Config` (a `MethodConfig` with `name:
 Literal["NAME"]`) and `loss(outputs, batch, config) -> (losses by name, report)`. It may define
 `prepare(config, initial) -> tensors by name`, which runs once before training. The loop in
-`pipelines.training` never changes for a new one.
+`pipelines.finetune.loop` never changes for a new one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipelines.backbones.plugins import discover, tagged_union
 from pipelines.methods.base import MethodConfig, training_setting
-from pipelines.models.plugins import discover, tagged_union
 
 METHODS = discover(__name__, list(__path__))
 

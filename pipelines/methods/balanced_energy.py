@@ -13,6 +13,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from pipelines.heads import AnyHead
+from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.methods.base import (
     Batch,
     Initial,
@@ -23,8 +25,6 @@ from pipelines.methods.base import (
     outlier_logits,
 )
 from pipelines.methods.margins import MarginConfig, margins, mean_energies
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.coop import Config as CoOpConfig
 from pipelines.ood.energy import outlier_counts, prior
 from pipelines.ood.losses import balanced_energy_margin
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipelines.config import Section, plain
-from pipelines.models.heads import HEADS, AnyHead
+from pipelines.heads import HEADS, AnyHead
 
 # (losses by name, whose sum is minimised; figures to report)
 Losses: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]

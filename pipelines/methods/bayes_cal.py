@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pipelines.heads import AnyHead
+from pipelines.heads.bayes_cal import Config as BayesCALConfig
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.bayes_cal import Config as BayesCALConfig
 
 
 class Config(MethodConfig):

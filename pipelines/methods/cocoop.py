@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipelines.heads import AnyHead
+from pipelines.heads.cocoop import Config as CoCoOpConfig
 from pipelines.methods import coop
 from pipelines.methods.base import MethodConfig, TrainingConfig
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.cocoop import Config as CoCoOpConfig
 
 loss = coop.loss
 

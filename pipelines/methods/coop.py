@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipelines.heads import AnyHead
+from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.coop import Config as CoOpConfig
 
 
 class Config(MethodConfig):

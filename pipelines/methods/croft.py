@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pipelines.heads import AnyHead
+from pipelines.heads.croft import Config as CRoFTConfig
+from pipelines.heads.croft import adapt
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.croft import Config as CRoFTConfig
-from pipelines.models.heads.croft import adapt
 
 
 class Config(MethodConfig):

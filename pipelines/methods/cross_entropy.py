@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pipelines.heads import AnyHead
+from pipelines.heads.linear_probe import Config as LinearProbeConfig
 from pipelines.methods import coop
 from pipelines.methods.base import MethodConfig
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.linear_probe import Config as LinearProbeConfig
 
 loss = coop.loss
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipelines.heads import AnyHead
+from pipelines.heads.dplclip import Config as DPLCLIPConfig
 from pipelines.methods import coop
 from pipelines.methods.base import MethodConfig
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.dplclip import Config as DPLCLIPConfig
 
 loss = coop.loss
 

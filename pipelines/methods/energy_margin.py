@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from pipelines.heads import AnyHead
+from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.methods.base import (
     Batch,
     Initial,
@@ -22,8 +24,6 @@ from pipelines.methods.base import (
     outlier_logits,
 )
 from pipelines.methods.margins import MarginConfig, margins, mean_energies
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.coop import Config as CoOpConfig
 from pipelines.ood import losses as maths
 
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config import plain
+from pipelines.heads import AnyHead
+from pipelines.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.methods.base import MethodConfig
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.ood.density import GaussianMixture
 from pipelines.ood.energy_correction import EnergySettings, scaled
 from pipelines.ood.statistics import ClassStatistics

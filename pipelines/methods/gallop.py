@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pipelines.heads import AnyHead
+from pipelines.heads.gallop import Config as GalLoPConfig
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.gallop import Config as GalLoPConfig
 
 
 class Config(MethodConfig):

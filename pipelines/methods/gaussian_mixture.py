@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pipelines.heads import AnyHead
+from pipelines.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, cross_entropy
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.zero_shot import Config as ZeroShotConfig
 
 
 class Config(MethodConfig):

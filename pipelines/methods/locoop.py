@@ -17,10 +17,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from pipelines.heads import AnyHead
+from pipelines.heads.base import LOCAL
+from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.base import LOCAL
-from pipelines.models.heads.coop import Config as CoOpConfig
 
 
 class Config(MethodConfig):

@@ -22,9 +22,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pipelines.heads import AnyHead
+from pipelines.heads.negprompt import Config as NegPromptConfig
 from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.negprompt import Config as NegPromptConfig
 
 
 class Config(MethodConfig):

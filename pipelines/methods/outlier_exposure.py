@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pipelines.heads import AnyHead
+from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.methods.base import (
     Batch,
     Losses,
@@ -15,8 +17,6 @@ from pipelines.methods.base import (
     cross_entropy,
     outlier_logits,
 )
-from pipelines.models.heads import AnyHead
-from pipelines.models.heads.coop import Config as CoOpConfig
 from pipelines.ood import losses as maths
 
 

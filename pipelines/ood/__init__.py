@@ -16,13 +16,7 @@ from pipelines.ood.density import (
     RelativeMahalanobis,
     ViM,
 )
-from pipelines.ood.energy import (
-    adjust_logits,
-    free_energy,
-    outlier_counts,
-    prior,
-    suggest_margins,
-)
+from pipelines.ood.energy import adjust_logits, free_energy, outlier_counts, prior, suggest_margins
 from pipelines.ood.energy_correction import (
     EnergyCorrection,
     EnergySettings,
@@ -59,13 +53,7 @@ from pipelines.ood.metrics import (
     paired_delta_interval,
     threshold_at_tpr,
 )
-from pipelines.ood.records import (
-    FittedRecord,
-    FittedScore,
-    move,
-    record_from_state,
-    record_state,
-)
+from pipelines.ood.records import FittedRecord, FittedScore, move, record_from_state, record_state
 from pipelines.ood.resampling import Interval
 from pipelines.ood.scores import (
     SCORES,

@@ -45,7 +45,7 @@ class Diverged(ValueError):
 
 
 class Parallel(Protocol):
-    """How several workers share a batch; `pipelines.models.parallel.Workers` is one."""
+    """How several workers share a batch; `pipelines.heads.parallel.Workers` is one."""
 
     def own(self, count: int) -> slice:
         """This worker's part of `count` rows."""

@@ -15,9 +15,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from pipelines.models.heads import HeadContext, build
-from pipelines.models.heads.cocoop import Config as CoCoOpConfig
-from pipelines.models.heads.coop import Config as CoOpConfig
+from pipelines.heads import HeadContext, build
+from pipelines.heads.cocoop import Config as CoCoOpConfig
+from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.speed.measure import Row, compare
 
 # Text towers by name: a published one, and that of the miniature stand-in mini_rn_64.

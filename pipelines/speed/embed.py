@@ -28,12 +28,12 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute import ComputeConfig, connect
 from pipelines.config import UserError, digest
 from pipelines.data.sources import ParquetSource, as_index
 from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig, embed_source
-from pipelines.models.clip import BackboneConfig
+from pipelines.embed.stage import EmbedConfig, embed_source
 from pipelines.speed.measure import PeakMemory, Row
 
 log = logging.getLogger(__name__)

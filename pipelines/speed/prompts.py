@@ -4,7 +4,7 @@ The text tower is ViT-B/16's with random weights (speed does not depend on them)
 forward, backward and update on a batch of cached image features:
 
 - `plain`: every class's prompt through all 77 positions, as CoOp's public code does;
-- `shared`: what `pipelines.models.heads.coop` does;
+- `shared`: what `pipelines.heads.coop` does;
 - `plain_images`: `plain`, and the batch's images encoded anew, as CoOp's public code does too.
 
 Each is timed in a process of its own, so that its peak memory is its own: the highest resident
@@ -28,11 +28,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.backbones.text_tower import encode_plain, text_tower
 from pipelines.config import UserError
-from pipelines.models.heads import HeadContext, build
-from pipelines.models.heads.coop import Config
-from pipelines.models.parallel import Workers
-from pipelines.models.text_tower import encode_plain, text_tower
+from pipelines.heads import HeadContext, build
+from pipelines.heads.coop import Config
+from pipelines.heads.parallel import Workers
 from pipelines.speed import conditional
 from pipelines.speed.measure import Row
 

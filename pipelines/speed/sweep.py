@@ -19,17 +19,21 @@ from typing import Any
 import numpy as np
 import ray.tune
 
-from pipelines import pipeline, posthoc, sweep, sweep_tune
+from pipelines import pipeline
+from pipelines.backbones import clip as backbones
 from pipelines.compute import connect
 from pipelines.config import load
-from pipelines.models import clip as backbones
-from pipelines.posthoc import PostHocConfig
-from pipelines.run import PipelineConfig, Quiet, Run
-from pipelines.search_space import with_values
+from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.run import Quiet, Run
+from pipelines.score import search as posthoc
+from pipelines.score.search import PostHocConfig
+from pipelines.settings import PipelineConfig
 from pipelines.speed.measure import Row
-from pipelines.sweep import SweepConfig
-from pipelines.sweep_trial import Shared
-from pipelines.training import Cell, train_in_process
+from pipelines.sweep import stage as sweep
+from pipelines.sweep import tune as sweep_tune
+from pipelines.sweep.space import with_values
+from pipelines.sweep.stage import SweepConfig
+from pipelines.sweep.trial import Shared
 
 SPACE = {
     "training.lr": [0.001, 0.002, 0.005, 0.01, 0.02],

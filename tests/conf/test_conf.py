@@ -15,9 +15,9 @@ from pipelines.config import CONF, compose, group_names, load
 from pipelines.data.benchmarks import role
 from pipelines.methods import METHODS
 from pipelines.ood import SCORES
-from pipelines.run import PipelineConfig
-from pipelines.scoring import FITTED
-from pipelines.search_space import settings, with_values
+from pipelines.score.by_name import FITTED
+from pipelines.settings import PipelineConfig
+from pipelines.sweep.space import settings, with_values
 
 ROOT = CONF.parent
 JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if "__main__" in p.read_text())

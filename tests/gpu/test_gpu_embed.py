@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import embed
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Encoder
 from pipelines.compute import ComputeConfig, connect
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig
-from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder
+from pipelines.embed import stage as embed
+from pipelines.embed.stage import EmbedConfig
 
 pytestmark = [
     pytest.mark.gpu,

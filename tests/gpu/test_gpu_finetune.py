@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipelines.backbones import clip as backbones
 from pipelines.compute import ComputeConfig, connect
 from pipelines.data.storage import Storage
-from pipelines.finetune import Cell, train
+from pipelines.finetune.cache import load_predictor
+from pipelines.finetune.loop import train_in_process
+from pipelines.finetune.stage import Cell, train
+from pipelines.heads import HeadContext, build
+from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.methods import METHODS
-from pipelines.models import clip as backbones
-from pipelines.models.heads import HeadContext, build
-from pipelines.models.heads.coop import Config as CoOpConfig
 from pipelines.speed import prompts
-from pipelines.trained_heads import load_predictor
-from pipelines.training import train_in_process
 from tests.small_clip import toy_data
 
 pytestmark = [

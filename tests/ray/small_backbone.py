@@ -4,7 +4,7 @@ import json
 
 import safetensors.torch
 
-from pipelines.models.clip import BackboneConfig
+from pipelines.backbones.clip import BackboneConfig
 from tests.small_clip import small_clip, text_config, vision_config
 
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from pipelines import embed
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Encoder, Preparer
+from pipelines.backbones.odin import Odin
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.features import FeatureCache
-from pipelines.data.plans import Plan
 from pipelines.data.sources import FolderSource, as_index
 from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig
-from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder, Preparer
-from pipelines.models.odin import Odin
-from pipelines.models.shards import PLAN, ShardEncoder, Work
+from pipelines.embed import stage as embed
+from pipelines.embed.plan import Plan
+from pipelines.embed.stage import EmbedConfig
+from pipelines.embed.workers import PLAN, ShardEncoder, Work
 
 COMPUTE = ComputeConfig(num_cpus=4, embed_workers=2)
 SETTINGS = EmbedConfig(batch_size=4, shard_rows=8, max_rejected=0.5)

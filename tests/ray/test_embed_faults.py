@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
-from pipelines import embed
+from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute import ComputeConfig
 from pipelines.data import features
 from pipelines.data.features import FeatureCache
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig
-from pipelines.models.clip import BackboneConfig
+from pipelines.embed import stage as embed
+from pipelines.embed.stage import EmbedConfig
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 SETTINGS = EmbedConfig(batch_size=2, shard_rows=3)
@@ -120,7 +120,7 @@ sys.path.insert(0, {folder!r})
 from pathlib import Path
 from test_embed_faults import COMPUTE, SlowSource, go
 from pipelines.compute import connect
-from pipelines.models.clip import BackboneConfig
+from pipelines.backbones.clip import BackboneConfig
 source = SlowSource.model_validate_json({source!r})
 backbone = BackboneConfig.model_validate_json({backbone!r})
 with connect(COMPUTE):

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
-from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder, Preparer
 from tests.ray.commands import job
 
 Done = subprocess.CompletedProcess[str]

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from test_embed_faults import SlowSource, go, num_finished, wait_until
-from pipelines.models.clip import BackboneConfig
+from pipelines.backbones.clip import BackboneConfig
 
 backbone = BackboneConfig.model_validate_json({backbone!r})
 place = Path({place!r})
@@ -43,10 +43,10 @@ def test_a_killed_node_costs_only_its_shards(
 ) -> None:
     from test_embed_faults import SlowSource, go, shards
 
+    from pipelines.backbones.clip import BackboneConfig
     from pipelines.compute import ComputeConfig, connect
     from pipelines.data.features import FeatureCache
     from pipelines.data.storage import Storage
-    from pipelines.models.clip import BackboneConfig
 
     architecture, weights = backbone_files["vit"]
     backbone = BackboneConfig(name="tiny", config=str(architecture), path=str(weights))

@@ -6,10 +6,10 @@ import pytest
 
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune import train
+from pipelines.finetune.cache import address, load_predictor, read_manifest
+from pipelines.finetune.loop import Cell
+from pipelines.finetune.stage import train
 from pipelines.methods import METHODS
-from pipelines.trained_heads import address, load_predictor, read_manifest
-from pipelines.training import Cell
 from tests.ray.small_backbone import files, write_backbone
 from tests.small_clip import toy_data
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune import train
+from pipelines.finetune.loop import Cell
+from pipelines.finetune.stage import train
 from pipelines.methods import METHODS
-from pipelines.training import Cell
 from tests.ray.processes import descendants, kill, title
 from tests.ray.small_backbone import files, write_backbone
 from tests.small_clip import toy_data
@@ -73,7 +73,7 @@ import ray
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune import train
-from pipelines.models.clip import BackboneConfig
+from pipelines.backbones.clip import BackboneConfig
 from tests.ray.test_finetune_faults import cells
 from tests.small_clip import toy_data
 backbone = BackboneConfig.model_validate_json(sys.argv[1])

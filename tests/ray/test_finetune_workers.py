@@ -8,10 +8,10 @@ import torch
 
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune import CLASS_PARALLEL_FROM, Cell, _split, train
+from pipelines.finetune.cache import is_trained
+from pipelines.finetune.loop import TrainingData
+from pipelines.finetune.stage import CLASS_PARALLEL_FROM, Cell, _split, train
 from pipelines.methods import METHODS
-from pipelines.trained_heads import is_trained
-from pipelines.training import TrainingData
 from tests.ray.small_backbone import write_backbone
 
 STEPS = 2

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import fit, fitted_records
-from pipelines.class_statistics import reduce_shards
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
-from pipelines.fit_plan import Fit
+from pipelines.fitted import fit
+from pipelines.fitted.class_statistics import reduce_shards
+from pipelines.fitted.plan import Fit
 from pipelines.methods import METHODS
+from pipelines.score import cache as fitted_records
 from tests.feature_sets import clustered_sets
 
 TINY = {"width": 8, "hidden": 2, "epochs": 2, "steps": 3, "batch_size": 16}

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import prior
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import finish, write_shard
 from pipelines.data.storage import Storage
+from pipelines.finetune import outlier_prior as prior
+from pipelines.finetune.loop import Cell, train_in_process
 from pipelines.methods import METHODS
-from pipelines.training import Cell, train_in_process
 from tests.ray.small_backbone import write_backbone
 from tests.small_clip import CLASS_NAMES, small_clip, toy_data
 

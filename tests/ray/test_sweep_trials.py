@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
 
-from pipelines import sweep
+from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.methods import METHODS, MethodConfig
-from pipelines.models.clip import BackboneConfig
-from pipelines.sweep import SweepConfig
+from pipelines.sweep import stage as sweep
+from pipelines.sweep.stage import SweepConfig
 from tests.ray.processes import descendants, kill, title
-from tests.unit.test_sweep import sets  # noqa: F401 - the fixture
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

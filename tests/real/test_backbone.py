@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
-from pipelines.embed import text_features
-from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder, Preparer
+from pipelines.embed.stage import text_features
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 

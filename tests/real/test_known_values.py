@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import embed, finetune, score
+from pipelines.backbones import clip
 from pipelines.compute import ComputeConfig
 from pipelines.config import load
 from pipelines.data.benchmarks import open_benchmark
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
-from pipelines.embed import EmbedConfig
-from pipelines.evaluate import Scored
+from pipelines.embed import stage as embed
+from pipelines.embed.stage import EmbedConfig
+from pipelines.evaluate.stage import Scored
+from pipelines.finetune import stage as finetune
+from pipelines.finetune.loop import Cell, TrainingData
 from pipelines.methods.zero_shot import Config as ZeroShot
-from pipelines.models import clip
 from pipelines.ood import ood_metrics
-from pipelines.run import PipelineConfig
-from pipelines.training import Cell, TrainingData
+from pipelines.score import stage as score
+from pipelines.settings import PipelineConfig
 
 SCALE = 11.489
 ACCURACY = {"test": 68.1, "art_painting": 27.0, "cartoon": 42.9, "sketch": 37.2}

@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
-from pipelines.embed import text_features
-from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder, Preparer
+from pipelines.embed.stage import text_features
 from pipelines.ood.scores import SCORES
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.images import Decoding, decode
-from pipelines.models import clip
-from pipelines.models.clip import BackboneConfig
-from pipelines.models.encoder import Encoder, Preparer
 
 
 @pytest.fixture(scope="module")

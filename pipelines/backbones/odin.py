@@ -1,0 +1,54 @@
+"""ODIN's input step, taken in each batch before it is encoded (Liang et al. 2018).
+
+It needs a gradient with respect to the pixels, so it costs a forward and a backward pass more
+than plain features, and its result depends on the classes: perturbed features are a cache entry
+of their own, whose address holds the text features, tau and eps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.backbones.clip import Clip
+from pipelines.ood import odin_perturb
+
+
+@dataclass(frozen=True)
+class Odin:
+    """The step x - eps * sign(-grad_x log max_k softmax(f(x) / tau)_k).
+
+    f(x) is logit_scale times the similarity of the image x with each class.
+
+    Attributes:
+        text_features: (K, D), unit length: the classes of a zero-shot or a trained head.
+        tau: temperature.
+        eps: size of the step, in units of a pixel in [0, 1], as in the authors' code.
+    """
+
+    text_features: NDArray[np.float32]
+    tau: float
+    eps: float
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a feature's value."""
+        content = np.ascontiguousarray(self.text_features, dtype="<f4")
+        text = hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()
+        return {"text_features": text, "tau": self.tau, "eps": self.eps}
+
+    def perturb(self, clip: Clip, pixels: Tensor) -> Tensor:
+        """8-bit RGB (N, H, W, 3) -> normalised pixels (N, 3, H, W) after the step."""
+        classes = torch.tensor(self.text_features, device=clip.device).T  # a copy: may be read-only
+
+        def logits(unit: Tensor) -> Tensor:
+            found = clip.logit_scale * clip.features(clip.standardize(unit)) @ classes
+            # A row that is not finite is rejected after encoding, and stops no other one here.
+            return torch.nan_to_num(found)
+
+        return clip.standardize(odin_perturb(clip.to_unit(pixels), logits, self.eps, self.tau))

@@ -1,0 +1,131 @@
+"""Your own images through `embed`: `python -m jobs.embed source=FOLDER backbone=...`.
+
+No label is needed. With class names, the text features of their prompts are kept beside the
+images' (the zero-shot classifier), and `odin.eps=` takes ODIN's input step first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipelines.backbones import clip, templates
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.odin import Odin
+from pipelines.compute import ComputeConfig
+from pipelines.config import Section, UserError
+from pipelines.data.features import FeatureCache
+from pipelines.data.sources import AnySource, open_source
+from pipelines.data.storage import Storage
+from pipelines.embed.plan import Progress
+from pipelines.embed.stage import EmbedConfig, embed_source, text_features
+
+
+class OdinConfig(Section):
+    """ODIN's input step: features of their own, made with a gradient (Liang et al. 2018)."""
+
+    tau: float = Field(1000.0, gt=0, description="temperature of the step and of the score")
+    eps: float = Field(0.0014, ge=0, description="size of the step, in units of a pixel in [0, 1]")
+
+
+class FolderJob(Section):
+    """What `python -m jobs.embed source=FOLDER backbone=...` takes: images and a backbone."""
+
+    source: str | AnySource = Field(
+        description="a folder, Parquet file or tar archive (or a folder of those), or its URI; or "
+        "a mapping with kind=folder, parquet or tar"
+    )
+    backbone: BackboneConfig
+    class_names: str | None = Field(
+        None, description="file with a class name a line: their text features are kept too"
+    )
+    templates: str = Field(
+        "simple",
+        description="prompts of the class names: a file with a prompt a line ({} stands for the "
+        "name), or one of " + ", ".join(templates.NAMES),
+    )
+    odin: OdinConfig | None = Field(None, description="take ODIN's input step; needs class_names")
+    embed: EmbedConfig = EmbedConfig()
+    compute: ComputeConfig = ComputeConfig()
+    storage: str = Field("./outputs", description="folder or URI of everything that is kept")
+
+    @model_validator(mode="after")
+    def _odin_has_classes(self) -> FolderJob:
+        if self.odin is not None and self.class_names is None:
+            raise ValueError("odin moves images towards their class: give class_names=FILE too")
+        return self
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job has made or found.
+
+    Attributes:
+        cache: the images' features.
+        text: the zero-shot classifier (K, D), or None without class names.
+    """
+
+    cache: FeatureCache
+    text: NDArray[np.float32] | None
+
+
+def run(config: FolderJob, on_progress: Progress | None = None) -> Done:
+    """The features of images that belong to no benchmark; no label is needed.
+
+    Raises:
+        UserError: see `pipelines.embed.stage.embed_sources`; a file of names that cannot be used.
+    """
+    storage = Storage.open(config.storage)
+    source = open_source(config.source) if isinstance(config.source, str) else config.source
+    names = None if config.class_names is None else read_lines(config.class_names, "class_names")
+    prompts = _templates(config.templates)
+    source.index()  # an empty folder is said before a backbone is looked for
+    backbone = clip.resolve(config.backbone, storage)
+    text = None if names is None else text_features(names, prompts, backbone, storage)
+    odin = None
+    if config.odin is not None and text is not None:
+        odin = Odin(text, config.odin.tau, config.odin.eps)
+    cache = embed_source(
+        source,
+        "images",
+        backbone,
+        storage,
+        settings=config.embed,
+        compute=config.compute,
+        odin=odin,
+        on_progress=on_progress,
+    )
+    return Done(cache, text)
+
+
+def read_lines(path: str, key: str) -> list[str]:
+    """The lines of a text file without blank ones.
+
+    Raises:
+        UserError: where it is missing, empty, or holds a line twice.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}={path}: not readable as text ({error})") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{key}={path}: no line in it; write one name a line")
+    if len(set(lines)) < len(lines):
+        twice = next(line for line in lines if lines.count(line) > 1)
+        raise UserError(f"{key}={path}: {twice!r} stands there twice")
+    return lines
+
+
+def _templates(name: str) -> Sequence[str]:
+    if name in templates.NAMES:
+        return templates.templates(name)
+    if not Path(name).expanduser().is_file():
+        known = ", ".join(templates.NAMES)
+        raise UserError(f"templates={name}: no such file; or one of {known}")
+    return read_lines(name, "templates")

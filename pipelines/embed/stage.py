@@ -1,0 +1,315 @@
+"""Images to features, once per content address, with Ray Data.
+
+The unit of work is a shard: an ordered list of at most `shard_rows` keys, planned before any
+work. The dataset has one row per missing shard; an actor of the pool decodes and encodes it in
+full batches, writes it whole or not at all, and returns a receipt. So a killed worker, node or
+driver costs at most the shards in work, and a second start does only what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+from PIL import ImageColor
+from pydantic import Field, field_validator
+
+from pipelines.backbones import clip, templates
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Views
+from pipelines.backbones.odin import Odin
+from pipelines.compute import ComputeConfig, connect
+from pipelines.config import Section, UserError, digest, plain
+from pipelines.data import features, images
+from pipelines.data.features import FeatureCache, Receipt
+from pipelines.data.schema import features_table, matrix
+from pipelines.data.sources import Source
+from pipelines.data.storage import Storage
+from pipelines.embed.plan import Plan, Progress, Tally, make_plan
+from pipelines.embed.workers import PLAN, ShardEncoder, ShardPreparer, Work
+
+log = logging.getLogger(__name__)
+
+
+class EmbedConfig(Section):
+    """How images become features."""
+
+    batch_size: int = Field(64, ge=1, description="images encoded at once; the last is padded")
+    shard_rows: int = Field(1024, ge=1, description="images of one output file, one unit of work")
+    max_rejected: float = Field(0.05, ge=0, le=1, description="share of bad images to put up with")
+    background: str = Field("white", description="colour under transparent pixels")
+    exif: Literal["ignore", "apply"] = Field(
+        "ignore", description="apply turns images as their EXIF orientation says"
+    )
+    max_pixels: int = Field(
+        images.MAX_PIXELS, ge=1, le=images.MAX_PIXELS, description="larger images are rejected"
+    )
+    local_features: bool = Field(False, description="keep a feature of each patch (GL-MCM, LoCoOp)")
+    views: int = Field(0, ge=0, description="augmented views an image, for training")
+    view_seed: int = Field(0, description="decides the views, with the image's key")
+    view_scale: float = Field(0.5, gt=0, le=1, description="smallest share of the area in a view")
+    decode: Literal["auto", "actors", "tasks"] = Field(
+        "auto",
+        description="where images are decoded: in the encoding actors, or in tasks of their own "
+        "on any CPU; auto: in tasks where the actors have GPUs",
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        ImageColor.getrgb(value)  # raises ValueError
+        return value
+
+    def decoding(self) -> images.Decoding:
+        """The part that decides how bytes become pixels."""
+        return images.Decoding(self.background, self.exif, self.max_pixels)
+
+
+def embed_source(
+    source: Source,
+    name: str,
+    backbone: BackboneConfig,
+    storage: Storage,
+    *,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
+    keys: Sequence[str] | None = None,
+    odin: Odin | None = None,
+    on_progress: Progress | None = None,
+) -> FeatureCache:
+    """The features of one source (or of `keys` of it); see `embed_sources`."""
+    chosen = None if keys is None else {name: keys}
+    return embed_sources(
+        {name: source},
+        backbone,
+        storage,
+        settings=settings,
+        compute=compute,
+        keys=chosen,
+        odin=odin,
+        on_progress=on_progress,
+    )[name]
+
+
+def embed_sources(
+    sources: Mapping[str, Source],
+    backbone: BackboneConfig,
+    storage: Storage,
+    *,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
+    keys: Mapping[str, Sequence[str]] | None = None,
+    odin: Odin | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, FeatureCache]:
+    """The features of several sources, found or made by one pool of actors.
+
+    Uses the Ray that is there; starts one only where a shard is missing and there is none.
+
+    Args:
+        sources: by the name that messages and progress use.
+        backbone: resolved, see `pipelines.backbones.clip.resolve`.
+        storage: holds cache/features.
+        settings: batch and shard sizes, decoding, how many bad images to put up with.
+        compute: number of actors and what each takes.
+        keys: which images of a source; all where a name is missing.
+        odin: takes ODIN's input step first: features of their own, under an address of their own.
+        on_progress: called after each shard with images done, all images, rejected images.
+
+    Raises:
+        UserError: for an empty source, an unknown or doubled key among `keys`, or more bad
+            images than `settings.max_rejected`.
+    """
+    chosen = keys or {}
+    about = _about(backbone, settings, compute, odin)
+    found: dict[str, FeatureCache] = {}
+    plans: dict[str, Plan] = {}
+    for name, source in sources.items():
+        named = _named(about, source, chosen.get(name))
+        cache = features.find(storage, digest(named))
+        if cache is not None:
+            found[name] = cache
+        else:
+            plans[name] = make_plan(
+                name, source, named, keys=chosen.get(name), shard_rows=settings.shard_rows
+            )
+    if plans:
+        tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
+        work = replace(_work(backbone, storage, settings, compute), odin=odin)
+        layout = _layout(settings, compute)
+        _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
+        found |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
+    return {name: found[name] for name in sources}
+
+
+def text_features(
+    class_names: Sequence[str],
+    chosen_templates: Sequence[str],
+    backbone: BackboneConfig,
+    storage: Storage,
+) -> NDArray[np.float32]:
+    """The zero-shot classifier (K, D): per class the mean over templates of unit text features.
+
+    Each mean is normalised again (Radford et al. 2021, section 3.1.4). Kept in cache/text.
+    """
+    texts = templates.prompts(class_names, chosen_templates)
+    what = {"backbone": clip.identity(backbone), "texts": texts, "classes": len(class_names)}
+    parts = ("cache", "text", f"{digest(what)}.parquet")
+    if not storage.exists(*parts):
+        encoded = clip.load(backbone).encode_text(texts)
+        mean = encoded.reshape(len(class_names), len(chosen_templates), -1).mean(dim=1)
+        unit = torch.nn.functional.normalize(mean, dim=-1).numpy()
+        storage.write_table(features_table(list(class_names), unit), *parts)
+    return matrix(storage.read_table(*parts)["feature"])
+
+
+def _about(
+    backbone: BackboneConfig, settings: EmbedConfig, compute: ComputeConfig, odin: Odin | None
+) -> dict[str, Any]:
+    """All but the images that changes a byte of the cache."""
+    free = {"max_rejected", "decode"}
+    about = {
+        "backbone": clip.identity(backbone),
+        "device": "cuda" if compute.embed_gpus else "cpu",
+        "image_hash": "sha256 of the evaluation crop",  # caches of earlier versions have none
+        "settings": {key: value for key, value in plain(settings).items() if key not in free},
+    }
+    return about if odin is None else {**about, "odin": odin.identity()}
+
+
+def _named(about: Mapping[str, Any], source: Source, keys: Sequence[str] | None) -> dict[str, Any]:
+    """All that changes a byte of one source's cache; its digest is the address."""
+    chosen = "all"
+    if keys is not None:
+        chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
+    return {**about, "source": source.fingerprint(), "keys": chosen}
+
+
+def _work(
+    backbone: BackboneConfig, storage: Storage, settings: EmbedConfig, compute: ComputeConfig
+) -> Work:
+    views = Views(settings.views, settings.view_seed, settings.view_scale)
+    return Work(
+        backbone=backbone,
+        storage=storage,
+        how=settings.decoding(),
+        batch_size=settings.batch_size,
+        views=views if settings.views else None,
+        local_features=settings.local_features,
+        threads=compute.embed_threads,
+        device="cuda" if compute.embed_gpus else "cpu",
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the work is spread: actors and what each takes, and whether tasks decode for them."""
+
+    compute: ComputeConfig
+    decode_in_tasks: bool
+
+
+def _layout(settings: EmbedConfig, compute: ComputeConfig) -> _Layout:
+    tasks = settings.decode == "tasks" or (settings.decode == "auto" and compute.embed_gpus > 0)
+    return _Layout(compute, tasks)
+
+
+Receipts = Generator[dict[str, Any], None, None]
+Encode = Callable[[list[dict[str, Any]]], Receipts]
+
+
+def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Encode) -> None:
+    """Count what is there, then let the actors make what is missing."""
+    rows = []
+    for name, plan in plans.items():
+        tally.check(name)
+        done = features.finished_shards(storage, plan.address)
+        for shard, keys in enumerate(plan.shards):
+            if shard in done:
+                tally.add(name, features.inspect_shard(storage, plan.address, shard))
+            else:
+                row = {"name": name, "address": plan.address, "shard": shard, "keys": list(keys)}
+                rows.append(row)
+    if rows:
+        with contextlib.closing(encode(rows)) as receipts:  # ends Ray's part whatever happens
+            for receipt in receipts:
+                name = receipt.pop("name")
+                rejected = tuple((k, r, m) for k, r, m in receipt.pop("rejected"))
+                tally.add(name, Receipt(**receipt, rejected=rejected))
+
+
+def _encode_shards(
+    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
+) -> Receipts:
+    """Receipts as they come, of one actor pool over one dataset of shards."""
+    with connect(layout.compute), _user_errors():
+        for row in _dataset(rows, plans, work, layout).iter_rows():
+            yield json.loads(row["receipt"])
+
+
+def _dataset(
+    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
+) -> ray.data.Dataset:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    compute = layout.compute
+    blocks = [pa.Table.from_pylist([row], schema=PLAN) for row in rows]  # one block a shard
+    sources = {name: plan.source for name, plan in plans.items()}
+    options: dict[str, Any] = {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "zero_copy_batch": True,
+        "fn_constructor_kwargs": {"work": work, "sources": sources},
+    }
+    dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
+    if layout.decode_in_tasks:
+        # One actor a free CPU at most: a preparer is cheap, and the pool grows with the need.
+        cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+        most = max(1, int(cpus - compute.embed_workers * compute.embed_threads))
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most)
+        dataset = dataset.map_batches(ShardPreparer, compute=pool, num_cpus=1, **options)
+    return dataset.map_batches(
+        ShardEncoder,
+        compute=ray.data.ActorPoolStrategy(size=min(compute.embed_workers, len(blocks))),
+        num_cpus=compute.embed_threads,
+        num_gpus=compute.embed_gpus,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """A user's mistake met on a worker is one on the driver too, without Ray's traceback."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise UserError(str(cause)) from None
+
+
+def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig) -> FeatureCache:
+    cache = features.finish(
+        storage,
+        plan.address,
+        receipts=tally.receipts[plan.name],
+        bounds=[(keys[0], keys[-1]) for keys in plan.shards],
+        about={**plan.about, "model": backbone.model or backbone.name},
+        rejected=plan.duplicates,
+    )
+    rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]
+    log.info("%s: %d features, %d rejected, at %s", plan.name, rows, rejected, plan.address)
+    return cache

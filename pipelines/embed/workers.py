@@ -1,0 +1,154 @@
+"""The two halves of making a shard, as `embed` hands them to its workers.
+
+A plan row names a source, an address, a shard and its keys. Either one worker does all of it, or
+a `ShardPreparer` (any CPU) decodes into 8-bit pixels and a `ShardEncoder` (a GPU) takes those.
+Both ways cut the same batches, so they write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.encoder import Encoder, Pixels, Prepared, Preparer, Views, image_hash
+from pipelines.backbones.odin import Odin
+from pipelines.data import features
+from pipelines.data.images import Decoding, Rejected
+from pipelines.data.sources import Source
+from pipelines.data.storage import Storage
+
+PLAN = pa.schema(
+    [
+        pa.field("name", pa.string()),
+        pa.field("address", pa.string()),
+        pa.field("shard", pa.int64()),
+        pa.field("keys", pa.list_(pa.string())),
+    ]
+)
+# One row a shard, whatever its size: the engine can move it but neither cut nor merge it.
+PREPARED = PLAN.append(pa.field("verdicts", pa.string()))
+PREPARED = PREPARED.append(pa.field("hashes", pa.list_(pa.binary())))
+PREPARED = PREPARED.append(pa.field("shape", pa.list_(pa.int64())))
+PREPARED = PREPARED.append(pa.field("pixels", pa.large_binary()))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker needs to know; small enough to send."""
+
+    backbone: BackboneConfig
+    storage: Storage
+    how: Decoding
+    batch_size: int
+    views: Views | None
+    local_features: bool
+    threads: int
+    device: str
+    odin: Odin | None = None
+
+
+class ShardPreparer:
+    """Plan rows to pixels."""
+
+    def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
+        """Needs the backbone's preprocessing, not its weights."""
+        crop = clip.cropping(work.backbone)
+        self.preparer = Preparer(crop, work.how, work.views, threads=1)
+        self.work = work
+        self.sources = sources
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The rows of `table` with the pixels of their good images and all verdicts."""
+        plans = table.select(PLAN.names)
+        rows = [self._row(plans.slice(row, 1)) for row in range(table.num_rows)]
+        return pa.concat_tables(rows)
+
+    def _row(self, plan: pa.Table) -> pa.Table:
+        (row,) = plan.to_pylist()
+        contents = self.sources[row["name"]].read(row["keys"])
+        batches = self.preparer.batches(row["keys"], contents, self.work.batch_size)
+        items = [item for batch in batches for item in batch]
+        good = [item for item in items if not isinstance(item, Rejected)]
+        pixels = np.stack(good) if good else np.empty((0, 1, 1, 1, 3), np.uint8)
+        verdicts = [v.args if isinstance(v, Rejected) else None for v in items]
+        columns = [
+            pa.array([json.dumps(verdicts)]),
+            pa.array([list(map(image_hash, items))], PREPARED.field("hashes").type),
+            pa.array([list(pixels.shape)], PREPARED.field("shape").type),
+            _one_binary(pixels),
+        ]
+        return pa.Table.from_arrays([*plan.columns, *columns], schema=PREPARED)
+
+
+def _one_binary(pixels: Pixels) -> pa.Array:
+    """A column of one value, the bytes of `pixels`, without a copy."""
+    offsets = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
+    content = pa.py_buffer(np.ascontiguousarray(pixels).reshape(-1))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
+
+
+class ShardEncoder:
+    """Plan rows, or prepared ones, to shards on disk; loads the backbone once."""
+
+    def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
+        """Load the model on the work's device."""
+        torch.set_num_threads(work.threads)
+        loaded = clip.load(work.backbone, device=work.device)
+        views = work.views.number if work.views else 0
+        self.encoder = Encoder(loaded, work.batch_size, work.local_features, views, work.odin)
+        self.preparer = Preparer(loaded.crop, work.how, work.views, work.threads)
+        self.work = work
+        self.sources = sources
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One receipt (JSON) a row."""
+        receipts = [self._shard(table.slice(row, 1)) for row in range(table.num_rows)]
+        return pa.table({"receipt": [json.dumps(receipt) for receipt in receipts]})
+
+    def _shard(self, row: pa.Table) -> dict[str, Any]:
+        plan = row.select(PLAN.names).to_pylist()[0]
+        address, shard, keys = plan["address"], plan["shard"], plan["keys"]
+        storage = self.work.storage
+        if features.has_shard(storage, address, shard):  # made by a run beside this one
+            receipt = features.inspect_shard(storage, address, shard)
+        else:
+            hashes: list[bytes | None] = []
+            encoded = self.encoder.encode(self._batches(row, plan, hashes))
+            pairs = list(zip(keys, encoded.verdicts, strict=True))
+            receipt = features.write_shard(
+                storage,
+                address,
+                shard=shard,
+                keys=[key for key, verdict in pairs if verdict is None],
+                columns=encoded.columns,
+                hashes=[h for h, v in zip(hashes, encoded.verdicts, strict=True) if v is None],
+                rejected=[(key, v.reason, v.message) for key, v in pairs if v is not None],
+            )
+        return {"name": plan["name"], **asdict(receipt)}
+
+    def _batches(
+        self, row: pa.Table, plan: dict[str, Any], hashes: list[bytes | None]
+    ) -> Iterator[list[Prepared]]:
+        """The images of a shard; `hashes` grows with them."""
+        size = self.work.batch_size
+        if "pixels" not in row.column_names:
+            contents = self.sources[plan["name"]].read(plan["keys"])
+            for batch in self.preparer.batches(plan["keys"], contents, size):
+                hashes += map(image_hash, batch)
+                yield batch
+            return
+        hashes += row["hashes"][0].as_py()
+        buffer = row["pixels"].chunk(0)[0].as_buffer()
+        pixels = iter(np.frombuffer(buffer, np.uint8).reshape(row["shape"][0].as_py()))
+        verdicts = json.loads(row["verdicts"][0].as_py())
+        items = (next(pixels) if v is None else Rejected(*v) for v in verdicts)
+        for start in range(0, len(verdicts), size):
+            yield [next(items) for _ in range(min(size, len(verdicts) - start))]

@@ -1,0 +1,1 @@
+"""Scores in, evidence out: figures, intervals, best settings against defaults."""

@@ -1,0 +1,172 @@
+"""How far the (tau, c) that validation chose is from the best on the test images.
+
+`sweep=delta_energy` on PACS, each domain held out in turn, for the zero-shot prompts and for the
+EBM head: the AUROC of every (tau, c) of the grid on the test sets, beside the one that the sweep
+chose without seeing them. The whole test grid is computed here and nowhere else: no setting, head
+or threshold depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.config import UserError, load
+from pipelines.finetune.cache import load_predictor
+from pipelines.ood import auroc, paired_delta_interval
+from pipelines.ood.resampling import Interval as MetricInterval
+from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
+from pipelines.run import Quiet, Run
+from pipelines.score import search as posthoc
+from pipelines.settings import PipelineConfig
+
+DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
+# mini_rn_64's logit scale is 11.5: the step and weight that docs/training.md's sweep chose for EBM.
+WORDS = (
+    "sweep=delta_energy",
+    "methods=[zero_shot,ebm]",
+    "methods.ebm.training.lr=0.1",
+    "methods.ebm.weight=10",
+    "benchmark=pacs",
+    "backbone=mini_rn_64",
+    "seeds=1",
+)
+NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One head's grid: the AUROC of each (tau, c) on validation and on test images."""
+
+    domain: str
+    method: str
+    cells: Sequence[tuple[float, int]]
+    validation: Sequence[float]
+    test: Sequence[float]
+    chosen: tuple[float, int]
+    lost: MetricInterval
+
+    def at(self, cell: tuple[float, int]) -> float:
+        """The test AUROC of a cell."""
+        return self.test[self.cells.index(cell)]
+
+    @property
+    def best(self) -> tuple[float, int]:
+        """The cell that the test images like best."""
+        return self.cells[int(np.argmax(self.test))]
+
+
+def run(folder: Path) -> str:
+    """Write delta_energy_choice.csv and .png; return the table as Markdown."""
+    grids = [grid for domain in DOMAINS for grid in _grids(domain)]
+    write_csv(
+        folder / "delta_energy_choice.csv",
+        ["held out", "method", "tau", "c", "validation AUROC", "test AUROC", "best test AUROC"],
+        [
+            (g.domain, g.method, *g.chosen, max(g.validation), g.at(g.chosen), max(g.test))
+            for g in grids
+        ],
+    )
+    _draw(grids, folder / "delta_energy_choice.png")
+    rows = [
+        [
+            grid.domain,
+            grid.method,
+            _cell(grid.chosen),
+            f"{100 * max(grid.validation):.1f}",
+            f"{100 * grid.at(grid.chosen):.2f}",
+            _cell(grid.best),
+            f"{100 * max(grid.test):.2f}",
+            _interval(grid.lost),
+            f"{100 * (max(grid.test) - min(grid.test)):.1f}",
+        ]
+        for grid in grids
+    ]
+    return markdown_table(
+        [
+            "held out", "head", "chosen tau, c", "validation AUROC", "test AUROC of the choice",
+            "best on test", "its test AUROC", "lost", "spread of the grid",
+        ],
+        rows,
+    )  # fmt: skip
+
+
+def _interval(lost: MetricInterval) -> str:
+    low, high = 100 * lost.low, 100 * lost.high
+    return f"{100 * lost.value:.2f} [{low:.1f}, {high:.1f}]"
+
+
+def _cell(cell: tuple[float, int]) -> str:
+    return f"{cell[0]:g}, {cell[1]}"
+
+
+def _grids(domain: str) -> list[Grid]:
+    words = (*WORDS, f"benchmark.held_out={domain}")
+    opened = Run.open(load(PipelineConfig, "pipeline", words), Quiet())
+    if not opened.has("finetune"):
+        command = " ".join(["python -m jobs.pipeline", *words])
+        raise UserError(f"not in ./outputs yet; run first:\n{command}")
+    surfaces = opened.storage.read_table("runs", opened.id, "surfaces.parquet")
+    return [_grid(opened, domain, method, surfaces) for method in opened.config.methods]
+
+
+def _grid(opened: Run, domain: str, method: str, surfaces: pa.Table) -> Grid:
+    """Validation figures from the sweep, test figures from the trained head."""
+    rows = [
+        row
+        for row in surfaces.to_pylist()
+        if (row["method"], row["score"]) == (method, "delta_energy")
+    ]
+    cells = [(row["tau"], int(row["c"])) for row in rows]
+    chosen = opened.manifest("sweep")["methods"][method]["scores"]["delta_energy"]
+    predictor = load_predictor(opened.storage, opened.heads[method, 0])
+    (ood,) = (opened.sets.load(name) for name in opened.sets.names("ood"))
+    known = predictor.similarity(opened.sets.load("test").features)
+    unknown = predictor.similarity(ood.features)
+    config = opened.config.sweep.posthoc
+    tested = posthoc.search("delta_energy", known, {"ood": unknown}, predictor.logit_scale, config)
+    found = {(s.params["tau"], int(s.params["c"])): s.auroc for s in tested}
+    choice, best = (chosen["tau"], int(chosen["c"])), max(found, key=lambda cell: found[cell])
+
+    def sides(cell: tuple[float, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        params = {"tau": cell[0], "c": cell[1]}
+        first, second = (
+            posthoc.scores_of("delta_energy", part, predictor.logit_scale, params)
+            for part in (known, unknown)
+        )
+        return first, second
+
+    return Grid(
+        domain,
+        method,
+        cells,
+        [row["auroc"] for row in rows],
+        [found[cell] for cell in cells],
+        choice,
+        paired_delta_interval(auroc, sides(best), sides(choice), num_resamples=NUM_RESAMPLES),
+    )
+
+
+def _draw(grids: Sequence[Grid], path: Path) -> None:
+    """One panel a domain: the EBM head's AUROC over tau, one line for each c."""
+    shown = [grid for grid in grids if grid.method == "ebm"]
+    figure, axes = panels(len(shown), width=3.0)
+    for axis, grid in zip(axes, shown, strict=True):
+        counts = sorted({c for _, c in grid.cells})
+        for c, colour in zip((counts[0], counts[-1]), COLOURS, strict=False):
+            places = [n for n, (_, known) in enumerate(grid.cells) if known == c]
+            taus = [grid.cells[n][0] for n in places]
+            axis.plot(taus, [100 * grid.test[n] for n in places], color=colour, label=f"c = {c}")
+            axis.plot(taus, [100 * grid.validation[n] for n in places], color=colour, linestyle=":")
+        axis.plot(
+            grid.chosen[0], 100 * grid.at(grid.chosen), "o", color=INK, label="chosen", zorder=5
+        )
+        axis.set(xscale="log")
+        label(axis, title=f"{grid.domain} held out", x="temperature tau", y="AUROC, %")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(figure, path)

@@ -1,0 +1,173 @@
+"""Runs that `jobs.pipeline` left in ./outputs, joined: several benchmarks or held-out domains.
+
+A number of a group of runs is the mean over its runs; its standard deviation is over seeds, of
+the mean over runs of each seed. An interval's ends are the means of the ends of each run and
+seed, which is wide rather than narrow: neither runs nor seeds cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config import UserError, load
+from pipelines.data.benchmarks import role
+from pipelines.evaluate.stage import FIGURES, Scored, groups
+from pipelines.ood import ood_metrics, paired_accuracy_interval, paired_delta_interval
+from pipelines.run import Quiet, Run
+from pipelines.score import stage as score
+from pipelines.settings import PipelineConfig
+
+NUM_RESAMPLES = 300
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
+    @classmethod
+    def mean(cls, parts: Sequence[Any]) -> Interval:
+        """Means of values and of ends."""
+        columns = [(part.value, part.low, part.high) for part in parts]
+        return cls(*(float(np.mean(column)) for column in zip(*columns, strict=True)))
+
+
+@dataclass(frozen=True)
+class ResultRun:
+    """One finished run: its metrics and the scores of its heads by (method, seed)."""
+
+    name: str
+    metrics: dict[str, Any]
+    sweep: dict[str, Any]
+    heads: dict[tuple[str, int], Scored]
+
+    @cached_property
+    def ood(self) -> list[str]:
+        """All OOD sets."""
+        return groups(list(next(iter(self.heads.values())).sets))["mean"]
+
+    def seeds(self, method: str) -> list[Scored]:
+        """The heads of a method, seed by seed."""
+        return [head for (name, _), head in sorted(self.heads.items()) if name == method]
+
+
+def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[str]]:
+    """The finished runs of these words, and the commands of those that are missing.
+
+    Raises:
+        UserError: where none has been run, with the commands.
+    """
+    found, missing = [], []
+    for line in words:
+        run = Run.open(load(PipelineConfig, "pipeline", line), Quiet())
+        if run.has("evaluate"):
+            found.append(_read(run))
+        else:
+            missing.append(f"python -m jobs.pipeline {' '.join(line)}")
+    if not found:
+        raise UserError("\n".join(["not in ./outputs yet; run first:", *missing]))
+    return found, missing
+
+
+def _read(run: Run) -> ResultRun:
+    tables = {
+        (method, seed): Scored(score.read(run.storage, run.id, f"{method}-{seed}"))
+        for method, seed in run.heads
+    }
+    config = run.config.benchmark
+    name = config.name if config.held_out is None else f"{config.name} without {config.held_out}"
+    metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
+    return ResultRun(name, metrics, run.manifest("sweep"), tables)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one head under one score: (mean, std) as fractions."""
+
+    method: str
+    score: str
+    figures: dict[str, tuple[float, float]]
+
+
+COLUMNS = ("ID ACC", "OOD ACC", "AUROC", "FPR")
+
+
+def rows(runs: Sequence[ResultRun]) -> list[Row]:
+    """Seed 000's layout: every method by every score."""
+    first = runs[0].metrics["rows"]
+    return [Row(r["method"], r["score"], _figures(runs, r["method"], r["score"])) for r in first]
+
+
+def _figures(runs: Sequence[ResultRun], method: str, name: str) -> dict[str, tuple[float, float]]:
+    per_run = [[_of_head(head, name, run.ood) for head in run.seeds(method)] for run in runs]
+    per_seed = np.mean(per_run, axis=0)
+    means = np.mean(per_seed, axis=0)
+    stds = np.std(per_seed, axis=0, ddof=1) if len(per_seed) > 1 else np.zeros(len(COLUMNS))
+    values = zip(means, stds, strict=True)
+    return {c: (float(m), float(s)) for c, (m, s) in zip(COLUMNS, values, strict=True)}
+
+
+def _of_head(head: Scored, name: str, ood: Sequence[str]) -> list[float]:
+    shifted = [set_name for set_name in head.sets if role(set_name) == "shifted"]
+    per_set = [ood_metrics(head.scores(name, "test"), head.scores(name, o)) for o in ood]
+    return [
+        head.accuracy("test"),
+        float(np.mean([head.accuracy(set_name) for set_name in shifted])),
+        float(np.mean([figures["auroc"] for figures in per_set])),
+        float(np.mean([figures["fpr_at_tpr"] for figures in per_set])),
+    ]
+
+
+def accuracy_gain(runs: Sequence[ResultRun], method: str, other: str, set_role: str) -> Interval:
+    """Accuracy of `method` minus that of `other` on the sets of a role, paired by image."""
+
+    def right(head: Scored) -> NDArray[np.bool_]:
+        chosen = [head.sets[name] for name in head.sets if role(name) == set_role]
+        return np.concatenate([c["predicted"] == c["label"] for c in chosen])
+
+    return _paired(
+        runs, method, other, lambda _, a, b: paired_accuracy_interval(right(a), right(b))
+    )
+
+
+def detection_gain(
+    runs: Sequence[ResultRun], cell: tuple[str, str], other: tuple[str, str], metric: str
+) -> Interval:
+    """A metric (auroc, fpr) of (method, score) minus that of another cell, OOD images pooled."""
+
+    def interval(run: ResultRun, first: Scored, second: Scored) -> Any:
+        a, b = (
+            (head.scores(name, "test"), head.scores(name, *run.ood))
+            for head, name in ((first, cell[1]), (second, other[1]))
+        )
+        return paired_delta_interval(FIGURES[metric], a, b, num_resamples=NUM_RESAMPLES)
+
+    return _paired(runs, cell[0], other[0], interval)
+
+
+def _paired(
+    runs: Sequence[ResultRun],
+    method: str,
+    other: str,
+    interval: Callable[[ResultRun, Scored, Scored], Any],
+) -> Interval:
+    parts = [
+        interval(run, a, b)
+        for run in runs
+        for a, b in zip(run.seeds(method), run.seeds(other), strict=True)
+    ]
+    return Interval.mean(parts)

@@ -1,0 +1,1 @@
+"""Features in, trained heads out: the loop, its state, Ray Train workers, the cache."""

@@ -1,0 +1,179 @@
+"""The training loop: pure torch, the same in this process and on every Ray Train worker.
+
+One `Cell` (a method's resolved setting and a seed) and one `TrainingData` give one trained head.
+The loop knows no method: it sums the losses that the method returns by name. It is
+deterministic: on one machine the same cell and data give the same bytes, also when it was
+interrupted after any epoch and went on from its checkpoint.
+
+Rule for the epoch that is kept: the highest validation accuracy; among equals the lowest
+validation cross-entropy; among equals the earlier epoch. Without validation images: the last.
+A method's own losses never choose.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from pipelines.backbones.threads import torch_threads
+from pipelines.finetune.data import Cell, Checkpoint, EpochReport, Trained, TrainingData, check
+from pipelines.finetune.state import (
+    Totals,
+    TrainingRun,
+    add_up,
+    batches_of,
+    close_epoch,
+    finish,
+    judge,
+    learning_rate,
+    losses_of,
+    predictor_of,
+    rate_of,
+    start,
+    update,
+)
+from pipelines.heads import Predictor
+from pipelines.heads.base import TextModel
+from pipelines.heads.parallel import Workers
+
+__all__ = [
+    "Cell",
+    "Checkpoint",
+    "EpochReport",
+    "OnHead",
+    "Trained",
+    "TrainingData",
+    "check",
+    "learning_rate",
+    "train_in_process",
+]
+
+OnEpoch: TypeAlias = Callable[[EpochReport], None]
+OnHead: TypeAlias = Callable[[int, Predictor], None]
+
+
+def train_in_process(
+    cell: Cell,
+    data: TrainingData,
+    clip: TextModel,
+    *,
+    workers: Workers | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_head: OnHead | None = None,
+) -> Trained:
+    """Train one head.
+
+    Args:
+        cell: what to train and the seed.
+        data: features and labels; `check` has accepted them.
+        clip: the loaded backbone; its text tower is read, never changed.
+        workers: this worker's place, where several train together.
+        checkpoint: where to keep the state after each epoch, and to go on from.
+        on_epoch: called with each epoch's report.
+        on_head: called with each epoch's number and the head as it is then.
+
+    Raises:
+        UserError: where the loss stops being a number.
+    """
+    check(cell, data)
+    with deterministic(cell.method.training.threads):
+        run = start(cell, data, clip, workers or Workers())
+        if cell.method.head.trainable:
+            _resume(run, checkpoint)
+            for epoch in range(len(run.history) + 1, cell.method.training.epochs + 1):
+                _train_epoch(run, epoch)
+                judge(run, epoch)
+                if checkpoint is not None:
+                    checkpoint.save(_pack(run))
+                if on_epoch is not None:
+                    on_epoch(run.history[-1])
+                if on_head is not None:
+                    on_head(epoch, predictor_of(run))
+        else:
+            judge(run, 0)
+        return finish(run)
+
+
+def _train_epoch(run: TrainingRun, epoch: int) -> None:
+    """One pass over the training images; its mean losses begin the epoch's report."""
+    batches = list(batches_of(run))
+    totals: Totals = {}
+    for number, (rows, outlier_rows) in enumerate(batches):
+        rate = rate_of(run, epoch, number, len(batches))
+        add_up(totals, _step(run, rows, outlier_rows, rate), len(rows))
+    close_epoch(run, epoch, rate, totals)
+
+
+def _step(
+    run: TrainingRun, rows: Tensor, outlier_rows: Tensor | None, rate: float
+) -> dict[str, float]:
+    """One update; returns the losses and the method's report, by name."""
+    assert run.optimizer is not None
+    run.optimizer.zero_grad(set_to_none=True)
+    report: Totals = {}
+    parts = rows.tensor_split(min(run.method.training.accumulate, len(rows)))
+    outlier_parts = outlier_rows.tensor_split(len(parts)) if outlier_rows is not None else ()
+    for number, part in enumerate(parts):
+        share = len(part) / len(rows)
+        total, figures = losses_of(run, part, outlier_parts[number] if outlier_parts else None)
+        (total * share).backward()  # type: ignore[no-untyped-call]
+        add_up(report, figures, share)
+    run.workers.add_gradients(run.parameters.values())
+    update(run, rate)
+    return report
+
+
+def _pack(run: TrainingRun) -> bytes:
+    """The state after an epoch: weights, optimiser, random state, history, best epoch."""
+    assert run.optimizer is not None
+    device = run.context.features.device
+    state = {
+        "parameters": {name: p.detach() for name, p in run.parameters.items()},
+        "optimizer": run.optimizer.state_dict(),
+        "order": run.order.get_state(),
+        "outlier_order": run.outlier_order.get_state(),
+        "random": torch.get_rng_state(),
+        "device_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "history": run.history,
+        "best_epoch": run.best_epoch,
+        "best": run.best,
+    }
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def _resume(run: TrainingRun, checkpoint: Checkpoint | None) -> None:
+    """Put the run where its last finished epoch left it."""
+    content = checkpoint.load() if checkpoint is not None else None
+    if content is None:
+        return
+    assert run.optimizer is not None
+    device = run.context.features.device
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        for name, parameter in run.parameters.items():
+            parameter.copy_(state["parameters"][name])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.order.set_state(state["order"])
+    run.outlier_order.set_state(state["outlier_order"])
+    torch.set_rng_state(state["random"])
+    if state["device_random"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["device_random"], device)
+    run.history = state["history"]
+    run.best_epoch = state["best_epoch"]
+    run.best = {name: value.to(device) for name, value in state["best"].items()}
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """For the block a fixed number of threads and a random state of its own; both are put back."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch_threads(threads), torch.random.fork_rng(devices=devices):
+        yield

@@ -1,0 +1,1 @@
+"""Scores that are fitted to training features: plan, fit, class statistics, mined words."""

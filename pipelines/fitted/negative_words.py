@@ -1,0 +1,90 @@
+"""Words that are no class, from a stored list to the mined negatives of a benchmark.
+
+`negative_classes=` names a list: a file with a word a line, or one in conf/negative_classes/.
+The words are encoded by the backbone's own text tower in the benchmark's templates; words that
+are class names are dropped; `pipelines.ood.negatives` chooses among the rest. What was chosen is
+kept as the record of the score neg_label:
+
+    cache/scores/ADDRESS/record.safetensors   text features of the chosen words
+    cache/scores/ADDRESS/manifest.json        the chosen words, the farthest first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.config import CONF, UserError, digest
+from pipelines.data.storage import Storage
+from pipelines.embed.stage import text_features
+from pipelines.ood.negatives import NegativeLabels, mine_negatives
+from pipelines.score.by_name import to_bytes
+from pipelines.score.cache import FOLDER, is_fitted
+
+LISTS = CONF / "negative_classes"
+
+
+def read_words(name: str) -> tuple[str, ...]:
+    """The words of a list, each once, in its order; empty lines and lines with # are left out.
+
+    Raises:
+        UserError: where there is no such list, or no word in it.
+    """
+    own, shipped = Path(name).expanduser(), LISTS / f"{name}.txt"
+    path = own if own.is_file() else shipped
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        known = ", ".join(sorted(file.stem for file in LISTS.glob("*.txt")))
+        raise UserError(
+            f"negative_classes={name}: no such file of words, one a line, and no list of that "
+            f"name; lists here: {known}"
+        ) from None
+    words = [line.strip() for line in lines]
+    kept = tuple(dict.fromkeys(word for word in words if word and not word.startswith("#")))
+    if not kept:
+        raise UserError(f"negative_classes={name}: no word in {path}")
+    return kept
+
+
+def keep(
+    words: Sequence[str],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    backbone: BackboneConfig,
+    storage: Storage,
+) -> str:
+    """Mine the negatives of these classes, once; gives the address of the record.
+
+    Args:
+        words: candidates.
+        class_names: of the benchmark; no negative is one of them, whatever its case.
+        templates: that classes and words are encoded in.
+        backbone: resolved.
+        storage: where records and text features are kept.
+
+    Raises:
+        UserError: where every word is a class name.
+    """
+    known = {name.casefold().replace("_", " ") for name in class_names}
+    others = [word for word in words if word.casefold().replace("_", " ") not in known]
+    if not others:
+        raise UserError("negative_classes: every word of the list is a class name; give others")
+    what = [list(others), list(class_names), list(templates), dict(clip.identity(backbone))]
+    address = digest(["negative labels", *what])
+    if is_fitted(storage, address):
+        return address
+    encoded = torch.from_numpy(text_features(others, templates, backbone, storage).copy())
+    classes = torch.from_numpy(text_features(class_names, templates, backbone, storage).copy())
+    chosen = mine_negatives(encoded, classes)
+    content = to_bytes(NegativeLabels(encoded[chosen]))
+    storage.write_bytes(content, *FOLDER, address, "record.safetensors")
+    mined = [others[place] for place in chosen.tolist()]
+    storage.write_json(
+        {"candidates": len(others), "words": mined}, *FOLDER, address, "manifest.json"
+    )
+    return address

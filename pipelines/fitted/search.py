@@ -1,0 +1,117 @@
+"""The sweep's search over fitted scores: each setting is fitted, then judged on validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.data.storage import Storage
+from pipelines.fitted import fit
+from pipelines.fitted import plan as fit_plan
+from pipelines.fitted.plan import FitData
+from pipelines.heads import Predictor
+from pipelines.methods import MethodConfig
+from pipelines.methods.energy_models import density_fields
+from pipelines.score import by_name as scoring
+from pipelines.score import search as posthoc
+from pipelines.score.search import PostHocConfig, Setting
+
+Found = Mapping[str, Sequence[Setting]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A trial's trained head, and what scores are fitted with.
+
+    Attributes:
+        predictor: the head.
+        method: its own.
+        methods: the run's, by name.
+        data: what is fitted to.
+        storage: where energy models are kept.
+    """
+
+    predictor: Predictor
+    method: MethodConfig
+    methods: Mapping[str, MethodConfig]
+    data: FitData
+    storage: Storage
+
+
+def identity(scores: Sequence[str], methods: Mapping[str, MethodConfig]) -> dict[str, Any]:
+    """What besides the trial's own setting decides its fitted scores; nothing without any."""
+    if not scoring.any_fitted(scores):
+        return {}
+    used = {n: fit_plan.settings_of(n, methods.values()) for n in scoring.with_parts(scores)}
+    densities = {name: density_fields(config) for name, config in used.items() if config}
+    return {"densities": densities, "fit": fit_plan.code_version()}
+
+
+def search(
+    scores: Sequence[str],
+    plain: Found,
+    context: Context,
+    features: Mapping[str, NDArray[np.float32]],
+    config: PostHocConfig,
+    local: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+) -> dict[str, list[Setting]]:
+    """Every setting of the fitted scores and of the sums among `scores`, and of their parts.
+
+    A sum takes the parameters that validation chose for each of its parts alone.
+
+    Args:
+        scores: names, plain ones among them.
+        plain: what was found for the plain scores and the plain parts.
+        context: the head, and what is fitted to; scores that do not apply to it are left out.
+        features: (N, D) of ID validation first, then of each validation OOD set.
+        config: the search space.
+        local: (N, P, D) features of the patches of each set, for heads that take them.
+    """
+    inputs = [
+        scoring.inputs_of(context.predictor, rows, local.get(name))
+        for name, rows in features.items()
+    ]
+    found: dict[str, list[Setting]] = {}
+    for score in scoring.with_parts(scores):
+        if (
+            score in plain
+            or score in scoring.COMPARING
+            or not fit_plan.applies(score, context.predictor)
+        ):
+            continue
+        settings = _settings(score, {**plain, **found}, config, context)
+        found[score] = []
+        for params, records in _fitted(score, settings, context):
+            values = [scoring.score_rows(score, part, params, records).numpy() for part in inputs]
+            found[score].append(posthoc.judge(params, values))
+    return found
+
+
+def _settings(
+    score: str, found: Found, config: PostHocConfig, context: Context
+) -> list[dict[str, float]]:
+    if scoring.JOIN not in score:
+        return posthoc.fitted_settings(score, config, num_train=len(context.data.features))
+    chosen = {part: posthoc.best(found[part]).params for part in scoring.parts(score)}
+    return [scoring.joined_params(chosen)]
+
+
+def _fitted(
+    score: str, settings: Sequence[Mapping[str, float]], context: Context
+) -> Iterator[tuple[Mapping[str, float], scoring.Records]]:
+    """Each setting with what was fitted for it."""
+    for params in settings:
+        plan = fit_plan.plan(
+            {score: params},
+            method=context.method,
+            methods=context.methods,
+            seed=0,
+            head="",
+            data=context.data,
+        )
+        yield params, fit.fit_here(plan, context.data, context.storage, context.predictor)

@@ -1,0 +1,125 @@
+"""Fitted scores in a run: which are fitted when, and what of their trainings is logged.
+
+The sweep needs the energy models of seed 0 to judge them; they are trained before its trials, so
+that no two trials train the same. The finetune stage fits what the chosen heads of all seeds
+need, and its manifest names the records, by method and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from pipelines.compute import ComputeConfig
+from pipelines.config import UserError
+from pipelines.data.storage import Storage
+from pipelines.finetune.cache import load_predictor
+from pipelines.fitted import fit
+from pipelines.fitted import plan as fit_plan
+from pipelines.fitted.fit import HeadFits, Mode, Progress
+from pipelines.fitted.plan import Fit, FitData
+from pipelines.methods import MethodConfig
+from pipelines.score import by_name as scoring
+from pipelines.score import cache as fitted_records
+from pipelines.tracking import Tracker
+
+# For each head, by record name: what was fitted, and its address.
+Fitted: TypeAlias = list[dict[str, tuple[Fit, str]]]
+
+
+@dataclass(frozen=True)
+class FitStage:
+    """What fitting in a run works with.
+
+    Attributes:
+        methods: of the run, as configured, by name.
+        scores: that judge every head.
+        data: what is fitted to.
+        storage: where heads and records are kept.
+        compute: Ray Train's workers.
+        mode: with Ray Train, or in this process.
+        on_progress: called with (epochs done, in all, a note).
+    """
+
+    methods: Mapping[str, MethodConfig]
+    scores: Sequence[str]
+    data: FitData
+    storage: Storage
+    compute: ComputeConfig
+    mode: Mode
+    on_progress: Progress
+
+    def prepare(self, searched: Iterable[str]) -> None:
+        """Train, for the sweep, the energy models that methods not `searched` are judged by.
+
+        A method whose own settings are searched trains its own in its trials.
+        """
+        if not set(self.methods) - set(searched):
+            return
+        names = [name for name in scoring.with_parts(self.scores) if name in scoring.TRAINED]
+        settings = {name: fit_plan.settings_of(name, self.methods.values()) for name in names}
+        fit.run(
+            [Fit(name, {}, density) for name, density in settings.items()],
+            self.data,
+            self.storage,
+            compute=self.compute,
+            mode=self.mode,
+            on_progress=self.on_progress,
+        )
+
+    def fit_heads(self, heads: Sequence[HeadFits]) -> Fitted:
+        """Fit what every head's scores need.
+
+        Raises:
+            UserError: where a score applies to no head.
+        """
+        fitting = [self._applying(head) for head in heads]
+        for name in self.scores:
+            if not any(name in head.scores for head in fitting):
+                raise UserError(
+                    f"score {name}: it needs a head with a linear rule (zero_shot, coop, "
+                    "linear_probe), and the run has none"
+                )
+        return fit.run_for_heads(
+            fitting,
+            self.methods,
+            self.data,
+            self.storage,
+            compute=self.compute,
+            mode=self.mode,
+            on_progress=self.on_progress,
+        )
+
+    def _applying(self, head: HeadFits) -> HeadFits:
+        """The head with those of its scores that it can be judged by."""
+        predictor = load_predictor(self.storage, head.address)
+        kept = {n: p for n, p in head.scores.items() if fit_plan.applies(n, predictor)}
+        return replace(head, scores=kept)
+
+
+def histories(fitted: Fitted, storage: Storage) -> list[dict[str, Any]]:
+    """What every energy model of these heads was trained with, and its epochs, each model once."""
+    models = {
+        address: training
+        for records in fitted
+        for training, address in records.values()
+        if training.score in scoring.TRAINED
+    }
+    return [
+        {"address": address, "score": training.score, "seed": training.seed}
+        | {k: v for k, v in fitted_records.read_manifest(storage, address).items() if k != "params"}
+        for address, training in models.items()
+    ]
+
+
+def log(trainings: Sequence[Mapping[str, Any]], tracker: Tracker, parent: str) -> None:
+    """Each training as an MLflow run of its own: its settings, and every epoch's figures."""
+    for training in trainings:
+        name = f"fit {training['score']} seed {training['seed']}"
+        with tracker.run(name, parent=parent) as active:
+            about = {key: training[key] for key in ("score", "seed", "address")}
+            active.log_params({**about, **training["settings"]})
+            for report in training["history"]:
+                figures = {key: value for key, value in report.items() if key != "epoch"}
+                active.log_metrics(figures, step=int(report["epoch"]))

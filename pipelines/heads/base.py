@@ -1,0 +1,304 @@
+"""What heads share: the context they are built from, what they give, the frozen predictor."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.config import Section, UserError
+from pipelines.ood.energy import adjust_logits
+
+# Rows of one product in `Predictor.similarity`: blocks are padded to it, so that a row is
+# computed by the same operations whatever batch it comes in.
+BLOCK_ROWS = 256
+# The column of patch features (N, P, D), in features on disk and in `HeadConfig.columns`.
+LOCAL = "local_features"
+
+
+class TextModel(Protocol):
+    """What a head uses of a loaded backbone (`pipelines.backbones.clip.Clip`)."""
+
+    @property
+    def model(self) -> Any:
+        """The open_clip model, frozen."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Texts to tokens (K, L)."""
+
+    @property
+    def embed_dim(self) -> int:
+        """D."""
+
+    @property
+    def logit_scale(self) -> float:
+        """What similarities are multiplied by to give logits."""
+
+    def encode_text(self, texts: Any) -> Tensor:
+        """Unit text features (K, D), float32."""
+
+
+class HeadConfig(Section):
+    """A head's settings; `name` tells which file in `pipelines/heads/` it belongs to."""
+
+    name: str
+    # What other parts need to know of a head before it is built.
+    trainable: ClassVar[bool] = True
+    has_text_features: ClassVar[bool] = True
+    class_parallel: ClassVar[bool] = False
+    # Arrays with a row for each training image that the head is built from, in `HeadContext`:
+    # `local_features`, `domains`. With `local_features` among them, `encode` is given those of
+    # its images as a second argument, and so is the predictor's rule.
+    columns: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class HeadContext:
+    """What a head may be built from.
+
+    Attributes:
+        clip: the loaded backbone.
+        class_names: K names.
+        templates: prompts with `{}` for the class name.
+        features: (N, D) training image features, on the device of training.
+        labels: (N,) their classes.
+        columns: further per-image training tensors (local features, domains), N rows each.
+    """
+
+    clip: TextModel
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    features: Tensor
+    labels: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What a head makes of a batch of image features.
+
+    Attributes:
+        similarity: (N, K).
+        image_features: (N, D) the unit features that were compared, after any adapter.
+        text_features: (K, D) the unit features they were compared with, or None.
+        extra: further tensors for a method's loss, none of them one per image.
+        rows: further tensors for a method's loss with one row per image.
+    """
+
+    similarity: Tensor
+    image_features: Tensor
+    text_features: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Head(Protocol):
+    """A trainable classifier on image features; every head is an `nn.Module` too.
+
+    A head may define `encode_batch(image_features, columns) -> HeadOutput`, which a training step
+    then calls in place of `encode`: for what differs from judging (sampled prompts) or needs the
+    whole batch (its mean feature). `columns` holds those of `HeadConfig.columns`, for the images
+    alone; outliers follow the images in `image_features`.
+    """
+
+    logit_scale: float
+
+    def encode(self, image_features: Tensor) -> HeadOutput:
+        """Similarities of (N, D) unit features, with what they were computed from."""
+
+    def forward(self, image_features: Tensor) -> Tensor:
+        """The similarity (N, K) alone; logits are similarity x logit_scale."""
+
+    def text_features(self) -> Tensor:
+        """(K, D) unit features of the classes, or a UserError where a head has none."""
+
+    def predictor(self) -> Predictor:
+        """The head as it is now, frozen for inference."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained head for inference: arrays and a rule, without the text tower.
+
+    Attributes:
+        head: the head's name; its module's `similarity(arrays, settings, features)` is the rule.
+        arrays: float32 arrays by name.
+        settings: plain values that the rule needs.
+        logit_scale: logits = similarity x logit_scale.
+        class_names: K names, in the order of the columns.
+        class_prior: (K,) share of each class in a long-tailed training set, for `adjustment`.
+        adjustment: how far the predicted class is corrected for that prior; 0: not at all.
+    """
+
+    head: str
+    arrays: Mapping[str, NDArray[np.float32]]
+    settings: Mapping[str, Any]
+    logit_scale: float
+    class_names: tuple[str, ...]
+    class_prior: tuple[float, ...] = ()
+    adjustment: float = 0.0
+
+    @property
+    def module(self) -> Any:
+        """The head's file: its rules and its `Config`."""
+        return importlib.import_module(f"pipelines.heads.{self.head}")
+
+    @property
+    def takes_local(self) -> bool:
+        """Whether the rule reads local features beside the image's own."""
+        return LOCAL in self.module.Config.columns
+
+    def similarity(
+        self, features: NDArray[np.float32], local: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """(N, K) similarities of unit features (N, D).
+
+        Args:
+            features: of N images.
+            local: (N, P, D) unit features of their patches, for a head that takes them.
+
+        Raises:
+            UserError: where the head takes local features and there are none.
+        """
+        if self.takes_local and local is None:
+            raise UserError(
+                f"head {self.head} predicts from local features too, and there are none: embed "
+                "with embed.local_features=true, or give images"
+            )
+        given = (features, local) if self.takes_local and local is not None else (features,)
+        return self.in_blocks(self.module.similarity, (len(self.class_names),), *given)
+
+    def in_blocks(
+        self, rule: Callable[..., NDArray[np.float64]], shape: tuple[int, ...], *given: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """`rule(arrays, settings, *rows)` (N, *shape) of N rows of every array in `given`.
+
+        Computed in float64 in blocks of a fixed number of rows and rounded to float32 at the
+        end, so that a row's result does not depend on the batch it comes in.
+        """
+        arrays = {name: array.astype(np.float64) for name, array in self.arrays.items()}
+        count = len(given[0])
+        result = np.empty((count, *shape), dtype=np.float32)
+        for start in range(0, count, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, count)
+            blocks = []
+            for array in given:
+                block = np.zeros((BLOCK_ROWS, *array.shape[1:]))
+                block[: stop - start] = array[start:stop]
+                blocks.append(block)
+            result[start:stop] = rule(arrays, self.settings, *blocks)[: stop - start]
+        return result
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Logits (N, K) as the predicted class sees them; scores take them unadjusted.
+
+        Menon 2021, equation 9 (seed 003's "AdjLogit"): f - adjustment x log class_prior.
+        """
+        if not self.adjustment:
+            return logits
+        return adjust_logits(logits, torch.tensor(self.class_prior), self.adjustment)
+
+    def predicted(self, similarity: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The class (N,) of each row of similarities (N, K)."""
+        logits = torch.from_numpy(similarity).double() * self.logit_scale
+        chosen: NDArray[np.int64] = self.adjusted(logits).argmax(dim=1).numpy()
+        return chosen
+
+    def files(self) -> dict[str, bytes]:
+        """The content of the files that hold this predictor."""
+        description = {
+            "head": self.head,
+            "settings": dict(self.settings),
+            "logit_scale": self.logit_scale,
+            "class_names": list(self.class_names),
+            "class_prior": list(self.class_prior),
+            "adjustment": self.adjustment,
+        }
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        return {
+            "head.json": (json.dumps(description, indent=1, sort_keys=True) + "\n").encode(),
+            "head.safetensors": safetensors.numpy.save(arrays),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `head.json` and `head.safetensors` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (folder / name).write_bytes(content)
+
+    @classmethod
+    def load(cls, folder: Path) -> Predictor:
+        """Read what `save` wrote."""
+        return cls.from_files(
+            {name: (folder / name).read_bytes() for name in ("head.json", "head.safetensors")}
+        )
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Predictor:
+        """The predictor that `files()` described."""
+        description = json.loads(files["head.json"])
+        for name in ("class_names", "class_prior"):
+            description[name] = tuple(description[name])
+        return cls(arrays=safetensors.numpy.load(files["head.safetensors"]), **description)
+
+
+def text_predictor(
+    head: str, text_features: Tensor, logit_scale: float, class_names: tuple[str, ...]
+) -> Predictor:
+    """A predictor whose rule is the product with fixed text features (K, D)."""
+    arrays = {"text_features": to_numpy(text_features)}
+    return Predictor(head, arrays, {}, logit_scale, class_names)
+
+
+def text_similarity(
+    arrays: Mapping[str, NDArray[np.float64]],
+    settings: Mapping[str, Any],  # noqa: ARG001 - one signature for every head
+    features: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The rule of `text_predictor`."""
+    product: NDArray[np.float64] = features @ arrays["text_features"].T
+    return product
+
+
+def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (..., D) at unit length; those of a padded block are zero and stay so."""
+    scaled: NDArray[np.float64] = rows / np.maximum(
+        np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12
+    )
+    return scaled
+
+
+def unchanged(
+    arrays: Mapping[str, NDArray[np.float64]],  # noqa: ARG001 - one signature for every head
+    settings: Mapping[str, Any],  # noqa: ARG001
+    features: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """`compared` of a head without an image adapter: the features as they are."""
+    return features
+
+
+def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
+    """A float32 copy on the CPU."""
+    return tensor.detach().float().cpu().numpy().copy()
+
+
+def normal(shape: tuple[int, ...], std: float, seed: int) -> Tensor:
+    """N(0, std) on the CPU from a generator of its own: the same on every device and worker."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * std
+
+
+def uniform(shape: tuple[int, ...], bound: float, seed: int) -> Tensor:
+    """Uniform in +-bound on the CPU from a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(shape, generator=generator) * 2 - 1) * bound

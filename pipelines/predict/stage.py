@@ -1,0 +1,120 @@
+"""The registered model on a file or a folder of images: one decision for each.
+
+From Python, without Ray:
+
+    detector = load_detector("models:/energy-ood@champion", Storage.open("./outputs"))
+    verdicts = detector.judge_images([Path("image.jpg").read_bytes()])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.config import Section, UserError
+from pipelines.data.sources import Source, open_source
+from pipelines.data.storage import Storage
+from pipelines.register.detector import ARTIFACT, Detector
+from pipelines.tracking import model_folder
+
+
+class PredictConfig(Section):
+    """Which images, and which model judges them."""
+
+    source: str | None = Field(None, description="an image, a folder of images or a Parquet file")
+    model: str = Field(
+        "models:/energy-ood@champion", description="registered model, or a detector's folder"
+    )
+    batch_size: int = Field(64, ge=1, description="images encoded at once")
+    storage: str = Field("./outputs", description="folder that the pipeline wrote to")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server; default: SQLite in the storage folder"
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image.
+
+    Attributes:
+        path: of the image, as the source names it.
+        class_name: the likeliest class, or None where the image cannot be used.
+        score: higher is more in-distribution.
+        threshold: a lower score is out of distribution.
+        is_ood: the decision.
+        confidence: softmax probability of the class.
+        error: why the image cannot be used, or None.
+    """
+
+    path: str
+    class_name: str | None
+    score: float | None
+    threshold: float
+    is_ood: bool | None
+    confidence: float | None
+    error: str | None
+
+
+def run(config: PredictConfig) -> Iterator[Prediction]:
+    """Judge every image of `config.source`, in the order of their names.
+
+    Raises:
+        UserError: at once where there is no image or no model; a bad image is a `Prediction`
+            with an error.
+    """
+    if config.source is None:
+        raise UserError("source: give an image or a folder of images, source=PATH")
+    path = Path(config.source).expanduser()
+    single = path.is_file() and path.suffix != ".parquet"
+    source = None if single else open_source(config.source)
+    keys = [] if source is None else source.index()["key"].to_pylist()
+    detector = load_detector(
+        config.model, Storage.open(config.storage), tracking_uri=config.tracking_uri
+    )
+    detector = replace(detector, batch_size=config.batch_size)
+    if source is None:
+        return _judged(detector, [config.source], [_read(path)])
+    return _judged_source(detector, config.source, source, keys)
+
+
+def load_detector(model: str, storage: Storage, *, tracking_uri: str | None = None) -> Detector:
+    """The detector of a registered model, or of a folder that `Detector.save` wrote.
+
+    Args:
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a folder.
+        storage: where the pipeline keeps its MLflow store.
+        tracking_uri: another MLflow store.
+
+    Raises:
+        UserError: where there is no such model.
+    """
+    if not model.startswith("models:/"):
+        return Detector.load(Path(model).expanduser())
+    files = model_folder(storage, tracking_uri, model)
+    return Detector.load(files / "artifacts" / ARTIFACT)
+
+
+def _judged_source(
+    detector: Detector, name: str, source: Source, keys: Sequence[str]
+) -> Iterator[Prediction]:
+    for start in range(0, len(keys), detector.batch_size):
+        batch = keys[start : start + detector.batch_size]
+        yield from _judged(detector, [str(Path(name, key)) for key in batch], source.read(batch))
+
+
+def _judged(
+    detector: Detector, paths: Sequence[str], contents: Sequence[bytes | Exception]
+) -> Iterator[Prediction]:
+    verdicts = detector.judge_images(contents).to_pylist()
+    for path, verdict in zip(paths, verdicts, strict=True):
+        yield Prediction(path=path, **verdict)
+
+
+def _read(path: Path) -> bytes | Exception:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return error

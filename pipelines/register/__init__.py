@@ -1,0 +1,1 @@
+"""The chosen detector becomes a version in MLflow's model registry."""

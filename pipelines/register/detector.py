@@ -1,0 +1,193 @@
+"""A trained head with its score and threshold: features or images in, verdicts out.
+
+The library's front door, without Ray and without MLflow:
+
+    detector = Detector.load(Path("detector"))
+    verdicts = detector.judge_images([Path("image.jpg").read_bytes()])
+    print(verdicts.to_pylist())  # class_name, score, threshold, is_ood, confidence, error
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig, Clip
+from pipelines.backbones.encoder import FEATURE, LOCAL, Encoder, Preparer
+from pipelines.config import UserError, plain
+from pipelines.data.images import DEFAULT, Decoding
+from pipelines.heads import Predictor
+from pipelines.score.by_name import (
+    Records,
+    from_bytes,
+    reads_local,
+    to_bytes,
+)
+from pipelines.score.judge import judge
+
+# The folder of a detector among a registered model's artifacts.
+ARTIFACT = "detector"
+
+VERDICTS = pa.schema(
+    [
+        pa.field("class_name", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("threshold", pa.float64(), nullable=False),
+        pa.field("is_ood", pa.bool_()),
+        pa.field("confidence", pa.float64()),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What a model registry holds: everything that a verdict needs, in one folder.
+
+    Attributes:
+        predictor: the trained head.
+        backbone: resolved; None judges features only.
+        score: its name (`pipelines.score.by_name`).
+        params: its parameters.
+        threshold: an image with a lower score is out of distribution.
+        records: what was fitted for the score, by name.
+        decoding: how bytes became pixels when the head was trained.
+        batch_size: most images encoded at once.
+        facts: what else is worth knowing (method, target_tpr, benchmark ...), never used.
+    """
+
+    predictor: Predictor
+    backbone: BackboneConfig | None
+    score: str
+    params: Mapping[str, float]
+    threshold: float
+    decoding: Decoding = DEFAULT
+    batch_size: int = 64
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    records: Records = field(default_factory=dict)
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The backbone, loaded when first used."""
+        if self.backbone is None:
+            raise UserError("this detector was saved without a backbone: it judges features only")
+        return clip.load(self.backbone)
+
+    @property
+    def needs_local(self) -> bool:
+        """Whether a verdict needs local features beside an image's own."""
+        return self.predictor.takes_local or reads_local([self.score])
+
+    def judge_features(
+        self, features: NDArray[np.float32], local: NDArray[np.float32] | None = None
+    ) -> pa.Table:
+        """Verdicts (`VERDICTS`) on unit image features (N, D).
+
+        Args:
+            features: of N images.
+            local: (N, P, D) unit features of their patches, where a verdict `needs_local`.
+
+        Raises:
+            UserError: where they are needed and missing.
+        """
+        features = np.ascontiguousarray(features, dtype=np.float32)
+        judged = judge(self.predictor, {self.score: self.params}, features, self.records, local)
+        scores = judged[f"score_{self.score}"]
+        columns = [
+            pa.array(self.predictor.class_names, pa.string()).take(pa.array(judged["predicted"])),
+            pa.array(scores),
+            pa.array(np.full(len(scores), self.threshold)),
+            pa.array(scores < self.threshold),
+            pa.array(judged["confidence"]),
+            pa.nulls(len(scores), pa.string()),
+        ]
+        return pa.Table.from_arrays(columns, schema=VERDICTS)
+
+    def judge_images(self, contents: Sequence[bytes | Exception]) -> pa.Table:
+        """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
+        size = min(self.batch_size, max(1, len(contents)))
+        keys = [str(number) for number in range(len(contents))]
+        batches = Preparer(self.clip.crop, self.decoding).batches(keys, contents, size)
+        encoded = Encoder(self.clip, size, self.needs_local).encode(batches)
+        columns = encoded.columns
+        judged = self.judge_features(columns[FEATURE], columns.get(LOCAL))
+        verdicts = iter(judged.to_pylist())
+        nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}
+        rows = [
+            next(verdicts) if bad is None else {**nothing, "error": f"{bad.reason}: {bad.message}"}
+            for bad in encoded.verdicts
+        ]
+        return pa.Table.from_pylist(rows, schema=VERDICTS)
+
+    def save(self, folder: Path) -> None:
+        """Write the head, the score's records, the backbone and `detector.json` into `folder`."""
+        self.predictor.save(folder)
+        for name, record in self.records.items():
+            (folder / _record_file(name)).write_bytes(to_bytes(record))
+        backbone = None if self.backbone is None else _copy_backbone(self.backbone, folder)
+        description = {
+            "score": self.score,
+            "params": dict(self.params),
+            "threshold": self.threshold,
+            "decoding": asdict(self.decoding),
+            "batch_size": self.batch_size,
+            "backbone": backbone,
+            "facts": dict(self.facts),
+            "records": sorted(self.records),
+        }
+        text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False)
+        (folder / "detector.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Detector:
+        """Read what `save` wrote, wherever the folder lies now.
+
+        Raises:
+            UserError: where the folder holds no detector.
+        """
+        try:
+            text = (folder / "detector.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{folder}: no detector there (no file detector.json)") from None
+        description = json.loads(text)
+        description["decoding"] = Decoding(**description["decoding"])
+        description["records"] = {
+            name: from_bytes(name, (folder / _record_file(name)).read_bytes())
+            for name in description.get("records", [])
+        }
+        detector = cls(predictor=Predictor.load(folder), **description)
+        if description["backbone"] is None:
+            return detector
+        return replace(detector, backbone=_find_backbone(description["backbone"], folder))
+
+
+def _record_file(name: str) -> str:
+    return f"score-{name}.safetensors"
+
+
+def _copy_backbone(backbone: BackboneConfig, folder: Path) -> dict[str, Any]:
+    """Copy the files of a resolved backbone; its configuration with their names there."""
+    if backbone.path is None:
+        raise UserError(f"backbone {backbone.name}: not resolved yet")
+    names = {"path": f"backbone{Path(backbone.path).suffix}", "builtin": None}
+    if backbone.config is not None:
+        names["config"] = "backbone.json"
+        shutil.copyfile(backbone.config, folder / "backbone.json")
+    shutil.copyfile(backbone.path, folder / str(names["path"]))
+    return {**plain(backbone), **names}
+
+
+def _find_backbone(saved: Mapping[str, Any], folder: Path) -> BackboneConfig:
+    """The configuration that `_copy_backbone` returned, with full paths."""
+    files = {key: str(folder / saved[key]) for key in ("path", "config") if saved[key]}
+    return BackboneConfig(**{**saved, **files})

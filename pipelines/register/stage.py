@@ -1,0 +1,225 @@
+"""The last stage: a detector becomes a version in MLflow's model registry, once per content."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from pipelines.backbones import clip
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.config import Section, digest
+from pipelines.data.images import DEFAULT, Decoding
+from pipelines.heads import Predictor
+from pipelines.register.detector import ARTIFACT, VERDICTS, Detector
+from pipelines.score.by_name import Records, to_bytes
+from pipelines.tracking import Tracker, load_mlflow
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# What the model imports; MLflow's guess would take seconds and name much more.
+REQUIREMENTS = (
+    "mlflow", "numpy", "omegaconf", "open_clip_torch", "pandas", "pillow", "pyarrow", "pydantic",
+    "fsspec", "safetensors", "scikit-learn", "torch", "torchvision",
+)  # fmt: skip
+
+
+class RegisterConfig(Section):
+    """What is registered, and under which name."""
+
+    name: str = Field("energy-ood", pattern=r"^[\w. -]+$", description="name in the model registry")
+    alias: str = Field("champion", pattern=r"^[\w-]+$", description="alias of the version to use")
+    method: str = Field("auto", description="auto: chosen on validation data; or a method's name")
+    score: str = Field("auto", description="auto: chosen on validation data; or a score's name")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be registered.
+
+    Attributes:
+        predictor: the trained head.
+        backbone: resolved; its files become part of the model.
+        method: that trained the head.
+        score: name of the score that judges.
+        params: its parameters.
+        threshold: a lower score is out of distribution.
+        target_tpr: share of ID validation images that the threshold accepts.
+        class_names: of the predictor.
+        facts: further tags of the version.
+        decoding: how bytes become pixels.
+        batch_size: most images encoded at once.
+        records: what was fitted for the score, by name.
+    """
+
+    predictor: Predictor
+    backbone: BackboneConfig
+    method: str
+    score: str
+    params: Mapping[str, float]
+    threshold: float
+    target_tpr: float
+    class_names: tuple[str, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    decoding: Decoding = DEFAULT
+    batch_size: int = 64
+    records: Records = field(default_factory=dict)
+
+    def detector(self) -> Detector:
+        """The record that is saved."""
+        facts = {"method": self.method, "target_tpr": self.target_tpr, **self.facts}
+        return Detector(
+            predictor=self.predictor,
+            backbone=self.backbone,
+            score=self.score,
+            params=self.params,
+            threshold=self.threshold,
+            decoding=self.decoding,
+            batch_size=self.batch_size,
+            facts=facts,
+            records=self.records,
+        )
+
+    def content(self) -> str:
+        """A digest of what decides the model's verdicts, its code included."""
+        files = self.predictor.files()
+        return digest(
+            {
+                "head": {name: hashlib.sha256(files[name]).hexdigest() for name in files},
+                "backbone": dict(clip.identity(self.backbone)),
+                "score": [self.score, dict(self.params), self.threshold, self.target_tpr],
+                "records": {
+                    name: hashlib.sha256(to_bytes(record)).hexdigest()
+                    for name, record in self.records.items()
+                },
+                "decoding": asdict(self.decoding),
+                "code": _code_digest(),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry; `uri` is what `mlflow.pyfunc.load_model` takes."""
+
+    name: str
+    version: str
+    uri: str
+
+
+def register(
+    candidate: Candidate,
+    tracker: Tracker,
+    run_id: str,
+    *,
+    settings: RegisterConfig | None = None,
+) -> Registered:
+    """Log the model into the run, register it, and let the alias point to it.
+
+    The same content again finds the version that is there.
+    """
+    settings = settings or RegisterConfig()
+    content = candidate.content()
+    version = _find(tracker, settings.name, content) or _create(
+        candidate, tracker, run_id, settings.name, content
+    )
+    tracker.client.set_registered_model_alias(settings.name, settings.alias, version)
+    return Registered(settings.name, version, f"models:/{settings.name}@{settings.alias}")
+
+
+def _find(tracker: Tracker, name: str, content: str) -> str | None:
+    query = f"name = '{name}' and tags.content = '{content}'"
+    found = tracker.client.search_model_versions(query)
+    return str(max(int(v.version) for v in found)) if found else None
+
+
+def _create(candidate: Candidate, tracker: Tracker, run_id: str, name: str, content: str) -> str:
+    with tracker.current(run_id):
+        info = _log(candidate)
+        _ensure_name(tracker, name)
+        # The tags come with the version in one step: no version is ever without its content.
+        version = tracker.client.create_model_version(
+            name,
+            info.model_uri,
+            run_id,
+            tags={**_tags(candidate), "content": content},
+            model_id=info.model_id,
+        )
+    return str(version.version)
+
+
+def _log(candidate: Candidate) -> Any:
+    """Log the model, self-contained, into MLflow's current run; gives MLflow's ModelInfo."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / ARTIFACT
+        candidate.detector().save(folder)
+        # Loaded again from its own files, the backbone shows that they are all there.
+        detector = Detector.load(folder)
+        width = detector.clip.embed_dim
+        example = pd.DataFrame({"feature": [np.full(width, width**-0.5).tolist()]})
+        return load_mlflow().pyfunc.log_model(
+            name="model",
+            python_model=str(PACKAGE / "register" / "mlflow_model.py"),
+            artifacts={ARTIFACT: str(folder)},
+            code_paths=[str(PACKAGE)],
+            pip_requirements=requirements(),
+            signature=signature(),
+            # A model that reads patches takes images only, and there is none at hand.
+            input_example=None if detector.needs_local else example,
+        )
+
+
+def _ensure_name(tracker: Tracker, name: str) -> None:
+    try:
+        tracker.client.create_registered_model(name)
+    except load_mlflow().MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def signature() -> Any:
+    """MLflow's description of the model: images or features in, verdicts out."""
+    mlflow = load_mlflow()
+    types = mlflow.types.schema
+    inputs = [
+        types.ColSpec("binary", "image", required=False),
+        types.ColSpec(types.AnyType(), "feature", required=False),
+    ]
+    names = {"string": "string", "double": "double", "bool": "boolean"}
+    outputs = [
+        types.ColSpec(names[str(field.type)], field.name, required=not field.nullable)
+        for field in VERDICTS
+    ]
+    return mlflow.models.ModelSignature(types.Schema(inputs), types.Schema(outputs))
+
+
+def requirements() -> list[str]:
+    """The pinned packages that the model runs with."""
+    return [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
+
+
+def _tags(candidate: Candidate) -> dict[str, str]:
+    return {
+        "method": candidate.method,
+        "score": candidate.score,
+        **{f"score.{key}": f"{value:.17g}" for key, value in candidate.params.items()},
+        "threshold": f"{candidate.threshold:.17g}",
+        "target_tpr": f"{candidate.target_tpr:g}",
+        "backbone": candidate.backbone.name,
+        "classes": str(len(candidate.class_names)),
+        **candidate.facts,
+    }
+
+
+def _code_digest() -> str:
+    files = sorted(PACKAGE.rglob("*.py"))
+    names = [str(path.relative_to(PACKAGE)) for path in files]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return digest([names, hashes])

@@ -1,0 +1,1 @@
+"""A run's report: the page, its tables and its figures."""

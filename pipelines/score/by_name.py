@@ -1,0 +1,229 @@
+"""Every score by its name, also those that are fitted to training features first.
+
+A score's name is one of `SCORES` (computed from similarities or logits), of `FITTED` (a record
+fitted to the training features: KNN, SSD, the energy-correction model ...), or a sum "A+B" of two
+or more of them, each z-normalised by its mean and standard deviation over the whole training set.
+`score_rows` computes any of them; what was fitted comes as `records` by name. A sum's own record
+is a `Combination`, and its parts' records stand beside it.
+
+Two scores read more of a head than its similarities, and stand in no sum: `gl_mcm` compares
+patches with the classes, `neg_label` compares images with words that are no class (its record).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.config import UserError
+from pipelines.heads import Predictor
+from pipelines.heads.comparisons import (
+    compares,
+    global_similarity,
+    local_similarity,
+    negative_similarity,
+)
+from pipelines.ood import FITTED_SCORES, SCORES, EnergyCorrection, FeatureEBM, combine
+from pipelines.ood.negatives import NegativeLabels
+from pipelines.ood.records import record_from_state, record_state
+
+Params: TypeAlias = Mapping[str, float]
+Records: TypeAlias = Mapping[str, Any]
+
+JOIN = "+"
+# Scores that need nothing but a head's similarities; others of SCORES are skipped here.
+PLAIN = tuple(n for n, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",)))
+# Scores that compare something else with text: patches with the classes, images with words.
+GL_MCM, NEG_LABEL = "gl_mcm", "neg_label"
+COMPARING = (GL_MCM, NEG_LABEL)
+# Networks trained by SGLD; all other fitted scores have a closed form.
+TRAINED: Mapping[str, type[Any]] = MappingProxyType(
+    {"energy_correction": EnergyCorrection, "feature_ebm": FeatureEBM}
+)
+FITTED: Mapping[str, type[Any]] = MappingProxyType(
+    {**{name: row.record for name, row in FITTED_SCORES.items()}, **TRAINED}
+)
+# Fitted scores that also read the head: its linear rule, or its logits on the training features.
+OF_HEAD = ("vim", "kl_matching")
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """The sum of z-normalised scores; `mean` and `std` (M,) are those of the training set."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def fit(cls, scores: Tensor) -> Combination:
+        """From the parts' scores (N, M) of the whole training set.
+
+        Raises:
+            ValueError: A part gives every training feature the same score.
+        """
+        std = scores.std(dim=0, correction=0)
+        if not (std > 0).all():
+            raise ValueError("a part of the sum is constant on the training features")
+        return cls(scores.mean(dim=0), std)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Scores (N,) of the parts' scores (N, M)."""
+        return combine(scores, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a score may read of N images: float64, but for the features as they are stored."""
+
+    features: Tensor  # (N, D) unit length
+    similarity: Tensor  # (N, K)
+    logits: Tensor  # (N, K)
+    # For the scores in COMPARING: the head, and patches (N, P, D) of unit length as stored.
+    predictor: Predictor | None = None
+    local: NDArray[np.float32] | None = None
+
+
+def inputs_of(predictor: Predictor, features: Any, local: Any = None) -> Inputs:
+    """What every score reads of unit features (N, D) under a head.
+
+    Args:
+        predictor: the head.
+        features: of N images.
+        local: (N, P, D) features of their patches, where the head or a score reads them.
+    """
+    similarity = torch.from_numpy(predictor.similarity(features, local)).double()
+    logits = similarity * predictor.logit_scale
+    # A copy: arrays that Parquet hands out are read-only.
+    return Inputs(torch.tensor(features), similarity, logits, predictor, local)
+
+
+def parts(score: str) -> tuple[str, ...]:
+    """The scores that a sum is made of; any other score is its own only part."""
+    return tuple(score.split(JOIN))
+
+
+def with_parts(scores: Iterable[str]) -> list[str]:
+    """These scores and the parts of the sums among them, each once, parts first."""
+    wanted = [name for score in scores for name in (*parts(score), score)]
+    return list(dict.fromkeys(wanted))
+
+
+def any_fitted(scores: Iterable[str]) -> bool:
+    """Whether one of the scores is fitted to training features."""
+    return any(records_needed(score) for score in scores)
+
+
+def reads_local(scores: Iterable[str]) -> bool:
+    """Whether one of the scores reads local features."""
+    return GL_MCM in scores
+
+
+def applies(score: str, head: str) -> bool:
+    """Whether a head of that name has what the score compares (fitted scores: `fit_plan`)."""
+    return score not in COMPARING or compares(head)
+
+
+def part_params(score: str, part: str, params: Params) -> Params:
+    """A part's parameters among those of the whole: `energy.tau` is `tau` of `energy`."""
+    if score == part:
+        return params
+    start = f"{part}."
+    return {k.removeprefix(start): v for k, v in params.items() if k.startswith(start)}
+
+
+def joined_params(given: Mapping[str, Params]) -> dict[str, float]:
+    """The parameters of a sum from those of its parts."""
+    return {f"{part}.{key}": v for part, params in given.items() for key, v in params.items()}
+
+
+def problem(score: str) -> str | None:
+    """What is wrong with a score's name, or None."""
+    known = [*PLAIN, *FITTED] if JOIN in score else [*PLAIN, *COMPARING, *FITTED]
+    unknown = [part for part in parts(score) if part not in known]
+    if unknown:
+        return (
+            f"no score {unknown[0]!r}{' in a sum' if JOIN in score else ''}; allowed: "
+            f"{', '.join(known)}, sums of them such as energy{JOIN}knn, all"
+        )
+    if len(set(parts(score))) < len(parts(score)):
+        return f"{score}: a sum needs different scores"
+    return None
+
+
+def records_needed(score: str) -> list[str]:
+    """The names of the records that a score reads: its fitted parts, then itself if it is a sum."""
+    found = [part for part in parts(score) if part in FITTED]
+    return [*found, score] if len(parts(score)) > 1 else found
+
+
+def records_read(score: str) -> list[str]:
+    """The names of all records that a score reads: what is fitted, and mined words."""
+    return [NEG_LABEL] if score == NEG_LABEL else records_needed(score)
+
+
+def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> Tensor:
+    """A score (N,) in float64, HIGH for in-distribution.
+
+    Args:
+        score: its name.
+        inputs: of N images.
+        params: its parameters; a fitted one's were used when it was fitted.
+        records: what was fitted, by name: `records_read(score)`.
+    """
+    names = parts(score)
+    if len(names) > 1:
+        columns = [
+            score_rows(part, inputs, part_params(score, part, params), records) for part in names
+        ]
+        result: Tensor = records[score](torch.stack(columns, dim=1))
+        return result
+    if score in COMPARING:
+        return SCORES[score](**_compared(score, inputs, records), **params)
+    if score in SCORES:
+        return SCORES[score](similarity=inputs.similarity, logits=inputs.logits, **params).double()
+    reads = FITTED_SCORES[score].input if score in FITTED_SCORES else "features"
+    fitted: Tensor = records[score](getattr(inputs, reads))
+    return fitted
+
+
+def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]:
+    """The similarities that a score of COMPARING reads; float64 decides the score's type."""
+    assert inputs.predictor is not None
+    features = inputs.features.numpy()
+    whole = torch.from_numpy(global_similarity(inputs.predictor, features)).double()
+    if score == NEG_LABEL:
+        words = records[NEG_LABEL].text_features.numpy()
+        found = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
+        return {"similarity": whole, "negative_similarity": found.double()}
+    if inputs.local is None:
+        raise UserError(
+            f"score {GL_MCM} reads local features, and there are none: embed with "
+            "embed.local_features=true, or give images"
+        )
+    found = torch.from_numpy(local_similarity(inputs.predictor, inputs.local))
+    return {"similarity": whole, "local_similarity": found}
+
+
+def to_bytes(record: Any) -> bytes:
+    """A record as the content of a safetensors file."""
+    # Copies: a record may hold one tensor under two names, which the format refuses.
+    state = {name: tensor.clone() for name, tensor in record_state(record).items()}
+    return bytes(safetensors.torch.save(state))
+
+
+def from_bytes(name: str, content: bytes) -> Any:
+    """The record of the score `name` that `to_bytes` wrote; its scores are identical."""
+    state = safetensors.torch.load(content)
+    if JOIN in name:
+        return Combination(**state)
+    if name == NEG_LABEL:
+        return record_from_state(NegativeLabels, state)
+    return record_from_state(FITTED[name], state)

@@ -1,0 +1,112 @@
+"""Classes and scores of image features under one trained head, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.backbones.threads import torch_threads
+from pipelines.heads import Predictor
+from pipelines.score.by_name import GL_MCM, Inputs, Records, inputs_of, score_rows
+
+# Rows of a block of scores; a multiple of every vector length, so none leaves a remainder.
+BLOCK_ROWS = 256
+# Float32 leaves 1e-6; a copy in half precision, 1e-2 at most.
+LENGTH_TOLERANCE = 1e-2
+
+
+def judge(
+    predictor: Predictor,
+    scores: Mapping[str, Mapping[str, float]],
+    features: NDArray[np.float32],
+    records: Records = MappingProxyType({}),
+    local: NDArray[np.float32] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Classes and scores of unit image features.
+
+    A row's result has the same bits whatever batch it comes in: the registered model gives the
+    numbers of the scores table.
+
+    Args:
+        predictor: the trained head.
+        scores: parameters (tau, c ...) by name of the score; higher scores are more ID.
+        features: (N, D), unit length.
+        records: what was fitted for these scores, by name (`pipelines.score.by_name`).
+        local: (N, P, D) features of the patches, unit length, where the head or a score reads
+            them.
+
+    Returns:
+        `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
+        logits, and `score_NAME` float64 (N,) for each score. Class and confidence are those of
+        the adjusted logits where the head was trained on a long tail; scores never are.
+
+    Raises:
+        ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
+        UserError: where local features are read and there are none.
+    """
+    _check(features)
+    inputs = inputs_of(predictor, features, local)
+    adjusted = replace(inputs, logits=predictor.adjusted(inputs.logits))
+    # Work cut by threads is cut where a row may lie; blocks are small, so threads gain nothing.
+    with torch_threads(1):
+        return {
+            "predicted": adjusted.logits.argmax(dim=1).numpy(),
+            "confidence": _score("msp", adjusted, {}, records),
+            **{f"score_{n}": _score(n, inputs, p, records) for n, p in scores.items()},
+        }
+
+
+def _check(features: NDArray[np.float32]) -> None:
+    if features.ndim != 2:
+        raise ValueError(f"features must be a matrix (N, D), came shape {features.shape}")
+    lengths = np.linalg.norm(features, axis=1)
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))  # also catches NaN
+    if len(bad):
+        raise ValueError(
+            f"features must have unit length: {len(bad)} of {len(lengths)} rows have not, the "
+            f"first is row {bad[0]} (counted from 0) of length {lengths[bad[0]]:g}"
+        )
+
+
+def _score(
+    name: str, inputs: Inputs, params: Mapping[str, float], records: Records
+) -> NDArray[np.float64]:
+    """One score (N,) in blocks of `BLOCK_ROWS`, the last one padded.
+
+    Vector instructions and the scalar code for what they leave over differ in the last bit (in
+    DeltaEnergy's logaddexp, for one). In full blocks no row is left over.
+    """
+    result = np.empty(len(inputs.similarity))
+    for start in range(0, len(result), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        block = Inputs(
+            _padded(inputs.features[rows]),
+            _padded(inputs.similarity[rows]),
+            _padded(inputs.logits[rows]),
+            predictor=inputs.predictor,
+            # Patches are large: only for the score that reads them.
+            local=_padded_patches(inputs.local, rows) if name == GL_MCM else None,
+        )
+        scores = score_rows(name, block, params, records)
+        result[rows] = scores.numpy()[: len(result) - start]
+    return result
+
+
+def _padded(block: torch.Tensor) -> torch.Tensor:
+    """The block filled up with its first row, which is as fit to be scored as any."""
+    missing = BLOCK_ROWS - len(block)
+    return torch.cat([block, block[:1].expand(missing, -1)]) if missing else block
+
+
+def _padded_patches(local: NDArray[np.float32] | None, rows: slice) -> NDArray[np.float32] | None:
+    """The same for patches (N, P, D), where there are any."""
+    if local is None:
+        return None
+    block = local[rows]
+    return np.concatenate([block, np.repeat(block[:1], BLOCK_ROWS - len(block), axis=0)])

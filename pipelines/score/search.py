@@ -1,0 +1,296 @@
+"""What needs no training: temperatures, c and other parameters of a score, searched on arrays."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipelines.config import Section, UserError
+from pipelines.methods import MethodConfig
+from pipelines.ood import SCORES, auroc, delta_energy_grid, fpr_at_tpr
+from pipelines.score import by_name as scoring
+
+# Scores that need nothing but a head's similarities, searched below; `scores=all` means these.
+USABLE = scoring.PLAIN
+# The neighbour of KNN where nothing is searched, as far as there are so many training features.
+_NEIGHBOUR = 50
+
+
+class PostHocConfig(Section):
+    """The same number of settings for every score that has a parameter."""
+
+    budget: int = Field(24, ge=1, description="settings tried of each score")
+    tau: tuple[float, float] = Field(
+        (0.02, 5.0),
+        description="temperatures on the scale of similarities, from - to, log-spaced; "
+        "scores of logits get them times the logit scale",
+    )
+    c: list[int] = Field([1, 2, 3], min_length=1, description="values of DeltaEnergy's c")
+    gamma: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1, description="of gen")
+    weight: list[float] = Field(
+        [0.5, 1.0, 2.0], min_length=1, description="of the patches in gl_mcm"
+    )
+    k: list[int] = Field([1, 5, 10, 20, 50, 100, 200], min_length=1, description="of knn")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PostHocConfig:
+        if not 0 < self.tau[0] < self.tau[1]:
+            raise ValueError(f"tau={list(self.tau)}: need 0 < from < to")
+        if min(self.k) < 1:
+            raise ValueError(f"k={self.k}: neighbours are counted from 1")
+        return self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a score and what it gives on validation data."""
+
+    params: Mapping[str, float]
+    auroc: float
+    fpr: float
+
+
+def settings(
+    score: str, config: PostHocConfig, *, num_classes: int, logit_scale: float
+) -> list[dict[str, float]]:
+    """The parameter settings to try for `score`; one empty setting where it has none."""
+    entry = SCORES[score]
+    values: dict[str, Sequence[float]] = {}
+    if "c" in entry.parameters:
+        values["c"] = [c for c in config.c if c <= num_classes] or [1]
+    if "gamma" in entry.parameters:
+        values["gamma"] = config.gamma
+    if "weight" in entry.parameters:
+        values["weight"] = config.weight
+    if "tau" in entry.parameters:
+        others = int(np.prod([len(v) for v in values.values()]))
+        scale = logit_scale if entry.input == "logits" else 1.0
+        if score == scoring.NEG_LABEL:
+            scale = 0.5  # its published 0.01 is then where the usual range begins
+        values["tau"] = temperatures(config, max(1, config.budget // others), scale)
+    names = sorted(values)
+    return [
+        dict(zip(names, chosen, strict=True))
+        for chosen in itertools.product(*(values[name] for name in names))
+    ]
+
+
+def fitted_settings(score: str, config: PostHocConfig, *, num_train: int) -> list[dict[str, float]]:
+    """The parameter settings to try for a fitted score; one empty setting where it has none."""
+    if score != "knn":
+        return [{}]
+    return [{"k": k} for k in config.k if k <= num_train] or [{"k": num_train}]
+
+
+def defaults(score: str, *, num_train: int) -> dict[str, float]:
+    """The parameters of a score, a fitted one or a sum included, where nothing is searched."""
+    if scoring.JOIN in score:
+        parts = {part: defaults(part, num_train=num_train) for part in scoring.parts(score)}
+        return scoring.joined_params(parts)
+    if score in SCORES:
+        return dict(SCORES[score].parameters)
+    return {"k": min(_NEIGHBOUR, num_train)} if score == "knn" else {}
+
+
+def method_defaults(
+    method: MethodConfig, scores: Iterable[str], *, num_train: int
+) -> dict[str, dict[str, float]]:
+    """The parameters of every score under a method where nothing is searched.
+
+    Of a score in the method's `score_params` these are they, so that a sweep's choice stands there
+    as it was; only knn's k, which has no default of its own, is filled in.
+    """
+    found = {}
+    for score in scores:
+        params = defaults(score, num_train=num_train)
+        given = method.score_params.get(score)
+        if given is not None:
+            params = {k: v for k, v in params.items() if k in ("k", "knn.k")} | given
+        found[score] = params
+    return found
+
+
+def params_problems(
+    method: MethodConfig, *, num_classes: int | None = None, num_train: int | None = None
+) -> list[str]:
+    """What is wrong with a method's `score_params`, one line each.
+
+    Args:
+        method: whose they are.
+        num_classes: K, which bounds c; None: names are checked, values are not.
+        num_train: training images, which bound k; given where `num_classes` is.
+    """
+    problems = []
+    for score, params in method.score_params.items():
+        if wrong := scoring.problem(score):
+            problems.append(f"score_params: {wrong}")
+            continue
+        allowed = defaults(score, num_train=num_train or 1)
+        unknown = [name for name in params if name not in allowed]
+        if unknown:
+            listed = ", ".join(allowed) or "none, it has no parameters"
+            problems.append(f"score_params.{score}: no parameter {unknown[0]!r}; allowed: {listed}")
+        elif num_classes is not None and num_train is not None:
+            problems += _value_problems(score, params, num_classes, num_train)
+    return problems
+
+
+def _value_problems(
+    score: str, params: Mapping[str, float], num_classes: int, num_train: int
+) -> list[str]:
+    found = []
+    for part in scoring.parts(score):
+        own = scoring.part_params(score, part, params)
+        if "k" in own and part not in SCORES and own["k"] not in range(1, num_train + 1):
+            found.append(f"score_params.{score}: k={own['k']}: allowed: 1 to {num_train}")
+        try:
+            if part in USABLE:
+                scores_of(part, np.zeros((1, num_classes), np.float32), 1.0, own)
+        except (ValueError, TypeError) as error:
+            found.append(f"score_params.{score}: {error}")
+    return found
+
+
+def temperatures(config: PostHocConfig, count: int, scale: float) -> list[float]:
+    """`count` log-spaced temperatures, rounded to three digits so that tables can print them.
+
+    Where there are hundreds, six digits keep them apart.
+    """
+    spaced = np.geomspace(config.tau[0] * scale, config.tau[1] * scale, count)
+    digits = 3 if count <= 200 else 6
+    return [float(f"{tau:.{digits}g}") for tau in spaced]
+
+
+def scores_of(
+    score: str, similarity: NDArray[np.float32], logit_scale: float, params: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """A score (N,) in float64 of similarities (N, K)."""
+    exact = torch.from_numpy(similarity).double()
+    result = SCORES[score](similarity=exact, logits=exact * logit_scale, **params)
+    return np.asarray(result.numpy(), dtype=np.float64)
+
+
+def search(
+    score: str,
+    id_similarity: NDArray[np.float32],
+    ood_similarity: Mapping[str, NDArray[np.float32]],
+    logit_scale: float,
+    config: PostHocConfig,
+) -> list[Setting]:
+    """Every setting of `score`, judged by the mean over the OOD sets.
+
+    Args:
+        score: its name in SCORES.
+        id_similarity: (N, K) of ID validation images.
+        ood_similarity: (M, K) of each validation OOD set.
+        logit_scale: logits = similarity x logit_scale.
+        config: the search space.
+    """
+    tried = settings(score, config, num_classes=id_similarity.shape[1], logit_scale=logit_scale)
+    parts = {"": id_similarity, **ood_similarity}
+    whole = np.concatenate(list(parts.values()))
+    cuts = np.cumsum([len(part) for part in parts.values()])[:-1]
+    if score == "delta_energy":
+        return _delta_energy_settings(whole, tried, cuts)
+    values = (scores_of(score, whole, logit_scale, params) for params in tried)
+    return [
+        judge(params, np.split(column, cuts)) for params, column in zip(tried, values, strict=True)
+    ]
+
+
+def _delta_energy_settings(
+    similarity: NDArray[np.float32],
+    tried: Sequence[Mapping[str, float]],
+    cuts: NDArray[np.int64],
+) -> list[Setting]:
+    """All settings of DeltaEnergy at once: one search for the top similarities.
+
+    Each cell is judged as soon as it is computed, so that the grid of scores is never held.
+    """
+    taus = sorted({params["tau"] for params in tried})
+    cs = sorted({int(params["c"]) for params in tried})
+    table = delta_energy_grid(
+        torch.from_numpy(similarity).double(),
+        taus,
+        cs,
+        reduce=lambda scores: judge({}, np.split(scores.numpy(), cuts)),
+    )
+    return [
+        replace(table[i][j], params={"c": cs[j], "tau": taus[i]})
+        for i, j in itertools.product(range(len(taus)), range(len(cs)))
+    ]
+
+
+def search_held_out_classes(
+    score: str,
+    similarity: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    logit_scale: float,
+    config: PostHocConfig,
+) -> list[Setting]:
+    """Every setting of `score`, judged without any OOD image: ID classes are unknown in turn.
+
+    A part of the classes is taken out of the class list, their images are the OOD side, and the
+    mean over the parts is reported. Each class is a part of its own up to ten classes, else every
+    tenth class belongs to one. The head has been trained with all classes, so its figures are
+    not those of unknown classes; the order of settings is what this is for.
+
+    Args:
+        score: its name in SCORES.
+        similarity: (N, K) of ID validation images.
+        labels: (N,) their classes.
+        logit_scale: logits = similarity x logit_scale.
+        config: the search space.
+
+    Raises:
+        UserError: for fewer than three classes.
+    """
+    num_classes = similarity.shape[1]
+    if num_classes < 3:
+        raise UserError(
+            f"{num_classes} classes and neither validation_ood nor outliers: nothing to choose "
+            "settings on; add a set validation_ood/NAME, or take the defaults with sweep=none"
+        )
+    num_parts = min(num_classes, 10)
+    # The same settings for every part, whatever is left of the classes.
+    largest = -(-num_classes // num_parts)
+    fewer = config.model_copy(
+        update={"c": [c for c in config.c if c <= num_classes - largest] or [1]}
+    )
+    found = []
+    for part in range(num_parts):
+        kept = np.arange(num_classes) % num_parts != part
+        unknown = labels % num_parts == part
+        if unknown.any() and not unknown.all():
+            rows = similarity[:, kept]
+            ood = {"held out": rows[unknown]}
+            found.append(search(score, rows[~unknown], ood, logit_scale, fewer))
+    return [
+        Setting(
+            settings[0].params,
+            float(np.mean([s.auroc for s in settings])),
+            float(np.mean([s.fpr for s in settings])),
+        )
+        for settings in zip(*found, strict=True)
+    ]
+
+
+def judge(params: Mapping[str, float], parts: Sequence[NDArray[np.float64]]) -> Setting:
+    """A setting by its scores of the ID images and of each OOD set."""
+    id_scores, *ood = parts
+    return Setting(
+        dict(params),
+        float(np.mean([auroc(id_scores, scores) for scores in ood])),
+        float(np.mean([fpr_at_tpr(id_scores, scores) for scores in ood])),
+    )
+
+
+def best(found: Sequence[Setting]) -> Setting:
+    """The highest AUROC; among equals the lowest FPR; among equals the first."""
+    return max(found, key=lambda s: (s.auroc, -s.fpr))

@@ -1,0 +1,1 @@
+"""Settings chosen on validation data: search space, trials, Ray Tune, evidence."""

@@ -1,0 +1,396 @@
+"""Pictures of a sweep: its trials, what mattered, the post-hoc surface, accuracy against FPR.
+
+Drawn from `sweep.json`, the surfaces of the chosen trials and `pipelines.sweep.evidence`, in the
+look of `pipelines.plots`. Colour is always validation AUROC, the same scale in a figure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from pipelines.plots import INK, LINE, MUTED, PAPER, new_figure
+from pipelines.sweep import evidence as facts
+from pipelines.sweep.evidence import Importance, Trial
+
+_BLUE, _ORANGE, _VERMILION = "#0072b2", "#e69f00", "#d55e00"
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#aa3377", "#e69f00", "#56b4e9", "#8c564b", "#999933")
+_MARKERS = "osD^vPX<>hp*"
+_APART = 0.06  # of an axis: what two written values need between them
+_LONGEST = 18  # characters of a written value
+_PLACES = 6  # of trials that a contour needs
+_SHOWN = 200  # trials of one picture: the best of more
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis from 0 to 1: numbers (logarithmic over decades) or words, one step each."""
+
+    name: str
+    values: tuple[Any, ...]
+    log: bool = False
+
+    @classmethod
+    def of(cls, name: str, tried: Sequence[Any]) -> Scale:
+        """The axis of the values that were tried."""
+        if all(map(facts.is_number, tried)):
+            numbers = sorted({float(value) for value in tried})
+            return cls(name, tuple(numbers), facts.spans_decades(numbers))
+        return cls(name, tuple(dict.fromkeys(map(str, tried))))
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the values are numbers."""
+        return not isinstance(self.values[0], str)
+
+    def place(self, value: Any) -> float:
+        """Where a value stands."""
+        if len(self.values) == 1:
+            return 0.5
+        if not self.numeric:
+            return self.values.index(str(value)) / (len(self.values) - 1)
+        ends = self.values[0], self.values[-1], float(value)
+        low, high, at = np.log(ends) if self.log else np.asarray(ends)
+        return float((at - low) / (high - low))
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and what is written there: the values, or round numbers where they crowd."""
+        places = sorted(self.place(value) for value in self.values)
+        crowded = any(b - a < _APART for a, b in itertools.pairwise(places))
+        if not (self.numeric and crowded):
+            return [(self.place(value), self._written(value)) for value in self.values]
+        low, high = self.values[0], self.values[-1]
+        if self.log:
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            steps = (1,) if len(powers) > 4 else (1, 2, 5)
+            spaced = [step * 10.0**power for power in powers for step in steps]
+            round_values = [v for v in spaced if low <= v * (1 + 1e-9) and v <= high * (1 + 1e-9)]
+        else:
+            found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+            round_values = [float(value) for value in found if low <= value <= high]
+        return [(self.place(value), self._written(value)) for value in round_values]
+
+    def _written(self, value: Any) -> str:
+        if self.name.endswith("(%)"):
+            return f"{value:.1f}"
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\u2026"
+
+
+def drawn(
+    sweep: Mapping[str, Any], surfaces: pa.Table | None = None
+) -> Iterator[tuple[str, str, Figure]]:
+    """Every picture that the sweep has something for: file name without suffix, title, figure.
+
+    Args:
+        sweep: the content of `sweep.json`.
+        surfaces: of the chosen trials, or None.
+    """
+    members, own, bars = facts.trials(sweep), facts.own_scores(sweep), []
+    for method, score in own.items():
+        trials = [trial for trial in members if trial.method == method]
+        chosen = sweep["methods"][method].get("chosen") or {}
+        measured = facts.importance(trials, score)
+        if (figure := parallel(trials, score, chosen)) is not None:
+            yield f"parallel-{method}", f"{method}: one line a trial", figure
+        if (figure := contour(trials, score, chosen, measured)) is not None:
+            yield f"contour-{method}", f"{method}: two settings", figure
+        for name in dict.fromkeys((score, "delta_energy")):
+            rows = facts.surface_rows(surfaces, method, name)
+            params = (sweep["methods"][method].get("scores") or {}).get(name) or {}
+            if (figure := surface(rows, params)) is not None:
+                yield f"surface-{method}-{name}", f"{method} + {name}, chosen head", figure
+        of_score = facts.surface_importance(facts.surface_rows(surfaces, method, score))
+        bars += [found for found in (measured, of_score) if found is not None and found.shares]
+    if bars:
+        yield "importance", "What explains the validation AUROC", importance_bars(bars)
+    points = facts.pareto(members, own)
+    if len(points) > 1:
+        yield "pareto", "ID accuracy against FPR", front(points, chosen_trials(sweep))
+
+
+def chosen_trials(sweep: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """(method, number) of the chosen trials; in an earlier version's record, by their settings."""
+    found = set()
+    for trial in sweep.get("trials") or []:
+        chosen = sweep["methods"].get(trial["method"]) or {}
+        number = chosen.get("trial")
+        same = trial["settings"] == chosen.get("chosen")
+        if trial["trial"] == number if number is not None else same:
+            found.add((trial["method"], int(trial["trial"])))
+    return found
+
+
+def parallel(trials: Sequence[Trial], score: str, chosen: Mapping[str, Any]) -> Figure | None:
+    """Each trial as a line through its settings to its accuracy and AUROC; the chosen one thick.
+
+    A failed trial is dashed and ends in a cross behind its settings; a stopped one is dotted.
+    """
+    keys, known = facts.varied(trials), _judged(trials, score)
+    if not keys or len(known) < 2:
+        return None
+    known = known[-_SHOWN:]
+    failed = [trial for trial in trials if trial.status == "failed"][:_SHOWN]
+    every = [*(trial for trial, _ in known), *failed]
+    scales = [Scale.of(key, [trial.settings.get(key) for trial in every]) for key in keys]
+    scales.append(Scale.of("ID accuracy (%)", [100 * (t.accuracy or 0) for t, _ in known]))
+    scales.append(Scale.of("AUROC (%)", [100 * auroc for _, auroc in known]))
+    colours = _colours([auroc for _, auroc in known])
+    with new_figure(1.25 * len(scales) + 1.6, 3.3) as figure:
+        axes = figure.subplots()
+        for trial, auroc in known:
+            values = [*map(trial.settings.get, keys), 100 * (trial.accuracy or 0), 100 * auroc]
+            best = trial.status == "done" and dict(trial.settings) == dict(chosen)
+            axes.plot(
+                range(len(scales)),
+                [scale.place(value) for scale, value in zip(scales, values, strict=True)],
+                color=_colour(colours, 100 * auroc),
+                linewidth=3.4 if best else 1.4,
+                linestyle=":" if trial.status == "stopped" else "-",
+                zorder=4 if best else 3,
+            )
+        for trial in failed:
+            places = [scales[i].place(trial.settings.get(key)) for i, key in enumerate(keys)]
+            _failed_line(axes, places)
+        _upright(axes, scales)
+        _colour_bar(figure, axes, colours)
+        _line_legend(axes, trials)
+    return figure
+
+
+def contour(
+    trials: Sequence[Trial],
+    score: str,
+    chosen: Mapping[str, Any],
+    measured: Importance | None = None,
+) -> Figure | None:
+    """Validation AUROC over the two numeric settings that matter most, linear between trials.
+
+    Where other settings vary too, the best trial of a place stands for it.
+    """
+    known = _judged(trials, score)
+    shares = measured.shares if measured is not None else {}
+    keys = [
+        key
+        for key in sorted(facts.varied(trials), key=lambda key: -shares.get(key, 0.0))
+        if all(facts.is_number(trial.settings.get(key)) for trial, _ in known)
+    ][:2]
+    if len(keys) < 2:
+        return None
+    scales = [Scale.of(key, [trial.settings[key] for trial, _ in known]) for key in keys]
+    best: dict[tuple[float, ...], float] = {}
+    for trial, auroc in known:  # ascending, so the best one stays
+        best[tuple(s.place(trial.settings[k]) for s, k in zip(scales, keys, strict=True))] = auroc
+    places = np.array(list(best))
+    values = 100 * np.array(list(best.values()))
+    if len(places) < _PLACES or np.linalg.matrix_rank(places - places.mean(axis=0)) < 2:
+        return None
+    colours = _colours(list(best.values()))
+    with new_figure(4.6, 3.4) as figure:
+        axes = figure.subplots()
+        levels = np.linspace(*_span(values), 13)
+        axes.tricontourf(*places.T, values, levels, cmap=colours.cmap, norm=colours.norm)
+        dot: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "clip_on": False}
+        for place, value in zip(places, values, strict=True):
+            axes.plot(*place, "o", markersize=6, color=_colour(colours, value), **dot)
+        if all(key in chosen for key in keys):
+            spot = [s.place(chosen[key]) for s, key in zip(scales, keys, strict=True)]
+            _ring(axes, *spot)
+        _frame(axes, scales)
+        _colour_bar(figure, axes, colours)
+    return figure
+
+
+def surface(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Figure | None:
+    """Validation AUROC over tau (or k), a line for each c or gamma; the chosen place ringed."""
+    along = next((k for k in ("tau", "k", "gamma", "c") if len(_values(rows, k)) > 1), None)
+    if along is None:
+        return None
+    other = next((k for k in ("c", "gamma") if k != along and len(_values(rows, k)) > 1), None)
+    with new_figure(4.4, 3.1) as figure:
+        axes = figure.subplots()
+        groups = _values(rows, other) if other else [None]
+        for number, value in enumerate(groups):
+            line = sorted(
+                (row[along], 100 * row["auroc"]) for row in rows if not other or row[other] == value
+            )
+            colour = _LINES[number % len(_LINES)]
+            marker = "." if len(line) <= 40 else ""
+            label = f"{other} = {value:g}" if other and value is not None else None
+            axes.plot(*zip(*line, strict=True), color=colour, marker=marker, label=label)
+            if value == (chosen.get(other) if other else None) and along in chosen:
+                x, y = min(line, key=lambda point: abs(point[0] - chosen[along]))
+                _ring(axes, x, y)
+        if facts.spans_decades(_values(rows, along)):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel=along, ylabel="validation AUROC (%)")
+        axes.grid(color=LINE, linewidth=0.6)
+        axes.margins(y=0.12)
+        if other:
+            _legend_below(axes)
+    return figure
+
+
+def importance_bars(found: Sequence[Importance]) -> Figure:
+    """The share of each setting, a block of bars for each method and what is varied."""
+    lines = sum(len(one.shares) for one in found) + len(found)
+    with new_figure(4.8, 0.27 * lines + 0.7) as figure:
+        axes = figure.subplots()
+        at, names, spots = 0, [], []
+        for one in found:
+            trained = one.of == "training settings"
+            count = f"{one.num} trials" if trained else f"{one.num} settings of {one.of}"
+            side: dict[str, Any] = {"va": "center", "fontsize": 8.5}
+            axes.text(0, at, f"{one.method}, {count}", fontweight="bold", **side)
+            for key, share in sorted(one.shares.items(), key=lambda item: -item[1]):
+                at += 1
+                names.append(key)
+                spots.append(at)
+                axes.barh(at, 100 * share, 0.62, color=_BLUE if trained else _ORANGE)
+                axes.text(100 * share + 1.5, at, f"{100 * share:.0f} %", **side)
+            at += 1
+        axes.set_yticks(spots, names)
+        axes.set(ylim=(at - 0.4, -0.6), xlim=(0, 112))
+        axes.set_xlabel("share of the change in validation AUROC (%)")
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def front(points: Sequence[Mapping[str, Any]], chosen: set[tuple[str, int]]) -> Figure:
+    """FPR against ID accuracy of every trial: up and to the left is better; chosen ones ringed."""
+    with new_figure(4.6, 3.5) as figure:
+        axes = figure.subplots()
+        best = sorted((100 * p["fpr"], 100 * p["accuracy"]) for p in points if p["front"])
+        style: dict[str, Any] = {"color": MUTED, "linewidth": 1, "zorder": 1}
+        axes.step(*zip(*best, strict=True), where="post", label="Pareto front", **style)
+        for number, method in enumerate(dict.fromkeys(point["method"] for point in points)):
+            own = [point for point in points if point["method"] == method]
+            axes.plot(
+                [100 * point["fpr"] for point in own],
+                [100 * point["accuracy"] for point in own],
+                _MARKERS[number % len(_MARKERS)],
+                color=_LINES[number % len(_LINES)],
+                markersize=5.5,
+                alpha=0.85,
+                label=method,
+            )
+        for point in points:
+            if (point["method"], point["trial"]) in chosen:
+                _ring(axes, 100 * point["fpr"], 100 * point["accuracy"])
+        axes.set_xlabel("FPR at 95 % TPR, validation OOD (%)")
+        axes.set_ylabel("ID validation accuracy (%)")
+        axes.grid(color=LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.margins(0.08)
+        _legend_below(axes)
+    return figure
+
+
+def _judged(trials: Sequence[Trial], score: str) -> list[tuple[Trial, float]]:
+    """The trials that have both figures, with their AUROC, the best last."""
+    known = [
+        (trial, auroc)
+        for trial in trials
+        if trial.status != "failed"
+        and trial.accuracy is not None
+        and (auroc := trial.of(trial.auroc, score)) is not None
+    ]
+    return sorted(known, key=lambda item: item[1])
+
+
+def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return sorted({row[key] for row in rows if row.get(key) is not None})
+
+
+def _span(percents: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    low, high = float(np.min(percents)), float(np.max(percents))
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _colours(aurocs: Sequence[float]) -> ScalarMappable:
+    """Percent to colour, dark blue to yellow-green, without the ends that a page swallows."""
+    steps = mpl.colormaps["viridis"](np.linspace(0.08, 0.9, 24))
+    return ScalarMappable(Normalize(*_span([100 * a for a in aurocs])), ListedColormap(steps))
+
+
+def _colour(colours: ScalarMappable, percent: float) -> tuple[float, ...]:
+    return tuple(colours.to_rgba(np.array([percent]))[0])
+
+
+def _colour_bar(figure: Figure, axes: Axes, colours: ScalarMappable) -> None:
+    bar = figure.colorbar(colours, ax=axes, pad=0.03, fraction=0.05)
+    bar.set_label("validation AUROC (%)", color=INK)
+    bar.outline.set_visible(False)
+
+
+def _failed_line(axes: Axes, places: Sequence[float]) -> None:
+    end = len(places) - 0.62
+    axes.plot(
+        [*range(len(places)), end], [*places, places[-1]], "--", color=_VERMILION, linewidth=1
+    )
+    axes.plot([end], places[-1:], "x", color=_VERMILION, markersize=7, markeredgewidth=2)
+
+
+def _upright(axes: Axes, scales: Sequence[Scale]) -> None:
+    """One upright axis for each scale, its values to the left of it, its name above."""
+    for at, scale in enumerate(scales):
+        axes.axvline(at, color=MUTED, linewidth=0.8, zorder=2)
+        for place, text in scale.ticks:
+            axes.plot([at - 0.02, at], [place, place], color=MUTED, linewidth=0.8)
+            axes.annotate(
+                text, (at, place), (-4, 0), textcoords="offset points", ha="right", va="center",
+                fontsize=7.5, zorder=5, bbox={"facecolor": PAPER, "edgecolor": "none",
+                "alpha": 0.75, "pad": 0.6},
+            )  # fmt: skip
+        axes.text(at, 1.07, scale.name, ha="center", va="bottom", fontsize=8.5)
+    axes.set(xlim=(-0.45, len(scales) - 0.85), ylim=(-0.04, 1.04), xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _line_legend(axes: Axes, trials: Sequence[Trial]) -> None:
+    """What a thick, a dotted and a dashed line mean, as far as there are any."""
+    kinds = {trial.status for trial in trials}
+    style: dict[str, Any] = {"color": MUTED}
+    axes.plot([], [], linewidth=3.4, label="chosen", **style)
+    if "stopped" in kinds:
+        axes.plot([], [], linestyle=":", linewidth=1.4, label="stopped early", **style)
+    if "failed" in kinds:
+        num = sum(trial.status == "failed" for trial in trials)
+        axes.plot([], [], "x--", color=_VERMILION, linewidth=1, label=f"failed ({num})")
+    _legend_below(axes)
+
+
+def _legend_below(axes: Axes) -> None:
+    count = len(axes.get_legend_handles_labels()[1])
+    axes.figure.legend(loc="outside lower center", ncols=min(count, 4), handlelength=2)
+
+
+def _frame(axes: Axes, scales: Sequence[Scale]) -> None:
+    """The scales' own values along the sides of a square from 0 to 1."""
+    for side, scale in zip("xy", scales, strict=True):
+        places, texts = zip(*scale.ticks, strict=True)
+        axes.set(**{f"{side}ticks": places, f"{side}ticklabels": texts, f"{side}label": scale.name})
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+
+
+def _ring(axes: Axes, x: float, y: float) -> None:
+    style: dict[str, Any] = {"fillstyle": "none", "color": INK, "clip_on": False, "zorder": 5}
+    axes.plot([x], [y], "o", markersize=13, markeredgewidth=1.6, **style)

@@ -1,0 +1,187 @@
+"""Search spaces in the words of the command line: which values of a method are tried.
+
+A space maps dotted keys of a method to a list (a grid) or to a mapping that names a sampler:
+
+    training.lr: [0.002, 0.02]
+    training.lr: {loguniform: [0.0005, 0.1]}
+    head.num_context: {int: [2, 16]}
+    keep: {uniform: [0.1, 0.9]}
+    scope: {choice: [image, top]}
+
+`grid` tries every combination of lists, `random` draws `num_samples` settings from a seed, and
+`optuna` (`pipelines.sweep.tune`) proposes them one after the other. Settings that a method refuses
+because two margins are in the wrong order are left out of the grid and drawn again, so that
+m_in < m_out holds in every trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.config import UserError, plain
+from pipelines.methods import AnyMethod, MethodConfig
+
+Sampler: TypeAlias = Literal["grid", "random", "optuna"]
+Values: TypeAlias = dict[str, Any]
+
+# name of a sampler: what its list holds
+SAMPLERS: Mapping[str, str] = {
+    "choice": "the values to choose from",
+    "uniform": "[from, to]",
+    "loguniform": "[from, to], both above 0",
+    "int": "[from, to], both included",
+    "logint": "[from, to], both included and above 0",
+}
+# Draws after which a space whose settings are refused again and again is given up.
+_PATIENCE = 1000
+
+
+def problem(domain: Any) -> str | None:
+    """What is wrong with a key's list or mapping, or None."""
+    if isinstance(domain, list):
+        return None if domain else "an empty list"
+    if not isinstance(domain, Mapping) or len(domain) != 1:
+        return f"came {domain!r}; give a list of values or one of {', '.join(SAMPLERS)}: [...]"
+    (name, given), *_ = domain.items()
+    if name not in SAMPLERS:
+        return f"no sampler {name!r}; allowed: {', '.join(SAMPLERS)}"
+    if not isinstance(given, list) or not given:
+        return f"{name}: expected {SAMPLERS[name]}, came {given!r}"
+    if name == "choice":
+        return None
+    wanted = int if "int" in name else int | float
+    if len(given) != 2 or not all(isinstance(v, wanted) for v in given) or given[0] >= given[1]:
+        return f"{name}: expected {SAMPLERS[name]} with from < to, came {given!r}"
+    if name.startswith("log") and given[0] <= 0:
+        return f"{name}: expected {SAMPLERS[name]}, came {given!r}"
+    return None
+
+
+def size(space: Mapping[str, Any]) -> int | None:
+    """How many combinations a space of lists has; None where a key names a sampler."""
+    if not all(isinstance(domain, list) for domain in space.values()):
+        return None
+    return math.prod(len(domain) for domain in space.values())
+
+
+def settings(
+    method: MethodConfig,
+    space: Mapping[str, Any],
+    *,
+    sampler: Sampler,
+    num_samples: int | None,
+    seed: int,
+) -> list[Values]:
+    """The settings that a grid or a random search tries, in order.
+
+    Args:
+        method: what they are laid over; settings that it refuses for the order of its margins
+            are left out.
+        space: dotted keys and what is tried of each; empty: one setting without a change.
+        sampler: grid or random; of an empty space there is one setting whatever it is.
+        num_samples: settings in all; None (a grid only): every combination. Of a grid with more,
+            as many drawn without repetition.
+        seed: of the draws.
+
+    Raises:
+        UserError: for a key that the method does not have, or a space without a usable setting.
+    """
+    if not space:
+        return [{}]
+    for key in space:
+        check_key(method, key)
+    random = np.random.default_rng(seed)
+    if sampler == "grid":
+        found = [dict(zip(space, c, strict=True)) for c in itertools.product(*space.values())]
+        found = [values for values in found if is_ordered(method, values)]
+        if num_samples is not None and num_samples < len(found):
+            kept = sorted(random.choice(len(found), num_samples, replace=False))
+            found = [found[place] for place in kept]
+    else:
+        draws = (dict(_drawn(space, random)) for _ in range(_PATIENCE * (num_samples or 1)))
+        fitting = (values for values in draws if is_ordered(method, values))
+        found = list(itertools.islice(fitting, num_samples))
+    if not found:
+        raise UserError(f"sweep.space.{method.name}: in no setting is m_in below m_out")
+    return found
+
+
+def _drawn(space: Mapping[str, Any], random: np.random.Generator) -> Iterator[tuple[str, Any]]:
+    """One value for every key."""
+    for key, domain in space.items():
+        name, given = ("choice", domain) if isinstance(domain, list) else next(iter(domain.items()))
+        yield key, _DRAWS[name](given, random)
+
+
+def rounded(value: float) -> float:
+    """Four digits: what a table prints is what was tried."""
+    return float(f"{value:.4g}")
+
+
+def _log_uniform(given: Sequence[Any], random: np.random.Generator) -> float:
+    return math.exp(random.uniform(math.log(given[0]), math.log(given[1])))
+
+
+_DRAWS: Mapping[str, Callable[[Sequence[Any], np.random.Generator], Any]] = {
+    "choice": lambda given, random: given[int(random.integers(len(given)))],
+    "uniform": lambda given, random: rounded(random.uniform(*given)),
+    "loguniform": lambda given, random: rounded(_log_uniform(given, random)),
+    "int": lambda given, random: int(random.integers(given[0], given[1] + 1)),
+    "logint": lambda given, random: round(_log_uniform(given, random)),
+}
+
+
+def check_key(method: MethodConfig, key: str) -> None:
+    """Refuse a dotted key that the method does not have.
+
+    Raises:
+        UserError: naming it.
+    """
+    *parents, last = key.split(".")
+    node: Any = plain(method)
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        raise UserError(f"sweep.space.{method.name}: no key {key!r} in method {method.name}")
+
+
+def is_ordered(method: MethodConfig, values: Mapping[str, Any]) -> bool:
+    """Whether a setting's two margins, where it has two, are in order."""
+    known = {**plain(method), **values}
+    m_in, m_out = known.get("m_in"), known.get("m_out")
+    if not isinstance(m_in, int | float) or not isinstance(m_out, int | float):
+        return (m_in is None) == (m_out is None)
+    return m_in < m_out
+
+
+def with_values(method: MethodConfig, values: Mapping[str, Any]) -> MethodConfig:
+    """`method` with dotted keys replaced and everything validated again.
+
+    Raises:
+        UserError: for a key that the method does not have, or a value that it refuses.
+    """
+    data = plain(method)
+    for key, value in values.items():
+        check_key(method, key)
+        *parents, last = key.split(".")
+        node = data
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    try:
+        return parse_method(data)
+    except ValidationError as error:
+        message = "; ".join(e["msg"] for e in error.errors(include_url=False))
+        raise UserError(f"sweep.space.{method.name}: {dict(values)}: {message}") from None
+
+
+def parse_method(data: Mapping[str, Any]) -> MethodConfig:
+    """A method's section from plain data, by its `name`."""
+    adapter: TypeAdapter[MethodConfig] = TypeAdapter(AnyMethod)
+    return adapter.validate_python(dict(data))

@@ -1,0 +1,185 @@
+"""An image that trains or chooses and is tested on, by whatever name, stops the run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipelines import pipeline
+from pipelines.backbones.clip import BackboneConfig
+from pipelines.config import UserError, load
+from pipelines.data.benchmarks import BenchmarkConfig
+from pipelines.data.features import FeatureCache
+from pipelines.data.storage import Storage
+from pipelines.embed import stage as embed
+from pipelines.embed.workers import PLAN, ShardEncoder
+from pipelines.run import Quiet, Run
+from pipelines.settings import PipelineConfig
+from tests.feature_cache import make_cache
+
+# Folders, each a source and a set; class_0 and class_1 are known.
+SETS = {
+    "train": ("class_0", "class_1"),
+    "validation": ("class_0", "class_1"),
+    "test": ("class_0", "class_1"),
+    "shifted/ink": ("class_0",),
+    "outliers": ("bird",),
+    "validation_ood/fish": ("fish",),
+    "ood/far/rock": ("rock",),
+}
+
+
+def place(root: Path, name: str, class_name: str, number: int) -> Path:
+    return root / name.replace("/", "-") / class_name / f"{number:02d}.png"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two different pictures a class and set."""
+    root, random = tmp_path / "images", np.random.default_rng(0)
+    for name, classes in SETS.items():
+        for class_name in classes:
+            for number in range(2):
+                path = place(root, name, class_name, number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+    return root
+
+
+def _here(
+    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Any], work: Any, _: Any
+) -> Iterator[dict[str, Any]]:
+    """The actors' work in this process."""
+    encoder = ShardEncoder(work, {name: plan.source for name, plan in plans.items()})
+    for row in rows:
+        done = encoder(pa.Table.from_pylist([row], schema=PLAN))
+        yield json.loads(done["receipt"][0].as_py())
+
+
+@pytest.fixture
+def embedded(
+    images: Path,
+    backbone_files: dict[str, tuple[Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Callable[..., Run]:
+    """Run the stage `embed` on the folders, without Ray; `left_out`: not_keys by set."""
+    monkeypatch.setattr(embed, "_encode_shards", _here)
+    monkeypatch.setattr(pipeline, "connect", lambda _: contextlib.nullcontext())
+    architecture, weights = backbone_files["vit"]
+    words = [f"storage={tmp_path / 'storage'}", "methods=[zero_shot]", "sweep=none", "shots=null"]
+    words.append("max_rejected=0.4")
+    config = load(PipelineConfig, "pipeline", words)
+
+    def run(left_out: Mapping[str, str] | None = None) -> Run:
+        sources = {
+            name.replace("/", "-"): {
+                "kind": "folder",
+                "root": str(images / name.replace("/", "-")),
+            }
+            for name in SETS
+        }
+        sets = {
+            name: {"source": name.replace("/", "-"), "not_keys": (left_out or {}).get(name, [])}
+            for name in SETS
+        }
+        known = {"class_names": ["class_0", "class_1"], "sources": sources, "sets": sets}
+        update = {
+            "benchmark": BenchmarkConfig.model_validate({"name": "toy", **known}),
+            "backbone": BackboneConfig(name="tiny", config=str(architecture), path=str(weights)),
+        }
+        return pipeline.run(config.model_copy(update=update), Quiet(), only="embed")
+
+    return run
+
+
+def test_different_images_are_accepted(embedded: Callable[..., Run]) -> None:
+    assert embedded().has("embed")
+
+
+@pytest.mark.parametrize(
+    ("seen", "tested"),
+    [
+        ("train", "test"),
+        ("validation", "shifted/ink"),
+        ("outliers", "ood/far/rock"),
+        ("validation_ood/fish", "ood/far/rock"),
+        ("validation_ood/fish", "test"),
+    ],
+)
+def test_the_same_file_by_another_name_is_refused_and_named(
+    embedded: Callable[..., Run], images: Path, tmp_path: Path, seen: str, tested: str
+) -> None:
+    first = place(images, seen, SETS[seen][0], 1)
+    other = place(images, tested, SETS[tested][0], 77)
+    shutil.copy(first, other)
+    with pytest.raises(UserError) as caught:
+        embedded()
+    message = str(caught.value)
+    assert message.startswith(
+        f"benchmark 'toy': {seen!r} and {tested!r} share 1 image: {SETS[seen][0]}/01.png of "
+        f"{seen.replace('/', '-')} is {SETS[tested][0]}/77.png of {tested.replace('/', '-')}."
+    )
+    assert not list(tmp_path.glob("storage/runs/*/embed.json"))  # so that no later stage starts
+    # The word that the message gives helps.
+    word = message.rpartition("'benchmark.sets.")[2].rstrip("'")
+    name, _, keys = word.partition(".not_keys=")
+    assert name == seen
+    found = embedded({name: keys})
+    assert found.has("embed")
+    assert f"{SETS[seen][0]}/01.png" not in found.benchmark.sets[seen].keys
+
+
+def test_another_lossless_format_is_the_same_image_and_one_pixel_is_not(
+    embedded: Callable[..., Run], images: Path
+) -> None:
+    original = Image.open(place(images, "outliers", "bird", 0))
+    changed = np.asarray(original).copy()
+    changed[20, 25] ^= 128
+    other = place(images, "ood/far/rock", "rock", 5)
+    Image.fromarray(changed).save(other)
+    embedded()
+    other.unlink()
+    original.save(other.with_suffix(".webp"), lossless=True)
+    with pytest.raises(UserError, match="'outliers' and 'ood/far/rock' share 1 image"):
+        embedded()
+
+
+def test_several_overlaps_are_counted_apart(embedded: Callable[..., Run], images: Path) -> None:
+    for number in range(2):
+        bird = place(images, "outliers", "bird", number)
+        shutil.copy(bird, place(images, "ood/far/rock", "rock", 10 + number))
+    shutil.copy(place(images, "train", "class_0", 0), place(images, "shifted/ink", "class_0", 30))
+    with pytest.raises(UserError) as caught:
+        embedded()
+    assert "'outliers' and 'ood/far/rock' share 2 images" in str(caught.value)
+    assert "'train' and 'shifted/ink' share 1 image:" in str(caught.value)
+
+
+def test_a_rejected_image_has_no_hash(embedded: Callable[..., Run], images: Path) -> None:
+    for name, class_name in (("train", "class_0"), ("test", "class_0")):
+        content = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(content, "PNG")
+        place(images, name, class_name, 8).write_bytes(content.getvalue()[:40])
+    found = embedded()
+    assert found.has("embed")
+    assert "class_0/08.png" in found.benchmark.sets["test"].keys
+    rejected = found.manifest("embed")["sources"]["test"]["rejected"]
+    assert [row["key"] for row in rejected] == ["class_0/08.png"]
+
+
+def test_a_cache_without_hashes_says_what_to_do(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    make_cache(storage, "old", {"a": [1.0, 0.0]})
+    with pytest.raises(UserError, match="features old: no image hashes; run embed again"):
+        FeatureCache(storage, "old").image_hashes(["a"])

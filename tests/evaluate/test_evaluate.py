@@ -1,0 +1,350 @@
+"""Figures of synthetic score tables with two seeds, against scikit-learn and plain loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import binom
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from pipelines.config import UserError
+from pipelines.evaluate import stage as evaluate
+from pipelines.evaluate.stage import EvaluateConfig
+
+SETS = {  # number of images, mean score
+    "validation": (120, 2.0),
+    "test": (200, 2.0),
+    "validation_ood/v": (50, 0.5),
+    "shifted/a": (80, 1.5),
+    "shifted/b": (60, 1.0),
+    "ood/near/p": (70, 1.2),
+    "ood/near/q": (30, 0.6),
+    "ood/far/r": (90, -0.5),
+}
+METHODS = ("coop", "ebm")
+SCORES = ("mcm", "delta_energy")
+SEEDS = (0, 1)
+FACTS = {"benchmark": "toy", "notes": "made up"}
+SETTINGS = EvaluateConfig(num_resamples=200)
+
+
+def table(seed: int, sets: dict[str, tuple[int, float]]) -> pa.Table:
+    """Scores of normal noise, rounded so that some tie."""
+    random = np.random.default_rng(seed)
+    parts = []
+    for name, (size, mean) in sets.items():
+        known = not name.startswith(("ood", "validation_ood"))
+        label = random.integers(4, size=size) if known else np.full(size, -1)
+        wrong = random.random(size) < 0.2
+        parts.append(
+            pa.table(
+                {
+                    "set": [name] * size,
+                    "key": [f"{name}/{n}" for n in range(size)],
+                    "label": pa.array(label, pa.int64()),
+                    "predicted": pa.array(np.where(wrong, (label + 1) % 4, label), pa.int64()),
+                    "confidence": random.uniform(0.25, 1, size),
+                    "score_mcm": np.round(random.normal(mean, 1, size), 2),
+                    "score_delta_energy": np.round(random.normal(1.3 * mean, 1, size), 2),
+                }
+            )
+        )
+    return pa.concat_tables(parts)
+
+
+def tables(sets: dict[str, tuple[int, float]] = SETS) -> dict[tuple[str, int], pa.Table]:
+    return {
+        (method, seed): table(10 * number + seed, sets)
+        for number, method in enumerate(METHODS)
+        for seed in SEEDS
+    }
+
+
+def chosen(scores: tuple[str, ...] = SCORES, methods: tuple[str, ...] = METHODS) -> dict[str, Any]:
+    params = {score: {"tau": 0.5} for score in scores}
+    return {"criterion": "made up", "methods": {m: {"scores": params} for m in methods}}
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[tuple[str, int], pa.Table]:
+    return tables()
+
+
+@pytest.fixture(scope="module")
+def metrics(data: dict[tuple[str, int], pa.Table]) -> dict[str, Any]:
+    return evaluate.run(data, chosen(), FACTS, target_tpr=0.95, settings=SETTINGS)
+
+
+def column(found: pa.Table, names: str | list[str], name: str) -> NDArray[Any]:
+    wanted = [names] if isinstance(names, str) else names
+    rows = [row[name] for row in found.to_pylist() if row["set"] in wanted]
+    assert rows
+    return np.asarray(rows)
+
+
+def auroc(known: NDArray[Any], other: NDArray[Any]) -> float:
+    truth = np.r_[np.ones(len(known)), np.zeros(len(other))]
+    return float(roc_auc_score(truth, np.r_[known, other]))
+
+
+def fpr(known: NDArray[Any], other: NDArray[Any], target: float = 0.95) -> float:
+    truth = np.r_[np.ones(len(known)), np.zeros(len(other))]
+    false, true, _ = roc_curve(truth, np.r_[known, other], drop_intermediate=False)
+    return float(false[np.argmax(true >= target)])
+
+
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return pytest.approx({"mean": mean, "std": variance**0.5}, abs=1e-12)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("score", SCORES)
+class TestRow:
+    @pytest.fixture
+    def row(self, metrics: dict[str, Any], method: str, score: str) -> dict[str, Any]:
+        (found,) = [r for r in metrics["rows"] if (r["method"], r["score"]) == (method, score)]
+        answer: dict[str, Any] = found
+        return answer
+
+    @pytest.fixture
+    def seeds(self, data: dict[tuple[str, int], pa.Table], method: str) -> list[pa.Table]:
+        return [data[method, seed] for seed in SEEDS]
+
+    def test_accuracy(self, row: dict[str, Any], seeds: list[pa.Table]) -> None:
+        def accuracy(part: pa.Table, name: str) -> float:
+            return float(np.mean(column(part, name, "label") == column(part, name, "predicted")))
+
+        assert row["id_accuracy"] == over_seeds([accuracy(s, "test") for s in seeds])
+        for name in ("shifted/a", "shifted/b"):
+            assert row["shifted"][name] == over_seeds([accuracy(s, name) for s in seeds])
+        # The shifted sets count equally, whatever their size.
+        means = [(accuracy(s, "shifted/a") + accuracy(s, "shifted/b")) / 2 for s in seeds]
+        assert row["ood_accuracy"] == over_seeds(means)
+
+    def test_each_set_and_the_unweighted_groups(
+        self, row: dict[str, Any], seeds: list[pa.Table], score: str
+    ) -> None:
+        name = f"score_{score}"
+        ood = {"near": ["ood/near/p", "ood/near/q"], "far": ["ood/far/r"]}
+        ood["mean"] = [*ood["near"], *ood["far"]]
+        functions = {
+            "auroc": auroc,
+            "fpr": fpr,
+            "aupr_id": lambda a, b: average_precision_score(
+                np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[a, b]
+            ),
+            "aupr_ood": lambda a, b: average_precision_score(
+                np.r_[np.zeros(len(a)), np.ones(len(b))], -np.r_[a, b]
+            ),
+        }
+        for figure, function in functions.items():
+            values = {
+                n: [function(column(s, "test", name), column(s, n, name)) for s in seeds]
+                for n in ood["mean"]
+            }
+            for set_name, per_seed in values.items():
+                assert row["sets"][set_name][figure] == over_seeds(per_seed)
+            assert set(row[figure]) == {"near", "far", "mean"}
+            for group, names in ood.items():
+                means = [float(np.mean([values[n][k] for n in names])) for k in range(len(SEEDS))]
+                assert row[figure][group] == over_seeds(means)
+
+    def test_full_spectrum_counts_shifted_images_as_id(
+        self, row: dict[str, Any], seeds: list[pa.Table], score: str
+    ) -> None:
+        name, known = f"score_{score}", ["test", "shifted/a", "shifted/b"]
+        ood = ["ood/near/p", "ood/near/q", "ood/far/r"]
+        for figure, function in {"auroc": auroc, "fpr": fpr}.items():
+            expected = [
+                float(np.mean([function(column(s, known, name), column(s, n, name)) for n in ood]))
+                for s in seeds
+            ]
+            assert row["full_spectrum"][figure] == over_seeds(expected)
+
+    def test_the_threshold_is_set_on_validation_and_judged_on_test(
+        self, row: dict[str, Any], seeds: list[pa.Table], score: str
+    ) -> None:
+        name = f"score_{score}"
+
+        def threshold(part: pa.Table) -> float:
+            values = column(part, "validation", name)
+            return float(max(v for v in values if np.mean(values >= v) >= 0.95))
+
+        assert row["threshold"]["value"] == threshold(seeds[0])
+        assert row["threshold"]["num"] == 120
+        for set_name in ("test", "shifted/a", "shifted/b"):
+            shares = [float(np.mean(column(s, set_name, name) >= threshold(s))) for s in seeds]
+            assert row["tpr"][set_name] == over_seeds(shares)
+        shares = [float(np.mean(column(s, "ood/far/r", name) >= threshold(s))) for s in seeds]
+        assert row["validation_fpr"]["ood/far/r"] == over_seeds(shares)
+
+    def test_calibration_error(self, row: dict[str, Any], seeds: list[pa.Table]) -> None:
+        def error(part: pa.Table) -> float:
+            confidence = column(part, "test", "confidence")
+            right = column(part, "test", "label") == column(part, "test", "predicted")
+            total = 0.0
+            for k in range(15):
+                inside = [i for i, c in enumerate(confidence) if k / 15 < c <= (k + 1) / 15]
+                if inside:
+                    gap = np.mean(right[inside]) - np.mean(confidence[inside])
+                    total += abs(gap) * len(inside) / len(confidence)
+            return float(total)
+
+        assert row["ece"] == over_seeds([error(s) for s in seeds])
+
+
+def test_the_thresholds_interval_is_that_of_the_bootstrap() -> None:
+    size, target = 200, 0.95
+    values = np.sort(np.random.default_rng(5).normal(size=size))
+    settings = EvaluateConfig(num_resamples=4000)
+    part = table(0, {n: s for n, s in SETS.items() if n != "validation"})
+    added = pa.table(
+        {
+            "set": ["validation"] * size,
+            "key": [str(n) for n in range(size)],
+            "label": np.zeros(size, np.int64),
+            "predicted": np.zeros(size, np.int64),
+            "confidence": np.full(size, 0.5),
+            "score_mcm": values,
+            "score_delta_energy": values,
+        }
+    )
+    found = evaluate.run(
+        {("coop", 0): pa.concat_tables([part, added])},
+        chosen(methods=("coop",)),
+        FACTS,
+        target_tpr=target,
+        settings=settings,
+    )["rows"][0]["threshold"]
+    # The threshold is the 11th smallest of 200. In a resample it is at most the j-th smallest
+    # where at least 11 of 200 draws fall among the j smallest: a binomial probability.
+    rank = size - round(target * size) + 1
+    below = np.array([binom.sf(rank - 1, size, j / size) for j in range(1, size + 1)])
+    low, high = (int(np.argmax(below >= q)) for q in (0.025, 0.975))
+    assert found["value"] == values[rank - 1]
+    assert values[low - 1] <= found["low"] <= values[low + 1]
+    assert values[high - 1] <= found["high"] <= values[high + 1]
+
+
+class TestComparisons:
+    def test_delta_energy_minus_each_other_score_by_group(
+        self, metrics: dict[str, Any], data: dict[tuple[str, int], pa.Table]
+    ) -> None:
+        groups = {
+            "near": ["ood/near/p", "ood/near/q"],
+            "far": ["ood/far/r"],
+            "mean": ["ood/near/p", "ood/near/q", "ood/far/r"],
+        }
+        found = {(p["method"], p["group"], p["metric"]): p for p in metrics["paired"]}
+        assert len(found) == len(metrics["paired"]) == 2 * 3 * 2
+        for (method, group, metric), pair in found.items():
+            assert (pair["a"], pair["b"]) == ("delta_energy", "mcm")
+            function = {"auroc": auroc, "fpr": fpr}[metric]
+            differences = []
+            for seed in SEEDS:
+                part = data[method, seed]
+                values = [
+                    function(column(part, "test", n), column(part, groups[group], n))
+                    for n in ("score_delta_energy", "score_mcm")
+                ]
+                differences.append(values[0] - values[1])
+            assert pair["difference"] == pytest.approx(np.mean(differences), abs=1e-12)
+            assert pair["low"] <= pair["difference"] <= pair["high"]
+
+    def test_what_training_gained_and_what_the_score_gained(
+        self, metrics: dict[str, Any], data: dict[tuple[str, int], pa.Table]
+    ) -> None:
+        ood = ["ood/near/p", "ood/near/q", "ood/far/r"]
+
+        def mean(method: str, score: str) -> float:
+            parts = [data[method, seed] for seed in SEEDS]
+            name = f"score_{score}"
+            values = [auroc(column(p, "test", name), column(p, ood, name)) for p in parts]
+            return float(np.mean(values))
+
+        gains = {step: found["auroc"]["difference"] for step, found in metrics["gains"].items()}
+        training = mean("ebm", "mcm") - mean("coop", "mcm")
+        score = mean("ebm", "delta_energy") - mean("ebm", "mcm")
+        assert gains["training"] == pytest.approx(training, abs=1e-12)
+        assert gains["score"] == pytest.approx(score, abs=1e-12)
+        assert gains["both"] == pytest.approx(training + score, abs=1e-12)
+        assert f"{100 * training:+.1f}" in metrics["sentence"]
+        assert f"{100 * score:+.1f}" in metrics["sentence"]
+
+    def test_equal_heads_differ_by_nothing(self) -> None:
+        part = table(0, SETS)
+        same = part.set_column(
+            part.column_names.index("score_delta_energy"), "score_delta_energy", part["score_mcm"]
+        )
+        found = evaluate.run(
+            {("coop", 0): same},
+            chosen(methods=("coop",)),
+            FACTS,
+            target_tpr=0.95,
+            settings=SETTINGS,
+        )
+        assert found["paired"]
+        assert all(p["low"] == p["difference"] == p["high"] == 0 for p in found["paired"])
+
+    def test_without_the_seeds_two_cells_there_is_no_sentence(
+        self, data: dict[tuple[str, int], pa.Table]
+    ) -> None:
+        found = evaluate.run(data, chosen(("mcm",)), FACTS, target_tpr=0.95, settings=SETTINGS)
+        assert (found["gains"], found["sentence"], found["paired"]) == ({}, "", [])
+
+
+def test_what_else_the_result_names(metrics: dict[str, Any]) -> None:
+    assert metrics["benchmark"] == "toy"
+    assert metrics["target_tpr"] == 0.95
+    assert metrics["seeds"] == [0, 1]
+    cells = {(r["method"], r["score"]): r["cell"] for r in metrics["rows"]}
+    assert cells["coop", "mcm"] == "seed 000: CoOp + MCM"
+    assert cells["ebm", "delta_energy"] == "seed 000: EBM + DeltaEnergy"
+    assert cells["coop", "delta_energy"] == cells["ebm", "mcm"] == ""
+    assert metrics["rows"][0]["params"] == {"tau": 0.5}
+
+
+def test_one_seed_has_no_spread() -> None:
+    found = evaluate.run(
+        {("coop", 0): table(0, SETS)},
+        chosen(methods=("coop",)),
+        FACTS,
+        target_tpr=0.9,
+        settings=SETTINGS,
+    )
+    row = found["rows"][0]
+    assert row["auroc"]["near"]["std"] == 0
+    known = column(table(0, SETS), "test", "score_mcm")
+    other = column(table(0, SETS), "ood/far/r", "score_mcm")
+    assert row["fpr"]["far"]["mean"] == pytest.approx(fpr(known, other, 0.9), abs=1e-12)
+
+
+class TestMissingGroups:
+    def run(self, *names: str) -> dict[str, Any]:
+        sets = {name: SETS[name] for name in names}
+        return evaluate.run(tables(sets), chosen(), FACTS, target_tpr=0.95, settings=SETTINGS)
+
+    def test_no_shifted_set(self) -> None:
+        row = self.run("validation", "test", "ood/far/r")["rows"][0]
+        assert "ood_accuracy" not in row
+        assert row["shifted"] == {}
+        assert set(row["auroc"]) == {"far", "mean"}
+        assert row["full_spectrum"]["auroc"] == row["auroc"]["far"]
+
+    def test_no_ood_set(self) -> None:
+        found = self.run("validation", "test", "shifted/a")
+        row = found["rows"][0]
+        assert row["auroc"] == row["fpr"] == row["sets"] == {}
+        assert "full_spectrum" not in row
+        assert row["id_accuracy"]["mean"] > 0
+        assert (found["gains"], found["paired"]) == ({}, [])
+
+    def test_no_validation_set(self) -> None:
+        with pytest.raises(UserError, match=r"set 'validation'.*threshold"):
+            self.run("test", "ood/far/r")

@@ -1,0 +1,28 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded(module: str) -> set[str]:
+    """The packages that a fresh process has after importing that module alone."""
+    program = f"import sys, {module}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    command = [sys.executable, "-c", program]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_maths_loads_no_engine():
+    """Researchers import it on its own: no Ray, MLflow or open_clip comes along."""
+    found = loaded("pipelines.ood")
+    assert {"torch", "pipelines"} <= found
+    assert found.isdisjoint(
+        {"ray", "mlflow", "open_clip", "pyarrow", "omegaconf", "pydantic", "matplotlib", "pandas"}
+    )
+
+
+@pytest.mark.parametrize(
+    "module", ["pipelines.score.stage", "pipelines.finetune.loop", "pipelines.sweep.stage"]
+)
+def test_workers_on_cached_features_start_without_the_slow_packages(module):
+    """They start by the dozen, and open_clip takes longer to import than torch."""
+    assert loaded(module).isdisjoint({"open_clip", "torchvision", "timm", "mlflow", "matplotlib"})

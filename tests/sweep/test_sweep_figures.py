@@ -1,0 +1,182 @@
+"""A sweep's pictures show its trials, mark what failed and ring what was chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from pipelines import plots
+from pipelines.sweep import evidence as facts
+from pipelines.sweep import figures as sweep_figures
+from tests.sweep_record import record, sampled, surface, trial
+
+
+def texts(figure: Figure) -> set[str]:
+    return {found.get_text() for found in figure.findobj(Text)}
+
+
+def lines(figure: Figure, **wanted: Any) -> list[np.ndarray]:
+    """The data of the first axes' lines with these properties."""
+    return [
+        np.asarray(line.get_xydata())
+        for line in figure.axes[0].lines
+        if all(getattr(line, f"get_{name}")() == value for name, value in wanted.items())
+    ]
+
+
+def test_every_picture_is_drawn_once_and_as_png() -> None:
+    drawn = list(sweep_figures.drawn(*record()))
+    assert [name for name, *_ in drawn] == [
+        "parallel-coop",
+        "contour-coop",
+        "surface-coop-mcm",
+        "surface-coop-delta_energy",
+        "parallel-ebm",
+        "contour-ebm",
+        "surface-ebm-delta_energy",
+        "importance",
+        "pareto",
+    ]
+    pages = [plots.svg(figure, title) for _, title, figure in drawn]
+    again = [plots.svg(figure, title) for _, title, figure in sweep_figures.drawn(*record())]
+    assert pages == again
+    assert not any("http" in page.replace("http://www.w3.org", "") for page in pages)
+    assert plots.png(drawn[1][2]).startswith(b"\x89PNG\r\n")
+
+
+def test_nothing_to_show_is_no_picture() -> None:
+    sweep, _ = record()
+    one = trial("coop", 0, {}, 0.9)
+    coop = {**sweep["methods"]["coop"], "chosen": {}, "trial": 0}
+    assert list(sweep_figures.drawn({"methods": {"coop": coop}, "trials": [one]})) == []
+    assert list(sweep_figures.drawn({"methods": {"coop": coop}, "trials": []})) == []
+
+
+@pytest.fixture(scope="module")
+def figure() -> Figure:
+    """The parallel coordinates of the random samples."""
+    trials = facts.trials({"trials": sampled()})
+    best = max(trials, key=lambda t: t.auroc.get("delta_energy", 0))
+    found = sweep_figures.parallel(trials, "delta_energy", best.settings)
+    assert found is not None
+    return found
+
+
+class TestParallel:
+    def test_an_axis_for_each_setting_and_result(self, figure: Figure) -> None:
+        names = {"training.lr", "weight", "keep", "scope", "ID accuracy (%)", "AUROC (%)"}
+        assert names <= texts(figure)
+        # Over decades round powers are written, words as they are.
+        assert {"0.001", "0.01", "0.1", "image", "batch", "0.25"} <= texts(figure)
+
+    def test_failed_trials_end_in_a_cross_and_the_stopped_one_is_dotted(
+        self, figure: Figure
+    ) -> None:
+        crosses = [xy for xy in lines(figure, marker="x") if len(xy) == 1]
+        assert len(crosses) == 2
+        assert "failed (2)" in texts(figure)
+        assert len([xy for xy in lines(figure, linestyle=":") if len(xy) == 6]) == 1
+
+    def test_the_chosen_trial_is_the_thick_line_that_ends_highest(self, figure: Figure) -> None:
+        (thick,) = [xy for xy in lines(figure, linewidth=3.4) if len(xy)]
+        assert thick[-1].tolist() == [5, 1]  # the last axis, its top
+        rest = [xy for xy in lines(figure, linewidth=1.4) if len(xy) == 6]
+        assert len(rest) == 57  # 56 that are done, one stopped
+        assert all(0 <= xy[:, 1].min() <= xy[:, 1].max() <= 1 for xy in rest)
+
+
+def test_a_contour_is_over_the_two_settings_that_matter_most() -> None:
+    trials = facts.trials({"trials": sampled()})
+    measured = facts.importance(trials, "delta_energy")
+    figure = sweep_figures.contour(
+        trials, "delta_energy", {"training.lr": 0.01, "weight": 2.0}, measured
+    )
+    assert figure is not None
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training.lr", "weight")
+    lrs = [t.settings["training.lr"] for t in trials if t.status != "failed"]
+    (ring,) = lines(figure, markersize=13)
+    expected = np.log(0.01 / min(lrs)) / np.log(max(lrs) / min(lrs))
+    assert ring[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [{"a": n, "b": 2 * n} for n in range(8)],  # on one line
+        [{"a": n // 2, "b": n % 2} for n in range(4)],  # four corners
+        [{"a": n, "b": "word"} for n in range(8)],
+    ],
+)
+def test_no_contour_without_a_plane(settings: list[dict[str, Any]]) -> None:
+    made = [trial("ebm", n, s, 0.9 + n / 100) for n, s in enumerate(settings)]
+    assert sweep_figures.contour(facts.trials({"trials": made}), "mcm", settings[0]) is None
+
+
+def test_a_surface_is_a_line_for_each_c_with_the_chosen_place_ringed() -> None:
+    rows = [row for row in surface("ebm", 0) if row["score"] == "delta_energy"]
+    taus = sorted({row["tau"] for row in rows})
+    figure = sweep_figures.surface(rows, {"tau": float(f"{taus[13]:.3g}"), "c": 2})
+    assert figure is not None
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("tau", "log")
+    assert {"c = 1", "c = 2", "c = 3"} <= texts(figure)
+    (ring,) = lines(figure, markersize=13)
+    (auroc,) = [100 * row["auroc"] for row in rows if (row["tau"], row["c"]) == (taus[13], 2)]
+    assert ring[0].tolist() == pytest.approx([taus[13], auroc])
+    curve = next(
+        np.asarray(line.get_xydata()) for line in axes.lines if line.get_label() == "c = 3"
+    )
+    assert curve.tolist() == [
+        pytest.approx([row["tau"], 100 * row["auroc"]]) for row in rows if row["c"] == 3
+    ]
+
+
+def test_bars_state_their_share() -> None:
+    found = facts.Importance("ebm", "training settings", 9, "", {"a": 0.2, "b": 0.755})
+    figure = sweep_figures.importance_bars([found])
+    assert {"ebm, 9 trials", "20 %", "76 %"} <= texts(figure)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [75.5, 20.0]
+
+
+def test_the_front_rings_the_chosen_trials() -> None:
+    sweep, _ = record()
+    points = facts.pareto(facts.trials(sweep), facts.own_scores(sweep))
+    chosen = sweep_figures.chosen_trials(sweep)
+    figure = sweep_figures.front(points, chosen)
+    rings = sorted(xy[0].tolist() for xy in lines(figure, markersize=13))
+    expected = sorted(
+        [100 * p["fpr"], 100 * p["accuracy"]] for p in points if (p["method"], p["trial"]) in chosen
+    )
+    assert rings == expected
+    assert len(rings) == 2
+    for method in sweep["methods"].values():
+        del method["trial"]  # as an earlier version wrote it
+    assert sweep_figures.chosen_trials(sweep) == chosen
+
+
+@pytest.mark.parametrize(
+    ("tried", "value", "place"),
+    [
+        ([0.001, 1.0, 0.1], 0.1, 2 / 3),
+        ([1, 2, 4], 2, 1 / 3),
+        (["b", "a", "c"], "a", 0.5),
+        ([5, 5], 5, 0.5),
+        ([None, 3], 3, 1),
+    ],
+)
+def test_places_on_an_axis(tried: list[Any], value: Any, place: float) -> None:
+    assert sweep_figures.Scale.of("x", tried).place(value) == pytest.approx(place)
+
+
+def test_crowded_values_give_way_to_round_ones() -> None:
+    scale = sweep_figures.Scale.of("x", [float(v) for v in np.linspace(1.03, 4.9, 40)])
+    written = [text for _, text in scale.ticks]
+    assert written == ["2", "3", "4"]
+    log = sweep_figures.Scale.of("x", [float(v) for v in np.geomspace(0.03, 3.3, 40)])
+    assert [text for _, text in log.ticks] == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
+    assert {text: place for place, text in log.ticks}["1"] == pytest.approx(log.place(1.0))
