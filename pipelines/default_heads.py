@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines.evaluate import against_default
 from pipelines.evaluate.against_default import SEEDS, Default, head_name
 from pipelines.evaluate.stage import Scored
-from pipelines.finetune.loop import Cell
+from pipelines.finetune.loop import TrainingJob
 from pipelines.run import Run
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
@@ -31,10 +31,10 @@ def compared(run: Run) -> dict[str, Default]:
     )
 
 
-def to_train(run: Run) -> dict[tuple[str, int], Cell]:
+def to_train(run: Run) -> dict[tuple[str, int], TrainingJob]:
     """The default settings that train another head than the chosen ones, by (name, seed)."""
     return {
-        (head_name(name), seed): Cell(default.method, seed)
+        (head_name(name), seed): TrainingJob(default.method, seed)
         for name, default in compared(run).items()
         for seed in range(min(SEEDS, run.config.seeds))
         if default.trains

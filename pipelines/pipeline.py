@@ -27,7 +27,7 @@ from pipelines.finetune import outlier_prior as prior
 from pipelines.finetune import stage as finetune
 from pipelines.finetune.cache import load_predictor, read_manifest
 from pipelines.finetune.epoch_log import EpochLog
-from pipelines.finetune.loop import Cell, TrainingData
+from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
 from pipelines.fitted.fit import HeadFits
 from pipelines.register import stage as register
@@ -201,7 +201,7 @@ def _records(
 def _finetune(run: Run) -> dict[str, Any]:
     chosen = run.manifest("sweep")["methods"]
     cells = {
-        (name, seed): Cell(sweep.parse_method(chosen[name]["setting"]), seed)
+        (name, seed): TrainingJob(sweep.parse_method(chosen[name]["setting"]), seed)
         for name in run.config.methods
         for seed in range(run.config.seeds)
     }
@@ -210,7 +210,7 @@ def _finetune(run: Run) -> dict[str, Any]:
     seen: set[tuple[str, float]] = set()
     log = EpochLog(lambda name: run.tracker.run(name, parent=run.tracking_run))
 
-    def on_epoch(cell: Cell, report: Mapping[str, float]) -> None:
+    def on_epoch(cell: TrainingJob, report: Mapping[str, float]) -> None:
         # Methods with the same setting share a cell; it is shown under the first one's name.
         name = next(_training_name(*place) for place, known in cells.items() if known == cell)
         seen.add((name, report["epoch"]))
@@ -238,7 +238,7 @@ def _finetune(run: Run) -> dict[str, Any]:
     }
 
 
-def _training_data(run: Run, cells: Iterable[Cell]) -> TrainingData:
+def _training_data(run: Run, cells: Iterable[TrainingJob]) -> TrainingData:
     """Features and labels; with the outliers counted by class where a method asks for it."""
     view, methods = run.sets.for_training(), [cell.method for cell in cells]
     data = sweep.training_data(view, methods)

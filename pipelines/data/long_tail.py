@@ -1,6 +1,6 @@
 """Long-tailed training sets out of any benchmark: how many images each class keeps.
 
-Choi 2023 (seed 003), after Cui 2019: class i of C keeps n_i = n_max mu^{i / (C - 1)} images, so
+Choi 2023, after Cui 2019: class i of C keeps n_i = n_max mu^{i / (C - 1)} images, so
 the first class is the most frequent one and the last has mu times as many.
 """
 

@@ -1,4 +1,4 @@
-"""Figures 1 and 2 of the energy-correction paper (seed 002): what the correction adds.
+"""Figures 1 and 2 of the energy-correction paper (Lafon 2022): what the correction adds.
 
 Data in the plane: one cross (two long, narrow Gaussians at right angles) and nine crosses on a
 3 x 3 grid, a class each. Three models of each: the Gaussian mixture, the stand-alone EBM and the

@@ -107,7 +107,7 @@ COLUMNS = ("ID ACC", "OOD ACC", "AUROC", "FPR")
 
 
 def rows(runs: Sequence[ResultRun]) -> list[Row]:
-    """Seed 000's layout: every method by every score."""
+    """Zhu 2025's layout: every method by every score."""
     first = runs[0].metrics["rows"]
     return [Row(r["method"], r["score"], _figures(runs, r["method"], r["score"])) for r in first]
 

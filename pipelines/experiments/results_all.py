@@ -1,7 +1,7 @@
 """Every method by every score on PACS: the tables and the picture of docs/results_all.md.
 
 From the runs of `conf/results_all.yaml`, with each method's own settings and with the sweep of
-equal budgets: each method under its own score in seed 000's layout, then AUROC and FPR of every
+equal budgets: each method under its own score in Zhu 2025's layout, then AUROC and FPR of every
 score under every head, and accuracy against detection with the Pareto front.
 """
 

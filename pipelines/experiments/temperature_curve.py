@@ -1,4 +1,4 @@
-"""Seed 004's curve: FPR at 95 % TPR of the energy score against its temperature T = 1..1000.
+"""Liu 2020's curve: FPR at 95 % TPR of the energy score against its temperature T = 1..1000.
 
 Liu et al. 2020, section 4.2 and figure 4: a larger T makes energies less distinguishable, so T = 1
 needs no tuning. Here: a small network (64 hidden units, scikit-learn's MLPClassifier) trained on

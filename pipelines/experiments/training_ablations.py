@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.backbones import clip as backbones
 from pipelines.config import UserError, load
-from pipelines.finetune.loop import Cell, Trained, TrainingData, train_in_process
+from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.methods import MethodConfig
@@ -107,7 +107,9 @@ class Bed:
         found = []
         for setting in settings:
             config = with_values(base, dict(zip(keys, setting, strict=True)))
-            trained = [train_in_process(Cell(config, s), self.data, self.clip) for s in SEEDS]
+            trained = [
+                train_in_process(TrainingJob(config, s), self.data, self.clip) for s in SEEDS
+            ]
             figures = [self._judge(t, config.score, params) for t in trained]
             accuracy, auroc, fpr = np.mean(figures, axis=0).tolist()
             found.append(Found(setting, accuracy, auroc, fpr, trained[0].history[-1]))
@@ -155,7 +157,7 @@ def run(folder: Path) -> str:
 
 
 def _margin_map(bed: Bed) -> tuple[tuple[float, float], list[Found]]:
-    """Seed 004's figure 4b: margins around the mean energies, wherever they stay in order."""
+    """Liu 2020's figure 4b: margins around the mean energies, wherever they stay in order."""
     config, _ = bed.chosen("energy_margin")
     found = margins(config.model_copy(update={"m_in": None, "m_out": None}), bed.initial)  # type: ignore[arg-type]
     m_in, m_out = float(found["m_in"]), float(found["m_out"])
@@ -211,8 +213,8 @@ def _draw(
     places: tuple[float, float], margin_map: Sequence[Found], balance: Sequence[Found], path: Path
 ) -> None:
     figure, (left, right) = panels(2, width=4.6, height=3.8)
-    _grid(left, margin_map, "FPR by margins (seed 004, figure 4b)", "m_out", "m_in", mark=places)
-    _grid(right, balance, "FPR by alpha and gamma (seed 003)", "gamma", "alpha")
+    _grid(left, margin_map, "FPR by margins (Liu 2020, figure 4b)", "m_out", "m_in", mark=places)
+    _grid(right, balance, "FPR by alpha and gamma (Choi 2023)", "gamma", "alpha")
     save(figure, path)
 
 

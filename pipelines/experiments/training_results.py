@@ -1,8 +1,8 @@
 """What fine-tuning gained on PACS (one domain left out at a time) and on the digits.
 
 From the runs of `conf/results_pacs.yaml` (four) and `conf/results_digits.yaml`: every method by
-every score in seed 000's layout, what training gained over zero-shot under the same score, what
-the method's own score gained over MCM under the same head, and seed 000's claim (EBM +
+every score in Zhu 2025's layout, what training gained over zero-shot under the same score, what
+the method's own score gained over MCM under the same head, and Zhu 2025's claim (EBM +
 DeltaEnergy against CoOp + MCM), each difference with its paired 95 % interval.
 """
 
@@ -114,7 +114,7 @@ def _score_row(runs: Sequence[ResultRun], method: str) -> list[str]:
 def _claim(runs: Sequence[ResultRun]) -> str:
     start, turn, end = ("coop", "mcm"), ("ebm", "mcm"), ("ebm", "delta_energy")
     steps = {"training (MCM kept)": (turn, start), "the score (EBM kept)": (end, turn)}
-    steps["both: seed 000's claim"] = (end, start)
+    steps["both: Zhu 2025's claim"] = (end, start)
     table = [
         [name, *(_points(detection_gain(runs, *cells, metric)) for metric in ("auroc", "fpr"))]
         for name, cells in steps.items()

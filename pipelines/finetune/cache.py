@@ -16,12 +16,12 @@ from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import digest
 from pipelines.data.storage import Storage
-from pipelines.finetune.loop import Cell, Trained, TrainingData
+from pipelines.finetune.loop import Trained, TrainingData, TrainingJob
 from pipelines.heads import HEADS, Predictor
 from pipelines.methods import METHODS, training_setting
 
 
-def address(cell: Cell, data: TrainingData, backbone: BackboneConfig) -> str:
+def address(cell: TrainingJob, data: TrainingData, backbone: BackboneConfig) -> str:
     """Where the head of this cell lies below `cache/heads/`."""
     content = {
         "method": training_setting(cell.method),
@@ -76,7 +76,9 @@ def load_predictor(
     return Predictor.from_files({name: storage.read_bytes(*folder, name) for name in names})
 
 
-def keep(head: str, cell: Cell, data: TrainingData, trained: Trained, storage: Storage) -> None:
+def keep(
+    head: str, cell: TrainingJob, data: TrainingData, trained: Trained, storage: Storage
+) -> None:
     """Write what training gave under its address."""
     folder = ("cache", "heads", head)
     for which, predictor in (("best", trained.predictor), ("last", trained.last)):

@@ -50,7 +50,7 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TrainingJob:
     """One training run: a method with every value given, and a seed."""
 
     method: MethodConfig
@@ -84,7 +84,7 @@ class Checkpoint(Protocol):
         """Replace it, whole or not at all."""
 
 
-def check(cell: Cell, data: TrainingData) -> None:
+def check(cell: TrainingJob, data: TrainingData) -> None:
     """Refuse data that cannot train this cell, before any training.
 
     Raises:

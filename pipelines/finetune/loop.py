@@ -1,6 +1,6 @@
 """The training loop: pure torch, the same in this process and on every Ray Train worker.
 
-One `Cell` (a method's resolved setting and a seed) and one `TrainingData` give one trained head.
+One `TrainingJob` (a method's resolved setting and a seed) and one `TrainingData` give one trained head.
 The loop knows no method: it sums the losses that the method returns by name. It is
 deterministic: on one machine the same cell and data give the same bytes, also when it was
 interrupted after any epoch and went on from its checkpoint.
@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 
 from pipelines.backbones.threads import torch_threads
-from pipelines.finetune.data import Cell, Checkpoint, EpochReport, Trained, TrainingData, check
+from pipelines.finetune.data import (
+    Checkpoint,
+    EpochReport,
+    Trained,
+    TrainingData,
+    TrainingJob,
+    check,
+)
 from pipelines.finetune.state import (
     Totals,
     TrainingRun,
@@ -58,7 +65,7 @@ OnHead: TypeAlias = Callable[[int, Predictor], None]
 
 
 def train_in_process(
-    cell: Cell,
+    cell: TrainingJob,
     data: TrainingData,
     clip: TextModel,
     *,

@@ -1,6 +1,6 @@
 """Which classes the pretrained model takes outliers for: one Ray Data pass over the shards.
 
-Choi 2023 (seed 003), Algorithm 1, Step 1. The unit of work is a feature shard: a task counts the
+Choi 2023, Algorithm 1, Step 1. The unit of work is a feature shard: a task counts the
 outliers in it by the class that the zero-shot prompts predict, and the counts of shards add up to
 the counts of the whole. So outliers may be far more than one machine holds, and the prior is
 always measured on the backbone that is used, never shipped. Small jobs (a sweep's trials) count

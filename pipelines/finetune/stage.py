@@ -1,6 +1,6 @@
 """Features in, trained heads out: the Ray Train stage.
 
-Each `Cell` (method and seed) gives a head under `cache/heads/ADDRESS/`, found again by content:
+Each `TrainingJob` (method and seed) gives a head under `cache/heads/ADDRESS/`, found again by content:
 the resolved setting, the seed, the data's address, the backbone and the code of the method. One
 `TorchTrainer.fit` trains all cells that are missing, one after the other, because Ray Train's
 start-up costs far more than a head. The state after each epoch lies beside the result, so a
@@ -36,16 +36,16 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import address, is_trained, keep
-from pipelines.finetune.loop import Cell, EpochReport, TrainingData, check, train_in_process
+from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, check, train_in_process
 from pipelines.heads.parallel import Workers
 
 logger = logging.getLogger(__name__)
 
-OnEpoch: TypeAlias = Callable[[Cell, EpochReport], None]
+OnEpoch: TypeAlias = Callable[[TrainingJob, EpochReport], None]
 
 
 def train(
-    cells: Sequence[Cell],
+    cells: Sequence[TrainingJob],
     data: TrainingData,
     backbone: BackboneConfig,
     storage: Storage,
@@ -91,7 +91,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Job:
-    cell: Cell
+    cell: TrainingJob
     address: str
 
 
@@ -198,7 +198,7 @@ def _worker(config: dict[str, Any]) -> None:
 CLASS_PARALLEL_FROM = 64
 
 
-def _split(cell: Cell, data: TrainingData) -> Literal["rows", "classes"]:
+def _split(cell: TrainingJob, data: TrainingData) -> Literal["rows", "classes"]:
     many = len(data.class_names) >= CLASS_PARALLEL_FROM
     return "classes" if many and cell.method.head.class_parallel else "rows"
 

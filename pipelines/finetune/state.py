@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.config import UserError
-from pipelines.finetune.data import Cell, EpochReport, Trained, TrainingData, columns_of
+from pipelines.finetune.data import EpochReport, Trained, TrainingData, TrainingJob, columns_of
 from pipelines.heads import HeadContext, Predictor, build
 from pipelines.heads.base import LOCAL, TextModel
 from pipelines.heads.parallel import Workers
@@ -54,7 +54,7 @@ class TrainingRun:
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def start(cell: Cell, data: TrainingData, clip: TextModel, workers: Workers) -> TrainingRun:
+def start(cell: TrainingJob, data: TrainingData, clip: TextModel, workers: Workers) -> TrainingRun:
     """A run before its first epoch: the head as it is drawn, the data on its device."""
     device = next(clip.model.parameters()).device
     asked = columns_of(cell.method)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config import UserError, digest, plain
-from pipelines.finetune.data import Cell, Trained, TrainingData, check
+from pipelines.finetune.data import Trained, TrainingData, TrainingJob, check
 from pipelines.finetune.loop import deterministic
 from pipelines.finetune.state import (
     Totals,
@@ -56,7 +56,7 @@ def shape_of(method: MethodConfig) -> str | None:
 
 
 def train_together(
-    cells: Sequence[Cell], data: TrainingData, clip: TextModel
+    cells: Sequence[TrainingJob], data: TrainingData, clip: TextModel
 ) -> list[Trained | UserError]:
     """Train one head for each cell; one that fails gives its error instead.
 

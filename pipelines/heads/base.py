@@ -202,7 +202,7 @@ class Predictor:
     def adjusted(self, logits: Tensor) -> Tensor:
         """Logits (N, K) as the predicted class sees them; scores take them unadjusted.
 
-        Menon 2021, equation 9 (seed 003's "AdjLogit"): f - adjustment x log class_prior.
+        Menon 2021, equation 9 ("AdjLogit" of Choi 2023): f - adjustment x log class_prior.
         """
         if not self.adjustment:
             return logits

@@ -1,6 +1,6 @@
 """Balanced energy: outliers that look like a frequent class are pushed harder.
 
-Choi 2023 (seed 003), Algorithm 1: first a pass over the outliers counts which class the
+Choi 2023, Algorithm 1: first a pass over the outliers counts which class the
 pretrained model (here the zero-shot prompts) takes each for; the share of each class is the
 prior. Then energy margins, in which an outlier's weight and margin follow the prior of the
 classes it looks like. alpha = gamma = 0 is `energy_margin`.

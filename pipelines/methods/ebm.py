@@ -1,6 +1,6 @@
 """EBM: learned prompts, cross-entropy and the DeltaEnergy bound, judged by DeltaEnergy.
 
-Seed 000 states the bound (Theorems 3.4 and 3.5) but not the loss; ours is what the theorems
+Zhu 2025 states the bound (Theorems 3.4 and 3.5) but not the loss; ours is what the theorems
 imply, mean(E0 - E2) as in `pipelines.ood.losses.delta_energy_bound`. E2 - E0 is often negative;
 there the loss acts as consistency between the masked and the unmasked domain, and
 `bound_positive_share` reports how often it does not. Models are never chosen by this loss:

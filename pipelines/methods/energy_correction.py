@@ -1,4 +1,4 @@
-"""The energy-correction model: a network corrects a Gaussian mixture of features (seed 002).
+"""The energy-correction model: a network corrects a Gaussian mixture of features (Lafon 2022).
 
 Lafon et al. 2022. The head is the backbone's own prompts unless another is chosen; what is trained
 for this method is the density that judges (`pipelines.ood.energy_correction`). As a score,

@@ -1,6 +1,6 @@
 """Energy fine-tuning: energies of images below one margin, of outliers above another.
 
-Liu 2020 (seed 004), equations 7 to 9, with the single-hinge ablation of its footnote 2.
+Liu 2020, equations 7 to 9, with the single-hinge ablation of its footnote 2.
 Published margins belong to one network's logits, so by default they are the mean energies that
 the zero-shot prompts give to images and outliers.
 """

@@ -1,7 +1,7 @@
 """What `energy_correction` and `feature_ebm` share: how their energy model is trained.
 
 Values left out (null) come from the training features by the rule of
-`pipelines.ood.energy_correction.scaled`; `preset=paper` gives seed 002's own.
+`pipelines.ood.energy_correction.scaled`; `preset=paper` gives Lafon 2022's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def density_fields(config: MethodConfig) -> dict[str, Any]:
 
 
 class EnergyModelConfig(MethodConfig):
-    """How an energy model of features is trained and sampled (seed 002, A.5.1)."""
+    """How an energy model of features is trained and sampled (Lafon 2022, A.5.1)."""
 
     head: AnyHead = ZeroShotConfig()
     epochs: int = Field(20, ge=1, description="passes over the training features")

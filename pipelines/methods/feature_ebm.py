@@ -1,6 +1,6 @@
-"""The stand-alone energy-based model of features: seed 002's ablation without the mixture.
+"""The stand-alone energy-based model of features: Lafon 2022's ablation without the mixture.
 
-Its chains start from a normal distribution and it has no reference to fall back on; seed 002
+Its chains start from a normal distribution and it has no reference to fall back on; Lafon 2022
 shows that it misses modes. As a score, `feature_ebm` judges every other head too.
 """
 

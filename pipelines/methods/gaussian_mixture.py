@@ -1,4 +1,4 @@
-"""The class-conditional Gaussian mixture alone: seed 002's ablation without the network.
+"""The class-conditional Gaussian mixture alone: Lafon 2022's ablation without the network.
 
 Nothing is trained but the head, if it has anything to train: the mixture has a closed form. It
 ranks like SSD (Sehwag 2021). As a score, `gaussian_mixture` judges every other head too.

@@ -11,7 +11,7 @@ The share is that of the positive prompts in the softmax over all prompts, sum_k
 e^{f_k} + sum_j e^{f-_j}). The public code offers several forms of the first term; this is the
 one that the score neg_label turns into a detector. The paper learns the positive prompts first
 and the negative ones after; here both learn at once, so the terms move the positive prompts
-too. Judged by GL-MCM as in seed 000; neg_label judges by the negative prompts.
+too. Judged by GL-MCM as in Zhu 2025; neg_label judges by the negative prompts.
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ What `shrinkage` does about singular covariances stands in `gaussians`.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -29,6 +28,7 @@ from pipelines.ood.statistics import (
     feature_rows,
     l2_normalized,
 )
+from pipelines.ood.table import Table
 
 _BLOCK = 2**22  # numbers in the largest temporary of one block of rows
 _QUERIES, _NEIGHBOURS = 512, 16_384  # rows of each side in one block of KNN's similarities
@@ -38,7 +38,7 @@ _QUERIES, _NEIGHBOURS = 512, 16_384  # rows of each side in one block of KNN's s
 class Mahalanobis:
     """Minus the squared Mahalanobis distance to the nearest class mean, tied covariance.
 
-    Lee et al. 2018, "A Simple Unified Framework for Detecting OOD Samples", eq. 2; seed 002
+    Lee et al. 2018, "A Simple Unified Framework for Detecting OOD Samples", eq. 2; Lafon 2022
     eq. 13, which prints min for the max over classes.
     """
 
@@ -67,7 +67,7 @@ class Mahalanobis:
 
 @dataclass(frozen=True, eq=False)
 class SSD:
-    """`Mahalanobis` on L2-normalised features (Sehwag et al. 2021; seed 002 A.4)."""
+    """`Mahalanobis` on L2-normalised features (Sehwag et al. 2021; Lafon 2022 A.4)."""
 
     gaussians: Gaussians
 
@@ -121,9 +121,9 @@ class RelativeMahalanobis:
 class GaussianMixture:
     """-E_G / T_G with E_G = -log sum_c [pi_c] exp(-(z - mu_c)^T Sigma^-1 (z - mu_c)).
 
-    Seed 002 eq. 1, 9 and 10: the energy of the class-conditional mixture, written there without
+    Lafon 2022 eq. 1, 9 and 10: the energy of the class-conditional mixture, written there without
     pi_c (`weighted=True` puts it in) and without the 1/2 of a Gaussian. `normalize=True` takes
-    features at unit length, as all of seed 002's results do.
+    features at unit length, as all of Lafon 2022's results do.
     """
 
     gaussians: Gaussians
@@ -182,7 +182,7 @@ class GaussianMixture:
 class KNN:
     """Minus the Euclidean distance to the k-th nearest training feature, both at unit length.
 
-    Sun et al. 2022, "OOD Detection with Deep Nearest Neighbors", eq. 1; seed 002 A.4. Neighbours
+    Sun et al. 2022, "OOD Detection with Deep Nearest Neighbors", eq. 1; Lafon 2022 A.4. Neighbours
     are searched by block-wise inner products in the dtype of the training features (at least
     float32); the distances to the k found are then taken in float64, so duplicates are at 0.
     """
@@ -417,7 +417,7 @@ def _bias(bias: Array, num_classes: int) -> Tensor:
 
 
 _GAUSSIAN = ("features", "labels")
-FITTED_SCORES: Mapping[str, FittedScore] = MappingProxyType(
+FITTED_SCORES: Table[FittedScore] = Table(
     {
         "mahalanobis": FittedScore(Mahalanobis, _GAUSSIAN, "features"),
         "ssd": FittedScore(SSD, _GAUSSIAN, "features"),

@@ -1,9 +1,9 @@
-"""The energy-correction model of seed 002, and its two ablations, as scores of features.
+"""The energy-correction model of Lafon 2022, and its two ablations, as scores of features.
 
 Lafon et al. 2022, "Energy Correction Model in the Feature Space for Out-of-Distribution
 Detection". A density p(z) ~ exp(-E(z)) in feature space with
 
-    E(z) = E_theta(z) / T + E_G(z) / T_G                (seed 002 eq. 1 and 3)
+    E(z) = E_theta(z) / T + E_G(z) / T_G                (Lafon 2022 eq. 1 and 3)
 
 E_theta is a small network, E_G the energy of the class-conditional Gaussian mixture. The score is
 -E, HIGH for in-distribution. Without E_G it is the stand-alone energy-based model (`FeatureEBM`),
@@ -97,7 +97,7 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class EnergyCorrection:
-    """-(E_theta / T + E_G / T_G), the mixture corrected by a network (seed 002 eq. 1; A.2)."""
+    """-(E_theta / T + E_G / T_G), the mixture corrected by a network (Lafon 2022 eq. 1; A.2)."""
 
     network: Network
     mixture: GaussianMixture
@@ -114,7 +114,7 @@ class EnergyCorrection:
 
 @dataclass(frozen=True, eq=False)
 class FeatureEBM:
-    """-E_theta / T: the stand-alone energy-based model of seed 002's ablation ("w/o MoG")."""
+    """-E_theta / T: the stand-alone energy-based model of Lafon 2022's ablation ("w/o MoG")."""
 
     network: Network
     T: float
@@ -150,7 +150,7 @@ def sgld(
     normal: Callable[[], Tensor],
     project: bool = False,
 ) -> Tensor:
-    """z_{t+1} = z_t - a_t grad E(z_t) + n_t eps, eps ~ N(0, I) (seed 002 eq. 3 and 8).
+    """z_{t+1} = z_t - a_t grad E(z_t) + n_t eps, eps ~ N(0, I) (Lafon 2022 eq. 3 and 8).
 
     n_t is a STANDARD DEVIATION: the seed writes sqrt(beta_t) and gives 1e-3, which as a variance
     would add noise of norm 0.7 to features of norm 1. With n_t^2 = 2 a_t this is the unadjusted
@@ -185,7 +185,7 @@ def correction_loss(
 ) -> Tensor:
     """The scalar mean e(z) - mean e(z') + l2_weight (mean e(z)^2 + mean e(z')^2).
 
-    Seed 002 eq. 2 and 7 with the L2 term of section 2.2. At its minimum e lies within
+    Lafon 2022 eq. 2 and 7 with the L2 term of section 2.2. At its minimum e lies within
     +-1 / (2 l2_weight), so the correction is bounded by that.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training of the energy-correction model and of the stand-alone EBM (seed 002): one loop.
+"""Training of the energy-correction model and of the stand-alone EBM (Lafon 2022): one loop.
 
 Each step draws a batch of features and as many chains, moves the chains by SGLD under the model as
 it is, and takes one Adam step on `correction_loss`. Every random number comes from one generator,

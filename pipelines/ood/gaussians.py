@@ -64,7 +64,7 @@ class Gaussians:
         return (lengths - 2 * rows @ means.T).clamp(min=0)
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (num_samples, D) from sum_c pi_c N(mu_c, Sigma) (seed 002 eq. 9)."""
+        """Draws (num_samples, D) from sum_c pi_c N(mu_c, Sigma) (Lafon 2022 eq. 9)."""
         classes = torch.multinomial(
             self.log_prior.exp(), num_samples, replacement=True, generator=generator
         )

@@ -9,8 +9,6 @@ range.
 """
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,7 +23,7 @@ from pipelines.ood.checks import (
     working_dtype,
 )
 from pipelines.ood.energy import free_energy
-from pipelines.ood.table import Entry
+from pipelines.ood.table import Entry, Table
 
 
 def energy_margin(
@@ -268,7 +266,7 @@ def _check_margins(m_in: float, m_out: float) -> None:
         )
 
 
-LOSSES: Mapping[str, Entry] = MappingProxyType(
+LOSSES: Table[Entry] = Table(
     {
         "energy_margin": Entry(energy_margin, ("id_logits", "ood_logits")),
         "energy_single_margin": Entry(energy_single_margin, ("id_logits", "ood_logits")),

@@ -14,8 +14,7 @@ infinity (with their count and first row), and for parameters out of range.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import TypeVar, overload
 
 import torch
@@ -32,7 +31,7 @@ from pipelines.ood.checks import (
 )
 from pipelines.ood.energy import free_energy
 from pipelines.ood.ranking import log_rest, top_values
-from pipelines.ood.table import Entry
+from pipelines.ood.table import Entry, Table
 
 Reduced = TypeVar("Reduced")
 
@@ -381,7 +380,7 @@ def _check_re_alignment(
 
 
 # gl_mcm, neg_label and odin need more than similarity or logits: callers that lack it skip them.
-SCORES: Mapping[str, Entry] = MappingProxyType(
+SCORES: Table[Entry] = Table(
     {
         "msp": Entry(msp, ("logits",)),
         "max_logit": Entry(max_logit, ("logits",)),

@@ -137,7 +137,7 @@ class ClassCounts:
 
     @property
     def prior(self) -> FloatArray:
-        """Share of each class (C,), sum 1 (seed 002 eq. 10; seed 003 step 1)."""
+        """Share of each class (C,), sum 1 (Lafon 2022 eq. 10; Choi 2023 step 1)."""
         total = self.counts.sum()
         if total == 0:
             raise ValueError("no samples were counted: there is no class prior")
@@ -146,7 +146,7 @@ class ClassCounts:
 
 @dataclass(frozen=True, eq=False)
 class ClassStatistics:
-    """Class means and scatter of features: all that Gaussian scores need (seed 002 eq. 10).
+    """Class means and scatter of features: all that Gaussian scores need (Lafon 2022 eq. 10).
 
     `counts` int64 (C,); `means` (C, D), zero where a class is empty; `scatter` (D, D), the sum
     over classes and samples of (z - mu_c)(z - mu_c)^T; `normalized`: features were L2-normalised.

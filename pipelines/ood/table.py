@@ -1,9 +1,9 @@
-"""The record that the tables `SCORES` and `LOSSES` are made of."""
+"""Tables of plug-ins by name, and the row that `SCORES` and `LOSSES` are made of."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,32 @@ INPUTS = frozenset(
         "id_logits", "ood_logits", "prior", "image_features", "text_features", "labels",
     }
 )  # fmt: skip
+
+Row = TypeVar("Row")
+
+
+class Table(Mapping[str, Row]):
+    """Plug-ins by name, read only.
+
+    A table that is annotated with this class is where results stop depending on code: who uses a
+    row names it (`pipelines.code_digest`), so a new row changes no address of other results.
+    """
+
+    def __init__(self, rows: Mapping[str, Row]) -> None:
+        """Keep a copy of `rows`, in their order."""
+        self._rows = dict(rows)
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of that name."""
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the order of the table."""
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._rows)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def table(metrics: Mapping[str, Any], columns: Sequence[Column]) -> Table:
 
 
 def main_columns(metrics: Mapping[str, Any]) -> list[Column]:
-    """Seed 000's layout: ID ACC, OOD ACC, AUROC and FPR of each group of OOD sets."""
+    """Zhu 2025's layout: ID ACC, OOD ACC, AUROC and FPR of each group of OOD sets."""
     columns = [Column("", "ID ACC", ("id_accuracy",)), Column("", "OOD ACC", ("ood_accuracy",))]
     for name, head in (("auroc", "AUROC"), ("fpr", fpr_name(metrics))):
         columns += [Column(head, group, (name, group)) for group in groups(metrics)]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +33,7 @@ from pipelines.heads.comparisons import (
 from pipelines.ood import FITTED_SCORES, SCORES, EnergyCorrection, FeatureEBM, combine
 from pipelines.ood.negatives import NegativeLabels
 from pipelines.ood.records import record_from_state, record_state
+from pipelines.ood.table import Table
 
 Params: TypeAlias = Mapping[str, float]
 Records: TypeAlias = Mapping[str, Any]
@@ -45,10 +45,10 @@ PLAIN = tuple(n for n, entry in SCORES.items() if entry.inputs in (("similarity"
 GL_MCM, NEG_LABEL = "gl_mcm", "neg_label"
 COMPARING = (GL_MCM, NEG_LABEL)
 # Networks trained by SGLD; all other fitted scores have a closed form.
-TRAINED: Mapping[str, type[Any]] = MappingProxyType(
+TRAINED: Table[type[Any]] = Table(
     {"energy_correction": EnergyCorrection, "feature_ebm": FeatureEBM}
 )
-FITTED: Mapping[str, type[Any]] = MappingProxyType(
+FITTED: Table[type[Any]] = Table(
     {**{name: row.record for name, row in FITTED_SCORES.items()}, **TRAINED}
 )
 # Fitted scores that also read the head: its linear rule, or its logits on the training features.

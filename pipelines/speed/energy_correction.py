@@ -1,6 +1,6 @@
 """Training of the energy-correction model beside the matrix products that it cannot do without.
 
-One run trains the model of seed 002 (8,000 features of 512 dimensions, the paper's network, 20
+One run trains the model of Lafon 2022 (8,000 features of 512 dimensions, the paper's network, 20
 SGLD steps) for some steps; the reference repeats exactly its products in a bare loop: those of
 every SGLD step (the network forward, and back to its input; the mixture's two, forward and back)
 and those of the update (forward, weights and inputs back). Activations, noise, the sampler's

@@ -23,7 +23,7 @@ from pipelines import pipeline
 from pipelines.backbones import clip as backbones
 from pipelines.compute import connect
 from pipelines.config import load
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.run import Quiet, Run
 from pipelines.score import search as posthoc
 from pipelines.score.search import PostHocConfig
@@ -108,7 +108,7 @@ def _plain_trial_seconds(opened: Run) -> float:
     def trial(config: dict[str, Any]) -> None:
         given: Shared = ray.get(features)
         trained = train_in_process(
-            Cell(settings[config["place"]], 0), given.data, given.load_backbone()
+            TrainingJob(settings[config["place"]], 0), given.data, given.load_backbone()
         )
         similarity = trained.predictor.similarity(given.validation.features)
         ood = {n: trained.predictor.similarity(s.features) for n, s in given.ood.items()}
@@ -148,7 +148,7 @@ def _posthoc_alone(opened: Run, count: int) -> Row:
     shared = _shared(opened)
     shared = replace(shared, posthoc=PostHocConfig(budget=count, c=[1, 2, 3, 4, 5]))
     clip = backbones.load(opened.backbone)
-    trained = train_in_process(Cell(opened.config.methods["ebm"], 0), shared.data, clip)
+    trained = train_in_process(TrainingJob(opened.config.methods["ebm"], 0), shared.data, clip)
     predictor = trained.predictor
     known = predictor.similarity(shared.validation.features)
     ood = {n: predictor.similarity(s.features) for n, s in shared.ood.items()}

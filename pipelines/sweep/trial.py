@@ -22,7 +22,7 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import UserError
 from pipelines.data.feature_sets import FeatureSet
 from pipelines.data.storage import Storage
-from pipelines.finetune.loop import Cell, OnHead, Trained, TrainingData, train_in_process
+from pipelines.finetune.loop import OnHead, Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.finetune.together import train_together
 from pipelines.fitted import search as fitted_search
 from pipelines.fitted.plan import FitData
@@ -114,7 +114,7 @@ def run_together(specs: Sequence[Spec], shared: Shared) -> Iterator[tuple[Spec, 
     missing = [s for s in specs if not has_record(shared.storage, s["address"])]
     yield from ((s, read_record(shared.storage, s["address"])) for s in specs if s not in missing)
     start = time.perf_counter()
-    cells = [Cell(parse_method(spec["config"]), seed=0) for spec in missing]
+    cells = [TrainingJob(parse_method(spec["config"]), seed=0) for spec in missing]
     results = train_together(cells, shared.data, shared.load_backbone()) if cells else []
     seconds = (time.perf_counter() - start) / max(1, len(missing))
     for spec, result in zip(missing, results, strict=True):
@@ -174,7 +174,7 @@ def trial(method: MethodConfig, shared: Shared, on_head: OnHead | None = None) -
     """
     start = time.perf_counter()
     trained = train_in_process(
-        Cell(method, seed=0), shared.data, shared.load_backbone(), on_head=on_head
+        TrainingJob(method, seed=0), shared.data, shared.load_backbone(), on_head=on_head
     )
     return judged(
         trained.predictor,

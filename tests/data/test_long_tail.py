@@ -42,7 +42,7 @@ def counts(opened):
 
 
 def test_the_published_profile_of_cifar():
-    # The public code: int(5000 x 0.01^(i / 9)), CIFAR-10 of seed 003.
+    # The public code: int(5000 x 0.01^(i / 9)), CIFAR-10 of Choi 2023.
     expected = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert profile(10, 5000, 0.01) == expected
 

@@ -304,8 +304,8 @@ def test_what_else_the_result_names(metrics: dict[str, Any]) -> None:
     assert metrics["target_tpr"] == 0.95
     assert metrics["seeds"] == [0, 1]
     cells = {(r["method"], r["score"]): r["cell"] for r in metrics["rows"]}
-    assert cells["coop", "mcm"] == "seed 000: CoOp + MCM"
-    assert cells["ebm", "delta_energy"] == "seed 000: EBM + DeltaEnergy"
+    assert cells["coop", "mcm"] == "Zhu 2025: CoOp + MCM"
+    assert cells["ebm", "delta_energy"] == "Zhu 2025: EBM + DeltaEnergy"
     assert cells["coop", "delta_energy"] == cells["ebm", "mcm"] == ""
     assert metrics["rows"][0]["params"] == {"tau": 0.5}
 

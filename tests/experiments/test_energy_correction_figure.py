@@ -1,4 +1,4 @@
-"""Seed 002's figures: no mode is lost by the correction, and the masses are what they say."""
+"""Lafon 2022's figures: no mode is lost by the correction, and the masses are what they say."""
 
 import csv
 import math

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS
 from tests.small_clip import small_clip, toy_data
@@ -50,7 +50,7 @@ def cells():
             small = {"prompt": phrase, "num_global": 2, "scales": [0.3, 0.6]}
             head = config.head.model_copy(update=small)
             config = config.model_copy(update={"head": head})
-        found[name] = Cell(config, 0)
+        found[name] = TrainingJob(config, 0)
     return found
 
 

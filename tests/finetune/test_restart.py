@@ -22,13 +22,13 @@ from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.methods import METHODS
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.finetune.loop import Cell
+from pipelines.finetune.loop import TrainingJob
 from tests.small_clip import small_clip, toy_data
 
 finetune.backbones.load = lambda *_: small_clip()
 finetune.backbones.identity = lambda _: {"name": "small"}
 cells = [
-    Cell(METHODS["coop"].Config(training={"epochs": epochs, "warmup_epochs": 0}), seed)
+    TrainingJob(METHODS["coop"].Config(training={"epochs": epochs, "warmup_epochs": 0}), seed)
     for seed, epochs in ((0, 3), (1, 3), (0, int(sys.argv[2])))
 ]
 for address in finetune.train(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.config import UserError
-from pipelines.finetune.loop import Cell, learning_rate, train_in_process
+from pipelines.finetune.loop import TrainingJob, learning_rate, train_in_process
 from pipelines.methods import METHODS
 from pipelines.methods.base import TrainingConfig
 from tests.small_clip import small_clip, toy_data
@@ -27,7 +27,7 @@ def cell(name, *, seed=0, **training):
     if "num_context" in type(config.head).model_fields:
         head = config.head.model_copy(update={"num_context": 4})
         config = config.model_copy(update={"head": head})
-    return Cell(config, seed)
+    return TrainingJob(config, seed)
 
 
 class Memory:

@@ -16,7 +16,7 @@ from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune import state as training_run
-from pipelines.finetune.loop import Cell, check, train_in_process
+from pipelines.finetune.loop import TrainingJob, check, train_in_process
 from pipelines.heads.base import HeadOutput
 from pipelines.methods import METHODS
 from pipelines.sweep import stage as sweep
@@ -133,7 +133,7 @@ def test_no_test_set_is_opened_for_its_patches(tmp_path: Path) -> None:
 
 def test_a_method_without_its_columns_is_refused_before_training() -> None:
     with pytest.raises(UserError, match="method=coop with head=coop reads local_features of the"):
-        check(Cell(asking("local_features"), 0), replace(toy_data(), columns={}))
+        check(TrainingJob(asking("local_features"), 0), replace(toy_data(), columns={}))
 
 
 def test_the_loop_gives_a_head_the_patches_of_its_own_images(monkeypatch) -> None:
@@ -186,7 +186,7 @@ def test_the_loop_gives_a_head_the_patches_of_its_own_images(monkeypatch) -> Non
     method = asking(head=("local_features",), outliers=True)
     short = method.training.model_copy(update={"epochs": 1, "warmup_epochs": 0, "batch_size": 12})
     method = method.model_copy(update={"name": "watched", "training": short})
-    train_in_process(Cell(method, 0), data, small_clip())
+    train_in_process(TrainingJob(method, 0), data, small_clip())
     assert seen == [12 + 24, 4 + 24, 32]
 
 

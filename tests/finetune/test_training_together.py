@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.config import UserError
 from pipelines.finetune import together as training_together
-from pipelines.finetune.loop import Cell, Trained, train_in_process
+from pipelines.finetune.loop import Trained, TrainingJob, train_in_process
 from pipelines.finetune.together import shape_of, train_together
 from pipelines.methods import METHODS
 from tests.small_clip import small_clip, toy_data
@@ -25,11 +25,11 @@ TRAININGS = (
 )
 
 
-def cells(name: str, *trainings: dict) -> list[Cell]:
+def cells(name: str, *trainings: dict) -> list[TrainingJob]:
     # The mask of scope=image jumps where its entries change places: the last bits may decide.
     scope = {"scope": "top"} if name == "ebm" else {}
     return [
-        Cell(METHODS[name].Config(head=HEAD, training={**BASE, **training}, **scope), 0)
+        TrainingJob(METHODS[name].Config(head=HEAD, training={**BASE, **training}, **scope), 0)
         for training in trainings
     ]
 

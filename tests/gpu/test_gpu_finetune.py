@@ -13,7 +13,7 @@ from pipelines.compute import ComputeConfig, connect
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
 from pipelines.finetune.loop import train_in_process
-from pipelines.finetune.stage import Cell, train
+from pipelines.finetune.stage import TrainingJob, train
 from pipelines.heads import HeadContext, build
 from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.methods import METHODS
@@ -30,7 +30,7 @@ TRAINING = {"epochs": 5, "batch_size": 25, "lr": 0.02, "warmup_epochs": 1}
 
 def cell(name, **training):
     head = {"name": "coop", "num_context": 4}
-    return Cell(METHODS[name].Config(head=head, training={**TRAINING, **training}), 0)
+    return TrainingJob(METHODS[name].Config(head=head, training={**TRAINING, **training}), 0)
 
 
 def backbone_of(folder):

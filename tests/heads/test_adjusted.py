@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.config import UserError
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS
 from pipelines.register.detector import Detector
@@ -33,7 +33,7 @@ def trained(strength, name="coop"):
         adjust_logits=strength,
         training={"epochs": 3, "batch_size": 16, "lr": 0.05},
     )
-    return train_in_process(Cell(config, 0), long_tailed(), small_clip())
+    return train_in_process(TrainingJob(config, 0), long_tailed(), small_clip())
 
 
 def test_the_predicted_class_is_that_of_the_adjusted_logits():
@@ -99,4 +99,4 @@ def test_it_is_refused_where_nothing_has_learned_the_shares():
     kept = data.labels != 1
     data = dataclasses.replace(data, features=data.features[kept], labels=data.labels[kept])
     with pytest.raises(UserError, match="no training image of: one dog"):
-        train_in_process(Cell(config, 0), data, small_clip())
+        train_in_process(TrainingJob(config, 0), data, small_clip())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from pipelines.finetune import state as training_run
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.heads.bayes_cal import Config
 from pipelines.heads.coop import Config as CoOpConfig
@@ -162,7 +162,7 @@ def test_one_update_is_the_one_by_hand():
     with pytest.MonkeyPatch.context() as patch:
         # A draw that is known: every entry's noise is its place's sine.
         patch.setattr(torch, "randn_like", known_noise)
-        history = train_in_process(Cell(config, 0), data, clip, checkpoint=watched).history
+        history = train_in_process(TrainingJob(config, 0), data, clip, checkpoint=watched).history
     mean, log_std = values["classes.mean"], values["classes.log_std"]
     text = drawn_text(clip, CLASS_NAMES, mean, log_std, known_noise(mean))
     d_mean, d_log_std = values["domains.mean"], values["domains.log_std"]
@@ -221,6 +221,6 @@ def test_with_one_domain_the_domain_terms_are_left_out(columns):
     assert {name for name, _ in head.named_parameters()} == {"classes.mean", "classes.log_std"}
     training = {"epochs": 1, "batch_size": 8, "lr": LR, "warmup_epochs": 0}
     config = METHODS["bayes_cal"].Config(head=HEAD, training=training)
-    report = train_in_process(Cell(config, 0), data, small_clip()).history[0]
+    report = train_in_process(TrainingJob(config, 0), data, small_clip()).history[0]
     losses = {name for name in report if name.startswith("loss/")}
     assert losses == {"loss/cross_entropy", "loss/kl"}

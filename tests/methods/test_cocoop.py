@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.finetune import state as training_run
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.heads.cocoop import NETWORK
 from pipelines.methods import METHODS
@@ -44,7 +44,7 @@ def test_one_update_is_the_one_by_hand():
     context = HeadContext(clip, CLASS_NAMES, data.templates, features, labels)
     start = dict(build(config.head, context, training_run.stream(0, "head")).named_parameters())
     start = {name: p.detach().double() for name, p in start.items()}
-    found = train_in_process(Cell(config, 0), data, clip).last.arrays
+    found = train_in_process(TrainingJob(config, 0), data, clip).last.arrays
 
     model = small_clip(layers=1).model.double()
     generator = np.random.default_rng(0)

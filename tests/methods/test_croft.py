@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tests.methods.test_every_method import DECAY, LR, SCALE, TEXT, three_class_toy
-from tests.methods.test_every_method import ThreeClasses as Backbone
 
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.methods import METHODS
+from tests.methods.test_every_method import DECAY, LR, SCALE, TEXT, three_class_toy
+from tests.methods.test_every_method import ThreeClasses as Backbone
 from tests.small_clip import small_clip, toy_data
 
 NAMES = ("image_adapter", "text_adapter", "generator")
@@ -113,7 +113,9 @@ def test_one_update_is_the_one_by_hand(weights):
     config = METHODS["croft"].Config(head={"name": "croft", **RATIOS}, training=training, **weights)
     start = dict.fromkeys(NAMES, np.eye(4))
     gradients, watched = differences(config, start), Watched()
-    result = train_in_process(Cell(config, 0), three_class_toy(), Backbone(), checkpoint=watched)
+    result = train_in_process(
+        TrainingJob(config, 0), three_class_toy(), Backbone(), checkpoint=watched
+    )
     assert result.history[0]["loss"] == pytest.approx(objective(config, start), rel=1e-5)
     for name in NAMES:
         change = -LR * (gradients[name] + DECAY * start[name])
@@ -134,13 +136,13 @@ def test_with_ratios_of_zero_it_is_zero_shot_whatever_it_learned():
     training = {"epochs": 3, "batch_size": 32, "lr": 0.05, "warmup_epochs": 0}
     head = {"name": "croft", "image_ratio": 0.0, "text_ratio": 0.0}
     config = METHODS["croft"].Config(head=head, training=training)
-    found = train_in_process(Cell(config, 0), data, clip).last
-    zero = train_in_process(Cell(METHODS["zero_shot"].Config(), 0), data, clip).last
+    found = train_in_process(TrainingJob(config, 0), data, clip).last
+    zero = train_in_process(TrainingJob(METHODS["zero_shot"].Config(), 0), data, clip).last
     expected = zero.similarity(data.validation_features)
     assert np.abs(found.similarity(data.validation_features) - expected).max() < 1e-6
     # With adapters at work the same training leaves zero-shot.
     moved = METHODS["croft"].Config(training=training)
-    moved = train_in_process(Cell(moved, 0), data, clip).last
+    moved = train_in_process(TrainingJob(moved, 0), data, clip).last
     assert np.abs(moved.similarity(data.validation_features) - expected).max() > 1e-2
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pipelines.config import UserError
 from pipelines.finetune import state as training_run
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.heads.dplclip import Config
 from pipelines.methods import METHODS
@@ -74,7 +74,7 @@ def test_one_update_is_the_one_by_hand():
     finish = training_run.predictor_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_run, "predictor_of", watch)
-        history = train_in_process(Cell(config, 0), data, clip).history
+        history = train_in_process(TrainingJob(config, 0), data, clip).history
     assert history[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, parameter in head.named_parameters():
         expected = -LR * (parameter.grad + DECAY * parameter.detach())
@@ -123,4 +123,4 @@ def test_without_domains_it_says_what_is_missing():
     data = dataclasses.replace(toy_data(), columns={})
     config = METHODS["dplclip"].Config(head={"name": "dplclip", "num_context": 2})
     with pytest.raises(UserError, match="reads domains of the training images"):
-        train_in_process(Cell(config, 0), data, small_clip())
+        train_in_process(TrainingJob(config, 0), data, small_clip())

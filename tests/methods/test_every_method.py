@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipelines.config import load
 from pipelines.finetune import loop
 from pipelines.finetune import state as training_run
-from pipelines.finetune.loop import Cell, TrainingData, train_in_process
+from pipelines.finetune.loop import TrainingData, TrainingJob, train_in_process
 from pipelines.heads import HEADS as ALL_HEADS
 from pipelines.heads import HeadContext, Predictor, build
 from pipelines.methods import METHODS
@@ -241,7 +241,7 @@ def test_one_update_on_three_classes_is_the_one_by_hand(name, head, settings, ne
         plain = {key: value.tolist() for key, value in start.items()}
         zero = config.model_copy(update={"weight": 0.0})
         assert abs(objective(config, plain) - objective(zero, plain)) > 1e-3
-    found = train_in_process(Cell(config, 0), data, clip).last.arrays
+    found = train_in_process(TrainingJob(config, 0), data, clip).last.arrays
     for key in learned:
         change = expected[key] - start[key]
         assert np.abs(change).max() > 1e-3
@@ -298,7 +298,7 @@ def test_the_loss_falls_and_what_is_frozen_stays(name):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_step", watch)
-        result = train_in_process(Cell(method, 0), data, clip)
+        result = train_in_process(TrainingJob(method, 0), data, clip)
     assert result.history[-1]["loss"] <= 0.7 * result.history[0]["loss"]
     assert len(seen) == 30
     assert all(trainable == LEARNED[method.head.name] for trainable in seen)
@@ -311,7 +311,7 @@ def test_the_loss_falls_and_what_is_frozen_stays(name):
 def test_saved_and_loaded_a_trained_head_gives_the_same_logits_to_the_bit(name, tmp_path):
     data = toy_data()
     method = preset(name, epochs=2) if name in TRAINED else PRESETS[name]
-    predictor = train_in_process(Cell(method, 0), data, small_clip()).predictor
+    predictor = train_in_process(TrainingJob(method, 0), data, small_clip()).predictor
     predictor.save(tmp_path)
     loaded = Predictor.load(tmp_path)
     given = (data.validation_features, data.validation_columns["local_features"])
@@ -334,7 +334,7 @@ def test_every_kind_of_prompt_learns(position, class_specific, phrase):
     }
     training = {"epochs": 10, "batch_size": 96, "lr": 0.02, "warmup_epochs": 0}
     config = METHODS["coop"].Config(head=head, training=training)
-    result = train_in_process(Cell(config, 0), toy_data(), small_clip())
+    result = train_in_process(TrainingJob(config, 0), toy_data(), small_clip())
     assert result.history[-1]["loss"] < 0.9 * result.history[0]["loss"]
 
 
@@ -386,7 +386,7 @@ def test_any_method_trains_any_head_or_says_why_not(name, head):
             METHODS[name].Config(head=settings, training=training)
         return
     config = METHODS[name].Config(head=settings, training=training)
-    result = train_in_process(Cell(config, 0), toy_data(), small_clip())
+    result = train_in_process(TrainingJob(config, 0), toy_data(), small_clip())
     assert result.predictor.head == head
     data = toy_data()
     given = (data.validation_features, data.validation_columns["local_features"])

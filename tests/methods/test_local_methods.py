@@ -14,7 +14,7 @@ import torch
 
 from pipelines.finetune import loop
 from pipelines.finetune import state as training_run
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import HeadContext, Predictor, build
 from pipelines.heads.comparisons import global_similarity, local_similarity, negative_similarity
 from pipelines.heads.gallop import top_patches
@@ -36,7 +36,7 @@ SHORT = {"epochs": 3, "batch_size": 40, "lr": 0.1, "warmup_epochs": 1}
 
 def train(name, training=SHORT, *, data=None, seed=3, **settings):
     config = METHODS[name].Config(training=training, **settings)
-    return train_in_process(Cell(config, seed), data or toy_data(), small_clip())
+    return train_in_process(TrainingJob(config, seed), data or toy_data(), small_clip())
 
 
 def bytes_of(trained, *names):
@@ -237,7 +237,7 @@ def test_one_update_is_the_one_by_hand(name, monkeypatch):
         return finish(run)
 
     monkeypatch.setattr(loop, "finish", watch)
-    result = train_in_process(Cell(config, 0), data, clip)
+    result = train_in_process(TrainingJob(config, 0), data, clip)
     hand = Hand(clip, data.class_names)
     expected = by_hand(hand, start, data, config)
     assert result.history[0]["loss"] == pytest.approx(expected, rel=2e-5)

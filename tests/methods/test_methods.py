@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.finetune import loop
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.methods import METHODS, AnyMethod
 from pipelines.methods.base import Batch, Outputs
 from tests.small_clip import small_clip, toy_data
@@ -81,7 +81,7 @@ def test_ebm_without_weight_is_coop_to_the_last_bit():
     head = {"name": "coop", "num_context": 4}
     clip, data = small_clip(), toy_data()
     results = [
-        train_in_process(Cell(METHODS[name].Config(**extra), 0), data, clip)
+        train_in_process(TrainingJob(METHODS[name].Config(**extra), 0), data, clip)
         for name, extra in (
             ("coop", {"head": head, "training": training}),
             ("ebm", {"head": head, "training": training, "weight": 0.0}),
@@ -118,8 +118,8 @@ def test_one_update_is_the_gradient_by_finite_differences(name, monkeypatch):
         return finish(run)
 
     monkeypatch.setattr(loop, "finish", watch)
-    train_in_process(Cell(config, 0), data, clip)
-    run = loop.start(Cell(config, 0), data, clip, loop.Workers())
+    train_in_process(TrainingJob(config, 0), data, clip)
+    run = loop.start(TrainingJob(config, 0), data, clip, loop.Workers())
     start = run.head.context.detach().double()
 
     def objective(context):

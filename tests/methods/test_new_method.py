@@ -23,7 +23,7 @@ from pipelines.config import load
 from pipelines.methods import METHODS
 from pipelines.methods.base import Batch, Outputs
 from pipelines.settings import PipelineConfig
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from tests.small_clip import small_clip, toy_data
 
 every = load(PipelineConfig, "pipeline", ["methods=all"]).methods
@@ -34,7 +34,7 @@ logits, labels = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([0, 0])
 given = Outputs(logits, logits, logits, None, None, None, 1.0)
 losses, report = METHODS["logit_norm"].loss(given, Batch(labels), method)
 data = toy_data()
-trained = train_in_process(Cell(method, 0), data, small_clip())
+trained = train_in_process(TrainingJob(method, 0), data, small_clip())
 similarity = trained.predictor.similarity(data.validation_features)
 right = trained.predictor.predicted(similarity) == data.validation_labels
 print(json.dumps({

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from pipelines.config import UserError
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.methods import METHODS
 from pipelines.methods.base import Batch, Initial, Outputs
 from tests.small_clip import small_clip, toy_data
@@ -123,7 +123,7 @@ def test_margins_in_the_wrong_order_or_alone_are_refused(name):
 def test_no_outliers_are_refused_before_training(name):
     data = dataclasses.replace(toy_data(), outliers=None)
     with pytest.raises(UserError, match=f"method={name} learns from outliers"):
-        train_in_process(Cell(METHODS[name].Config(), 0), data, small_clip())
+        train_in_process(TrainingJob(METHODS[name].Config(), 0), data, small_clip())
 
 
 def weights_of(name, **settings):
@@ -132,7 +132,7 @@ def weights_of(name, **settings):
         training["outlier_batch_size"] = 16
     head = {"name": "coop", "num_context": 4}
     config = METHODS[name].Config(head=head, training=training, **settings)
-    result = train_in_process(Cell(config, 0), toy_data(), small_clip())
+    result = train_in_process(TrainingJob(config, 0), toy_data(), small_clip())
     return result.last.arrays["text_features"]
 
 
@@ -156,7 +156,7 @@ def test_training_drives_outliers_apart(name):
         weight=1.0,
         training={"epochs": 20, "batch_size": 32, "outlier_batch_size": 32, "lr": 0.05},
     )
-    result = train_in_process(Cell(config, 0), toy_data(), small_clip())
+    result = train_in_process(TrainingJob(config, 0), toy_data(), small_clip())
     term = "loss/exposure" if name == "outlier_exposure" else "loss/margin"
     first, last = result.history[1][term], result.history[-1][term]
     if name == "outlier_exposure":

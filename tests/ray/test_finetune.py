@@ -7,7 +7,7 @@ import pytest
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import address, load_predictor, read_manifest
-from pipelines.finetune.loop import Cell
+from pipelines.finetune.loop import TrainingJob
 from pipelines.finetune.stage import train
 from pipelines.methods import METHODS
 from tests.ray.small_backbone import files, write_backbone
@@ -26,10 +26,10 @@ def cells():
     coop = METHODS["coop"].Config(head={"name": "coop", "num_context": 4}, training=TRAINING)
     ebm = METHODS["ebm"].Config(head={"name": "coop", "num_context": 4}, training=TRAINING)
     return [
-        Cell(METHODS["zero_shot"].Config(), 0),
-        Cell(coop, 0),
-        Cell(coop, 1),
-        Cell(ebm, 0),
+        TrainingJob(METHODS["zero_shot"].Config(), 0),
+        TrainingJob(coop, 0),
+        TrainingJob(coop, 1),
+        TrainingJob(ebm, 0),
     ]
 
 
@@ -83,8 +83,8 @@ def test_a_heads_address_changes_with_setting_seed_and_data(backbone):
     )
     addresses = {
         address(cell, data, backbone),
-        address(Cell(cell.method, 1), data, backbone),
-        address(Cell(longer, 0), data, backbone),
+        address(TrainingJob(cell.method, 1), data, backbone),
+        address(TrainingJob(longer, 0), data, backbone),
         address(cell, dataclasses.replace(data, address="other"), backbone),
         address(cells()[3], data, backbone),
     }

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune.loop import Cell
+from pipelines.finetune.loop import TrainingJob
 from pipelines.finetune.stage import train
 from pipelines.methods import METHODS
 from tests.ray.processes import descendants, kill, title
@@ -25,7 +25,7 @@ TRAINING = {"epochs": EPOCHS, "batch_size": 16, "lr": 0.02}
 
 def cells():
     config = METHODS["ebm"].Config(head={"name": "coop", "num_context": 4}, training=TRAINING)
-    return [Cell(config, 0)]
+    return [TrainingJob(config, 0)]
 
 
 def undisturbed(folder):

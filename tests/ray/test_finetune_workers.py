@@ -10,7 +10,7 @@ from pipelines.compute import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import is_trained
 from pipelines.finetune.loop import TrainingData
-from pipelines.finetune.stage import CLASS_PARALLEL_FROM, Cell, _split, train
+from pipelines.finetune.stage import CLASS_PARALLEL_FROM, TrainingJob, _split, train
 from pipelines.methods import METHODS
 from tests.ray.small_backbone import write_backbone
 
@@ -62,7 +62,7 @@ def weights(storage, head):
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_give_one_workers_weights(tmp_path):
     backbone, data = write_backbone(tmp_path), many_classes()
-    todo = {name: Cell(method, 0) for name, method in cells().items()}
+    todo = {name: TrainingJob(method, 0) for name, method in cells().items()}
     divided = {name: _split(cell, data) for name, cell in todo.items()}
     assert set(divided.values()) == {"rows", "classes"}
     two, one = Storage(str(tmp_path / "two")), Storage(str(tmp_path / "one"))

@@ -94,8 +94,8 @@ def test_it_leaves_the_evidence(first: Finished) -> None:
         (m, s) for m in METHODS for s in SCORES
     ]
     assert {r["cell"] for r in found["rows"] if r["cell"]} == {
-        "seed 000: CoOp + MCM",
-        "seed 000: EBM + DeltaEnergy",
+        "Zhu 2025: CoOp + MCM",
+        "Zhu 2025: EBM + DeltaEnergy",
     }
     for method in METHODS:
         parts = sorted((folder / "scores" / f"{method}-0").glob("*.parquet"))

@@ -12,7 +12,7 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import finish, write_shard
 from pipelines.data.storage import Storage
 from pipelines.finetune import outlier_prior as prior
-from pipelines.finetune.loop import Cell, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.methods import METHODS
 from tests.ray.small_backbone import write_backbone
 from tests.small_clip import CLASS_NAMES, small_clip, toy_data
@@ -109,7 +109,7 @@ def test_the_pass_and_the_outliers_held_give_the_same_weights(outliers):
     ways = [data, dataclasses.replace(data, outlier_counts=counts)]
     ways.append(dataclasses.replace(data, outlier_counts=counts[::-1].copy()))
     with torch.random.fork_rng():
-        results = [train_in_process(Cell(config, 0), way, small_clip()) for way in ways]
+        results = [train_in_process(TrainingJob(config, 0), way, small_clip()) for way in ways]
     held_files, pass_files, other_files = (r.last.files() for r in results)
     assert held_files == pass_files
     assert held_files != other_files

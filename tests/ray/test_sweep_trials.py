@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
 
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute import ComputeConfig
@@ -22,6 +21,7 @@ from pipelines.methods import METHODS, MethodConfig
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.stage import SweepConfig
 from tests.ray.processes import descendants, kill, title
+from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -17,7 +17,7 @@ from pipelines.embed import stage as embed
 from pipelines.embed.stage import EmbedConfig
 from pipelines.evaluate.stage import Scored
 from pipelines.finetune import stage as finetune
-from pipelines.finetune.loop import Cell, TrainingData
+from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.methods.zero_shot import Config as ZeroShot
 from pipelines.ood import ood_metrics
 from pipelines.score import stage as score
@@ -80,7 +80,7 @@ def scored(
         outliers=None,
         address="known values",
     )
-    cell = Cell(ZeroShot(), seed=0)
+    cell = TrainingJob(ZeroShot(), seed=0)
     (address,) = finetune.train(
         [cell], data, backbone, storage, compute=compute, mode="in_process"
     )  # fmt: skip

@@ -36,8 +36,8 @@ SCORES = {"mcm": {"tau": 0.5}, "energy": {"tau": 1.0}, "delta_energy": {"tau": 0
 METHODS = ("coop", "ebm")
 LOWS = {"mcm": (0.004, -0.03, -0.01), "energy": (-0.024, 0.0062, -0.019)}
 CELLS = {
-    ("coop", "mcm"): "seed 000: CoOp + MCM",
-    ("ebm", "delta_energy"): "seed 000: EBM + DeltaEnergy",
+    ("coop", "mcm"): "Zhu 2025: CoOp + MCM",
+    ("ebm", "delta_energy"): "Zhu 2025: EBM + DeltaEnergy",
 }
 
 
@@ -326,7 +326,7 @@ def test_chosen_parameters_and_the_seeds_cells_are_marked(page):
     labels = [row[0] for row in body(page, "main")]
 
     assert marked == set(CELLS)
-    assert labels[0] == "mcm tau=0.5 seed 000: CoOp + MCM"
+    assert labels[0] == "mcm tau=0.5 Zhu 2025: CoOp + MCM"
     assert labels[2] == "delta_energy tau=0.1, c=2"
 
 
@@ -536,7 +536,7 @@ def test_the_text_table_has_the_numbers_in_columns_that_end_together(evidence):
         ends[0][4], ends[0][7]
     ]  # fmt: skip
     assert max(map(len, text.splitlines())) <= 110
-    assert "* ebm + delta_energy: seed 000: EBM + DeltaEnergy" in text
+    assert "* ebm + delta_energy: Zhu 2025: EBM + DeltaEnergy" in text
     assert "delta_energy tau=0.1, c=2" in text
     assert "Training gained 1.0 points & the score 2.0." in text
 

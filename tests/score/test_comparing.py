@@ -20,7 +20,7 @@ from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import keep
-from pipelines.finetune.loop import Cell, Trained
+from pipelines.finetune.loop import Trained, TrainingJob
 from pipelines.fitted import negative_words as negative_classes
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS
@@ -203,7 +203,7 @@ def stored(folder: Path, head: str) -> tuple[Storage, Predictor]:
     """A head in the cache under the address `head`, and neg_label's words under `words`."""
     storage, known = Storage(str(folder)), predictor(head)
     trained = Trained(known, known, 0, ())
-    keep(head, Cell(METHODS["zero_shot"].Config(), 0), toy_data(), trained, storage)
+    keep(head, TrainingJob(METHODS["zero_shot"].Config(), 0), toy_data(), trained, storage)
     content = scoring.to_bytes(words())
     storage.write_bytes(content, "cache", "scores", "words", "record.safetensors")
     storage.write_json({}, "cache", "scores", "words", "manifest.json")

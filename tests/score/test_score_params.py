@@ -11,7 +11,7 @@ import pytest
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import ConfigError, UserError, load, plain
 from pipelines.finetune import cache as trained_heads
-from pipelines.finetune.loop import Cell, TrainingData
+from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.methods import METHODS
 from pipelines.pipeline import words_again
 from pipelines.run import Quiet, Run
@@ -90,7 +90,7 @@ def test_a_trained_head_is_found_again_whatever_they_are(
     data = TrainingData(("a", "b"), ("{}",), features, labels, features, labels, None, "address")
 
     def address(**changes: Any) -> str:
-        return trained_heads.address(Cell(coop(**changes), seed=0), data, backbone)
+        return trained_heads.address(TrainingJob(coop(**changes), seed=0), data, backbone)
 
     assert address(score_params={"mcm": {"tau": 0.5}}) == address()
     assert address(training={"lr": 0.5}) != address()
