@@ -1,7 +1,7 @@
 """The training loop: pure torch, the same in this process and on every Ray Train worker.
 
-One `TrainingJob` (a method's resolved setting and a seed) and one `TrainingData` give one trained head.
-The loop knows no method: it sums the losses that the method returns by name. It is
+One `TrainingJob` (a method's resolved setting and a seed) and one `TrainingData` give one trained
+head. The loop knows no method: it sums the losses that the method returns by name. It is
 deterministic: on one machine the same cell and data give the same bytes, also when it was
 interrupted after any epoch and went on from its checkpoint.
 
@@ -49,12 +49,12 @@ from pipelines.heads.base import TextModel
 from pipelines.heads.parallel import Workers
 
 __all__ = [
-    "Cell",
     "Checkpoint",
     "EpochReport",
     "OnHead",
     "Trained",
     "TrainingData",
+    "TrainingJob",
     "check",
     "learning_rate",
     "train_in_process",
