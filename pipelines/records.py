@@ -1,7 +1,7 @@
 """What passes between stages: frozen records, read back by validation, and their common names.
 
-A stage writes one `StoredRecord` as JSON; whoever reads it validates it, so a file of another layout
-or a damaged one is refused with its name and never half believed. Records of one stage stand beside
+A stage writes one `StoredRecord` as JSON; whoever reads it validates it, so a file of another
+layout or a damaged one is refused with its name and never half believed. Records of one stage stand beside
 that stage; here are the names that all of them use: sets, scores, heads, margins.
 """
 
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.config import UserError
 
@@ -137,7 +137,7 @@ class ScoreSetting(Record):
     """A score with its parameters."""
 
     score: str
-    params: dict[str, float] = {}
+    params: dict[str, float] = Field(default_factory=dict)
 
 
 class Margins(Record):
@@ -171,4 +171,4 @@ class HeadRef(Record):
 
     key: HeadKey
     address: str
-    fitted: dict[str, str] = {}
+    fitted: dict[str, str] = Field(default_factory=dict)

@@ -160,8 +160,8 @@ def fpr_at_tpr(
         id_scores: (N,), higher means ID.
         ood_scores: (M,).
         tpr: Target, in (0, 1].
-        positive: "id": share of OOD kept where `tpr` of ID is kept (Zhu 2025, Lafon 2022, Liu 2020, MCM,
-            LoCoOp). "ood": share of ID rejected where `tpr` of OOD is rejected (Choi 2023's code,
+        positive: "id": share of OOD kept where `tpr` of ID is kept (Zhu 2025, Lafon 2022, Liu 2020,
+            MCM, LoCoOp). "ood": share of ID rejected where `tpr` of OOD is rejected (Choi 2023's code,
             OpenOOD, pytorch-ood).
         convention: "first": the first vertex of the full ROC curve with TPR >= `tpr` (OpenOOD).
             "nearest": the vertex whose TPR is nearest `tpr`; of equally near ones that with the

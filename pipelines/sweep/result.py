@@ -44,7 +44,7 @@ class Trial(Record):
     reason: str | None = None
     accuracy: float | None = None
     seconds: float = 0.0
-    scores: dict[str, ScoreFigures] = {}
+    scores: dict[str, ScoreFigures] = Field(default_factory=dict)
 
 
 class Choice(Record):
@@ -60,10 +60,10 @@ class Choice(Record):
     """
 
     setting: AnyMethod
-    chosen: dict[str, SettingValue] = {}
+    chosen: dict[str, SettingValue] = Field(default_factory=dict)
     trial: int | None = None
     scores: dict[str, dict[str, float]]
-    validation: dict[str, ScoreFigures] = {}
+    validation: dict[str, ScoreFigures] = Field(default_factory=dict)
     accuracy: float | None = None
 
 
