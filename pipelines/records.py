@@ -1,8 +1,8 @@
 """What passes between stages: frozen records, read back by validation, and their common names.
 
 A stage writes one `StoredRecord` as JSON; whoever reads it validates it, so a file of another
-layout or a damaged one is refused with its name and never half believed. Records of one stage stand beside
-that stage; here are the names that all of them use: sets, scores, heads, margins.
+layout or a damaged one is refused with its name and never half believed. Records of one stage
+stand beside that stage; here are the names that all of them use: sets, scores, heads, margins.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Features in, trained heads out: the Ray Train stage.
 
 Each `TrainingJob` (method and seed) gives a head under `cache/heads/ADDRESS/`, found again by
-content: the resolved setting, the seed, the data's address, the backbone and the code of the method. One
-`TorchTrainer.fit` trains all cells that are missing, one after the other, because Ray Train's
+content: the resolved setting, the seed, the data's address, the backbone and the code of the
+method. One `TorchTrainer.fit` trains all cells that are missing, one after the other, because Ray Train's
 start-up costs far more than a head. The state after each epoch lies beside the result, so a
 killed worker (Ray Train starts it anew) and a killed driver (started again by the user) both go
 on from the last finished epoch and end with the weights of an undisturbed run.

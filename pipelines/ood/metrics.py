@@ -161,8 +161,8 @@ def fpr_at_tpr(
         ood_scores: (M,).
         tpr: Target, in (0, 1].
         positive: "id": share of OOD kept where `tpr` of ID is kept (Zhu 2025, Lafon 2022, Liu 2020,
-            MCM, LoCoOp). "ood": share of ID rejected where `tpr` of OOD is rejected (Choi 2023's code,
-            OpenOOD, pytorch-ood).
+            MCM, LoCoOp). "ood": share of ID rejected where `tpr` of OOD is rejected (Choi 2023's
+            code, OpenOOD, pytorch-ood).
         convention: "first": the first vertex of the full ROC curve with TPR >= `tpr` (OpenOOD).
             "nearest": the vertex whose TPR is nearest `tpr`; of equally near ones that with the
             higher TPR, of equal TPR that with the lowest threshold, but for TPR 1, where it is
