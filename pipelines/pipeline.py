@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipelines import default_heads, tracking
 from pipelines.backbones import clip
-from pipelines.compute import connect
+from pipelines.compute.cluster import connect
 from pipelines.config import UserError, to_yaml
 from pipelines.data.benchmarks import Benchmark
 from pipelines.embed import leaks

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import ConfigError, Section, UserError
 from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
 from pipelines.embed.stage import EmbedConfig

@@ -62,7 +62,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray for the whole session."""
     import ray
 
-    from pipelines.compute import ComputeConfig, connect
+    from pipelines.compute.cluster import ComputeConfig, connect
 
     with connect(ComputeConfig(num_cpus=4)):
         yield

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines.compute import ComputeConfig, connect
+from pipelines.compute.cluster import ComputeConfig, connect
 
 
 class Fake:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from pipelines.backbones import clip, templates
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.odin import Odin
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import Section, UserError
 from pipelines.data.features import FeatureCache
 from pipelines.data.sources import AnySource, open_source

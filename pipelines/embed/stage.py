@@ -28,7 +28,7 @@ from pipelines.backbones import clip, templates
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Views
 from pipelines.backbones.odin import Odin
-from pipelines.compute import ComputeConfig, connect
+from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.config import Section, UserError, digest, plain
 from pipelines.data import features, images
 from pipelines.data.features import FeatureCache, Receipt

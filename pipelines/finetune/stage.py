@@ -2,9 +2,9 @@
 
 Each `TrainingJob` (method and seed) gives a head under `cache/heads/ADDRESS/`, found again by
 content: the resolved setting, the seed, the data's address, the backbone and the code of the
-method. One `TorchTrainer.fit` trains all cells that are missing, one after the other, because Ray Train's
-start-up costs far more than a head. The state after each epoch lies beside the result, so a
-killed worker (Ray Train starts it anew) and a killed driver (started again by the user) both go
+method. One `TorchTrainer.fit` trains all jobs that are missing, one after the other, because Ray
+Train's start-up costs far more than a head. The state after each epoch lies beside the result, so
+a killed worker (Ray Train starts it anew) and a killed driver (started again by the user) both go
 on from the last finished epoch and end with the weights of an undisturbed run.
 
     cache/heads/ADDRESS/best/ last/     head.json, head.safetensors of a `Predictor`
@@ -33,7 +33,7 @@ from ray.util.queue import Empty, Queue
 
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import address, is_trained, keep
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, check, train_in_process

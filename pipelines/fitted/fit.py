@@ -29,7 +29,7 @@ import safetensors.numpy
 import torch
 
 from pipelines.backbones.threads import torch_threads
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError, digest
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage

@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute import ComputeConfig, connect
+from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.config import UserError, digest
 from pipelines.data.sources import ParquetSource, as_index
 from pipelines.data.storage import Storage

@@ -21,7 +21,7 @@ import ray.tune
 
 from pipelines import pipeline
 from pipelines.backbones import clip as backbones
-from pipelines.compute import connect
+from pipelines.compute.cluster import connect
 from pipelines.config import load
 from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.run import Quiet, Run

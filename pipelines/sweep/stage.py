@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import Section, UserError, digest, group_names, plain
 from pipelines.data.benchmarks import role
 from pipelines.data.feature_sets import TRAINING_ROLES, FeatureSet, FeatureSets

@@ -21,7 +21,7 @@ import ray
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.finetune.together import shape_of
 from pipelines.score import search as posthoc

@@ -14,7 +14,7 @@ from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig, Clip
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.backbones.odin import Odin
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed

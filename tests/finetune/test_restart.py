@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
 import sys
 from pipelines.finetune import stage as finetune
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.methods import METHODS
 from pipelines.backbones.clip import BackboneConfig

@@ -10,7 +10,7 @@ import torch
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Encoder
-from pipelines.compute import ComputeConfig, connect
+from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.backbones import clip as backbones
-from pipelines.compute import ComputeConfig, connect
+from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
 from pipelines.finetune.loop import train_in_process

@@ -15,7 +15,7 @@ from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.backbones.odin import Odin
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.features import FeatureCache
 from pipelines.data.sources import FolderSource, as_index

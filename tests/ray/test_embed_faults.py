@@ -18,7 +18,7 @@ import pytest
 from ray import cloudpickle
 
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data import features
 from pipelines.data.features import FeatureCache
 from pipelines.data.sources import FolderSource
@@ -119,7 +119,7 @@ import sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
 from test_embed_faults import COMPUTE, SlowSource, go
-from pipelines.compute import connect
+from pipelines.compute.cluster import connect
 from pipelines.backbones.clip import BackboneConfig
 source = SlowSource.model_validate_json({source!r})
 backbone = BackboneConfig.model_validate_json({backbone!r})

@@ -44,7 +44,7 @@ def test_a_killed_node_costs_only_its_shards(
     from test_embed_faults import SlowSource, go, shards
 
     from pipelines.backbones.clip import BackboneConfig
-    from pipelines.compute import ComputeConfig, connect
+    from pipelines.compute.cluster import ComputeConfig, connect
     from pipelines.data.features import FeatureCache
     from pipelines.data.storage import Storage
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import address, load_predictor, read_manifest
 from pipelines.finetune.loop import TrainingJob

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.loop import TrainingJob
 from pipelines.finetune.stage import train
@@ -70,7 +70,7 @@ DRIVER = """
 import sys, warnings
 warnings.simplefilter("ignore")
 import ray
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune import train
 from pipelines.backbones.clip import BackboneConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import is_trained
 from pipelines.finetune.loop import TrainingData

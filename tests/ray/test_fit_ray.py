@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
 from pipelines.fitted import fit

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage

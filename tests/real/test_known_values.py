@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.backbones import clip
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import load
 from pipelines.data.benchmarks import open_benchmark
 from pipelines.data.feature_sets import FeatureSets

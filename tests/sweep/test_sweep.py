@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute import ComputeConfig
+from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError, plain
 from pipelines.data.benchmarks import Benchmark, Selection, role
 from pipelines.data.feature_sets import FeatureSets
