@@ -323,7 +323,6 @@ def _evaluate(run: Run) -> dict[str, Any]:
 def _write_report(
     run: Run, metrics: Mapping[str, Any], tables: Mapping[tuple[str, int], Any], chosen: Any
 ) -> None:
-    stamp = tracking.stamp(run=run.id)
     page = report.write(
         metrics,
         tables,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from pipelines import tracking
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
+from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, digest, plain, to_yaml
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.feature_sets import FeatureSets
@@ -158,7 +159,7 @@ class Run:
             if self.tracker.has(known):  # unless the store is another one by now
                 return known
         name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
-        with self.tracker.run(name, tags=tracking.stamp(run=self.id)) as active:
+        with self.tracker.run(name, tags=stamp(run=self.id)) as active:
             active.log_params(_params(plain(self.config)))
             self.storage.write_json({"run_id": active.run_id}, *place)
             return str(active.run_id)
