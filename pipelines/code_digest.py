@@ -149,6 +149,8 @@ class _Walk:
         self.root = root
         self.reached: dict[Definition, _Definition] = {}
         self.libraries: set[str] = set()
+        self.files: dict[str, Path | None] = {}
+        self.parsed: dict[str, _Module] = {}
         self.attributes: set[str] = set()
         self.waiting: list[Definition] = []
         # Methods of reached classes that nothing has named so far.
@@ -181,12 +183,17 @@ class _Walk:
         return {module: _sha("\n".join(texts))[:16] for module, texts in parts.items()}
 
     def _exists(self, module: str) -> bool:
-        return module.partition(".")[0] in PACKAGES and _file(self.root, module) is not None
+        if module not in self.files:
+            known = module.partition(".")[0] in PACKAGES
+            self.files[module] = _file(self.root, module) if known else None
+        return self.files[module] is not None
 
     def _module(self, module: str) -> _Module:
-        path = _file(self.root, module)
-        assert path is not None
-        return _parse(path, path.stat().st_mtime_ns)
+        if module not in self.parsed:
+            path = self.files[module] if self._exists(module) else None
+            assert path is not None
+            self.parsed[module] = _parse(path, path.stat().st_mtime_ns)
+        return self.parsed[module]
 
     def _whole(self, module: str) -> None:
         for name in self._module(module).definitions:
@@ -297,27 +304,25 @@ def _defined(node: ast.stmt) -> dict[str, _Definition]:
 
 
 def _definition(nodes: list[ast.stmt]) -> _Definition:
-    cleaned = [_without_docstring(node) for node in nodes]
-    result = _Definition("\n".join(ast.unparse(node) for node in cleaned))
-    for node in cleaned:
+    result = _Definition("\n".join(ast.unparse(node) for node in nodes))
+    for node in nodes:
         _collect(node, result)
     return result
 
 
 def _class(node: ast.ClassDef) -> _Definition:
     """A class without the methods that are called by name; those stand under `methods`."""
-    cleaned = _without_docstring(node)
     own: list[ast.stmt] = []
     methods: dict[str, _Definition] = {}
-    for inner in cleaned.body:
+    for inner in node.body:
         if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and _is_by_name(inner):
             kept = methods.get(inner.name)
             new = _definition([inner])
             methods[inner.name] = new if kept is None else _joined(kept, new)
         else:
             own.append(inner)
-    cleaned.body = own or [ast.Pass()]
-    result = _definition([cleaned])
+    node.body = own or [ast.Pass()]
+    result = _definition([node])
     result.methods = methods
     return result
 
@@ -341,34 +346,32 @@ def _joined(first: _Definition, second: _Definition) -> _Definition:
 
 
 def _collect(node: ast.AST, into: _Definition) -> None:
-    """The names, chains of attributes and imports of a piece of code."""
-    for inner in ast.walk(node):
+    """The names, chains of attributes and imports of a piece of code, in one pass."""
+    waiting = [node]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, ast.Attribute):
+            chain = [inner.attr]
+            base = inner.value
+            while isinstance(base, ast.Attribute):
+                chain.append(base.attr)
+                base = base.value
+            into.attributes.update(chain)
+            if isinstance(base, ast.Name):
+                into.uses.add((base.id, *reversed(chain)))
+            else:
+                waiting.append(base)
+            continue
         if isinstance(inner, ast.Name):
             into.uses.add((inner.id,))
-        elif isinstance(inner, ast.Attribute):
-            into.attributes.add(inner.attr)
-            chain: list[str] = []
-            base: ast.expr = inner
-            while isinstance(base, ast.Attribute):
-                chain.insert(0, base.attr)
-                base = base.value
-            if isinstance(base, ast.Name):
-                into.uses.add((base.id, *chain))
         elif isinstance(inner, ast.Import | ast.ImportFrom):
             into.imports.update(_imported(inner))
-    chains = {chain[0] for chain in into.uses if len(chain) > 1}
-    bare = _bare_names(node)
-    into.uses = {c for c in into.uses if len(c) > 1 or c[0] in bare or c[0] not in chains}
-
-
-def _bare_names(node: ast.AST) -> set[str]:
-    """Names that are used otherwise than as the base of an attribute."""
-    bases = {
-        id(inner.value)
-        for inner in ast.walk(node)
-        if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)
-    }
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and id(n) not in bases}
+        for name in inner._fields:
+            value = getattr(inner, name, None)
+            if isinstance(value, ast.AST):
+                waiting.append(value)
+            elif isinstance(value, list):
+                waiting += [part for part in value if isinstance(part, ast.AST)]
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, tuple[str, str | None]]:
