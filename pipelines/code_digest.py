@@ -161,13 +161,14 @@ class _Walk:
         if self._exists(entry):
             self._whole(entry)
             return
-        parts = entry.split(".")
-        for cut in range(len(parts) - 1, 0, -1):
-            module = ".".join(parts[:cut])
-            if self._exists(module) and self._resolve(module, parts[cut]):
-                self.attributes.update(parts[cut + 1 :])
-                return
-        raise ValueError(f"{entry}: no definition of this project")
+        module, _, name = entry.rpartition(".")
+        methods: list[str] = []
+        while module and not self._exists(module):
+            module, _, name = module.rpartition(".")
+            methods.append(name)
+        if not module or not self._resolve(module, name):
+            raise ValueError(f"{entry}: no definition of this project")
+        self.attributes.update(methods)
 
     def run(self) -> None:
         """Follow what waits."""
