@@ -72,6 +72,7 @@ from pipelines import maths
 from pipelines import plugins as all_plugins
 from pipelines.maths import SCORES
 from pipelines.model import Model
+from pipelines import network as nets
 if TYPE_CHECKING:
     from pipelines.other import Thing
 
@@ -83,11 +84,24 @@ def run(model: Model, name: str, thing: Thing):
 def judge(model, score, plugins):
     import pipelines.lazy as lazy
 
-    return score(model.used()), maths.SCALE, lazy.work()
+    return score(model.used()), maths.SCALE, lazy.work(), nets.Network()(1)
 
 
 def apart():
     return 5
+""",
+    "pipelines/network.py": """
+from torch import nn
+
+
+class Base(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class Network(Base):
+    def forward(self, x):
+        return 2 * x
 """,
     "pipelines/lazy.py": "def work():\n    return 1\n\n\ndef rest():\n    return 2\n",
     "pipelines/other.py": "class Thing:\n    pass\n",
@@ -110,14 +124,14 @@ def digest(tree: Path, *entries: str) -> str:
     from pipelines import code_digest
 
     code_digest._code_of.cache_clear()
-    code_digest._parse.cache_clear()
+    code_digest.parse.cache_clear()
     return code_of(*(entries or ENTRIES), root=tree).digest
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "changes"),
     [
-        ("stage.py", "return score(model.used())", "return score(model.used() + 1)", True),
+        ("stage.py", "return score(model.used()),", "return score(model.used() + 1),", True),
         ("stage.py", "return 5", "return 6", False),
         ("maths.py", "np.asarray(x) * SCALE", "np.asarray(x) / SCALE", True),
         ("maths.py", "SCALE = 2.0", "SCALE = 3.0", True),
@@ -135,6 +149,8 @@ def digest(tree: Path, *entries: str) -> str:
         ("plugins/b.py", "return -x", "return -2 * x", False),
         ("lazy.py", "return 1", "return 3", True),  # imported inside a function
         ("lazy.py", "return 2", "return 3", False),
+        ("network.py", "return x", "return -x", True),
+        ("network.py", "return 2 * x", "return 3 * x", True),  # called by the library
         ("other.py", "pass", "x = 1", False),  # for type checkers
         ("table.py", "pass", "x = 1", False),
     ],
@@ -162,7 +178,8 @@ def test_libraries_that_compute_are_named_with_their_versions(tree: Path) -> Non
 
     code = code_of(*ENTRIES, root=tree)
     assert code.libraries["numpy"] == numpy.__version__
-    assert "torch" not in code.libraries
+    assert "torch" in code.libraries  # the bases of a class
+    assert "torch" not in code_of("pipelines.maths.first", root=tree).libraries
 
 
 def test_what_changed_is_named(tree: Path) -> None:
