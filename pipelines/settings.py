@@ -11,12 +11,13 @@ from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import ConfigError, Section, UserError
 from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
 from pipelines.embed.stage import EmbedConfig
+from pipelines.evaluate.compare import CompareConfig
 from pipelines.evaluate.stage import EvaluateConfig
 from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
-from pipelines.register.stage import RegisterConfig
+from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.sweep.stage import SweepConfig
@@ -57,6 +58,7 @@ class PipelineConfig(Section):
     )
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
     register_as: RegisterConfig = RegisterConfig()
     training: Literal["ray", "in_process"] = Field(
         "ray", description="ray: Ray Train; in_process: the same loop and bytes without it"

@@ -1,8 +1,8 @@
 """What the stage evaluate writes: `metrics.json`, every figure of a run.
 
-Rates (accuracies, AUROC, FPR, TPR) are fractions in [0, 1]. A `Spread` is over seeds, an `Interval`
-over bootstrap resamples of images. Sets are named as they are written (`pipelines.records.SetName`),
-groups of OOD sets by their name, and all OOD sets together are the group `mean`.
+Rates (accuracies, AUROC, FPR, TPR) are fractions in [0, 1]. A `Spread` is over seeds, an
+`Interval` over bootstrap resamples of images. Sets are named as they are written
+(`pipelines.records.SetName`), groups of OOD sets by their name; the group of all OOD sets is `mean`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The scores of one trained head as arrays, by set, and the paired intervals between two of them."""
+"""The scores of a trained head as arrays, by set, and paired intervals between two heads."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Evaluation:
     choices: Mapping[str, ChosenSetting]
     target_tpr: float
     settings: EvaluateConfig
-    compare: CompareConfig = CompareConfig()
+    compare: CompareConfig = field(default_factory=CompareConfig)
     defaults: Mapping[str, DefaultSetting] = field(default_factory=dict)
     energy_models: Sequence[EnergyModelHistory] = ()
 
