@@ -15,14 +15,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import default_heads, tracking
 from pipelines.backbones import clip
 from pipelines.compute.cluster import connect
+from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, to_yaml
 from pipelines.data.benchmarks import Benchmark
 from pipelines.embed import leaks
 from pipelines.embed import stage as embed
+from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
+from pipelines.evaluate.against_default import DefaultSetting
+from pipelines.evaluate.metrics import EnergyModelHistory, Facts, MetricRow, Metrics, Rejected
 from pipelines.finetune import outlier_prior as prior
 from pipelines.finetune import stage as finetune
 from pipelines.finetune.cache import load_predictor, read_manifest
@@ -30,6 +33,8 @@ from pipelines.finetune.epoch_log import EpochLog
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
 from pipelines.fitted.fit import HeadFits
+from pipelines.records import HeadKey, Params
+from pipelines.register import choose
 from pipelines.register import stage as register
 from pipelines.report import page as report
 from pipelines.run import Observer, Run
@@ -39,6 +44,7 @@ from pipelines.score.cache import load_records
 from pipelines.settings import PipelineConfig
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
+from pipelines.sweep.result import SweepResult
 
 
 def run(
@@ -171,11 +177,10 @@ def _train_and_fit(run: Run) -> dict[str, Any]:
     defaults = [(m, s, a) for m, found in trained["defaults"].items() for s, a in enumerate(found)]
     fitted: fit_stage.Fitted = [{} for _ in (*heads, *defaults)]
     if stage is not None:
-        chosen, standing = run.manifest("sweep")["methods"], default_heads.compared(run)
-        settings = {name: sweep.parse_method(chosen[name]["setting"]) for name in trained["heads"]}
+        choices, settings = _sweep_result(run).methods, _default_settings(run)
         fitted = stage.fit_heads(
-            [HeadFits(settings[m], seed, a, chosen[m]["scores"]) for m, seed, a in heads]
-            + [HeadFits(standing[m].method, s, a, standing[m].scores) for m, s, a in defaults]
+            [HeadFits(choices[m].setting, seed, a, choices[m].scores) for m, seed, a in heads]
+            + [HeadFits(settings[m].method, s, a, settings[m].scores) for m, s, a in defaults]
         )
     models = fit_stage.histories(fitted[: len(heads)], run.storage)
     fit_stage.log(models, run.tracker, run.tracking_run)
@@ -198,21 +203,40 @@ def _records(
     return records
 
 
+def _sweep_result(run: Run) -> SweepResult:
+    run.manifest("sweep")
+    place = ("runs", run.id, "sweep.json")
+    return SweepResult.from_json(run.storage.read_bytes(*place), run.storage.path(*place))
+
+
+def _default_settings(run: Run) -> dict[str, DefaultSetting]:
+    """The settings that the chosen ones are compared with; none where nothing was searched."""
+    if not (run.config.sweep.enabled and run.config.compare_defaults):
+        return {}
+    return against_default.default_settings(
+        run.config.methods,
+        _sweep_result(run).methods,
+        run.config.scores,
+        num_train=len(run.benchmark.sets["train"]),
+    )
+
+
 def _finetune(run: Run) -> dict[str, Any]:
-    chosen = run.manifest("sweep")["methods"]
+    choices = _sweep_result(run).methods
     cells = {
-        (name, seed): TrainingJob(sweep.parse_method(chosen[name]["setting"]), seed)
+        HeadKey(method=name, seed=seed): TrainingJob(choices[name].setting, seed)
         for name in run.config.methods
         for seed in range(run.config.seeds)
     }
-    cells |= default_heads.to_train(run)
+    defaults = _default_settings(run)
+    cells |= against_default.trainings(defaults, num_seeds=run.config.seeds)
     total = sum(c.method.training.epochs for c in cells.values() if c.method.head.trainable)
     seen: set[tuple[str, float]] = set()
     log = EpochLog(lambda name: run.tracker.run(name, parent=run.tracking_run))
 
     def on_epoch(cell: TrainingJob, report: Mapping[str, float]) -> None:
         # Methods with the same setting share a cell; it is shown under the first one's name.
-        name = next(_training_name(*place) for place, known in cells.items() if known == cell)
+        name = next(_training_name(key) for key, known in cells.items() if known == cell)
         seen.add((name, report["epoch"]))
         run.observer.progress(len(seen), total, f"epochs, {name}")
         log.add(name, report)
@@ -227,13 +251,20 @@ def _finetune(run: Run) -> dict[str, Any]:
         mode=run.config.training,
         on_epoch=on_epoch,
     )
-    heads: dict[str, list[str]] = {}
-    for place, address in zip(cells, addresses, strict=True):
-        heads.setdefault(place[0], []).append(address)
-        _log_training(run, log, place, address)
+    trained = dict(zip(cells, addresses, strict=True))
+    for key, address in trained.items():
+        _log_training(run, log, key, address)
+    heads: dict[str, list[str]] = {name: [] for name in run.config.methods}
+    for key, address in trained.items():
+        if key.variant == "chosen":
+            heads[key.method].append(address)
+    of_default: dict[str, list[str]] = {}
+    for key, address in against_default.default_heads(defaults, trained).items():
+        of_default.setdefault(key.method, []).append(address)
     counts = data.outlier_counts
     return {
-        **default_heads.apart(run, heads),
+        "heads": heads,
+        "defaults": of_default,
         "outlier_counts": None if counts is None else counts.tolist(),
     }
 
@@ -247,32 +278,35 @@ def _training_data(run: Run, cells: Iterable[TrainingJob]) -> TrainingData:
     return replace(data, outlier_counts=prior.measure(view, run.backbone, run.storage))
 
 
-def _training_name(method: str, seed: int) -> str:
+def _training_name(key: HeadKey) -> str:
     """The name of a training, in MLflow and on the terminal."""
-    return f"finetune {method} seed {seed}"
+    return f"finetune {key}"
 
 
-def _log_training(run: Run, log: EpochLog, place: tuple[str, int], address: str) -> None:
+def _log_training(run: Run, log: EpochLog, key: HeadKey, address: str) -> None:
     """The settings of a training, and the epochs that were not sent while it went on."""
-    method, seed = place
-    with run.tracker.run(_training_name(method, seed), parent=run.tracking_run) as active:
-        active.log_params({"method": method, "seed": seed, "address": address})
-    log.finish(_training_name(method, seed), read_manifest(run.storage, address)["history"])
+    with run.tracker.run(_training_name(key), parent=run.tracking_run) as active:
+        active.log_params({"method": key.method, "seed": key.seed, "address": address})
+    log.finish(_training_name(key), read_manifest(run.storage, address)["history"])
+
+
+def _score_folder(key: HeadKey) -> str:
+    name = f"{key.method}-{key.seed}"
+    return name if key.variant == "chosen" else f"{name}-default"
 
 
 def _score(run: Run) -> dict[str, Any]:
-    chosen = run.manifest("sweep")["methods"]
-    records = run.records
-    heads = [
-        score.HeadScores(
-            f"{m}-{seed}",
-            address,
-            default_heads.fitting(run, m, chosen[m]["scores"], records[m][seed]),
-            records[m][seed],
-        )
-        for (m, seed), address in run.heads.items()
-    ]
-    heads += default_heads.to_score(run)
+    choices, settings, records = _sweep_result(run).methods, _default_settings(run), run.records
+    manifest = run.manifest("finetune")
+    heads = []
+    for (method, seed), address in run.heads.items():
+        key, params = HeadKey(method=method, seed=seed), choices[method].scores
+        heads.append(_to_score(run, key, address, params, records[method][seed]))
+    for method, addresses in manifest["defaults"].items():
+        for seed, address in enumerate(addresses):
+            key = HeadKey(method=method, seed=seed, variant="default")
+            fitted = manifest["default_records"][method][seed]
+            heads.append(_to_score(run, key, address, settings[method].scores, fitted))
     names = score.run(
         heads,
         run.sets,
@@ -284,57 +318,91 @@ def _score(run: Run) -> dict[str, Any]:
     return {"scores": names}
 
 
+def _to_score(
+    run: Run, key: HeadKey, address: str, params: Mapping[str, Params], fitted: Mapping[str, str]
+) -> score.HeadScores:
+    head = run.config.methods[key.method].head.name
+    known = against_default.applicable(head, params, fitted)
+    return score.HeadScores(_score_folder(key), address, known, fitted)
+
+
+def _tables(run: Run) -> dict[HeadKey, pa.Table]:
+    """The scores of every head, those of the default settings among them."""
+    defaults = run.manifest("finetune")["defaults"]
+    keys = [HeadKey(method=method, seed=seed) for method, seed in run.heads]
+    keys += [
+        HeadKey(method=method, seed=seed, variant="default")
+        for method, heads in defaults.items()
+        for seed in range(len(heads))
+    ]
+    return {key: score.read(run.storage, run.id, _score_folder(key)) for key in keys}
+
+
+def _facts(run: Run) -> Facts:
+    sources = run.manifest("embed")["sources"]
+    return Facts(
+        benchmark=run.benchmark.name,
+        backbone=run.config.backbone.name,
+        class_names=run.benchmark.class_names,
+        notes=run.benchmark.notes,
+        sets={name: len(chosen) for name, chosen in run.benchmark.sets.items()},
+        rejected=tuple(
+            Rejected(source=name, **entry)
+            for name, source in sources.items()
+            for entry in source["rejected"]
+        ),
+    )
+
+
 def _evaluate(run: Run) -> dict[str, Any]:
     run.manifest("score")
-    tables = {
-        (method, seed): score.read(run.storage, run.id, f"{method}-{seed}")
-        for method, seed in run.heads
-    }
-    chosen = run.manifest("sweep")
-    sources = run.manifest("embed")["sources"]
-    facts = {
-        "benchmark": run.benchmark.name,
-        "backbone": run.config.backbone.name,
-        "class_names": list(run.benchmark.class_names),
-        "notes": run.benchmark.notes,
-        "sets": {name: len(chosen) for name, chosen in run.benchmark.sets.items()},
-        "rejected": [{"source": n, **r} for n, s in sources.items() for r in s["rejected"]],
-    }
-    records = run.records
-    for name, method in chosen["methods"].items():
-        known = default_heads.fitting(run, name, method["scores"], records[name][0])
+    tables, sweep_result, records = _tables(run), _sweep_result(run), run.records
+    choices = {}
+    for name, choice in sweep_result.methods.items():
+        head = run.config.methods[name].head.name
+        known = against_default.applicable(head, choice.scores, records[name][0])
         # JSON keeps keys sorted, the user did not.
-        method["scores"] = {score: known[score] for score in run.config.scores if score in known}
+        ordered = {score: known[score] for score in run.config.scores if score in known}
+        choices[name] = choice.model_copy(update={"scores": ordered})
     metrics = evaluate.run(
         tables,
-        chosen,
-        facts,
-        target_tpr=run.config.target_tpr,
-        settings=run.config.evaluate,
+        evaluate.Evaluation(
+            facts=_facts(run),
+            criterion=sweep_result.criterion,
+            choices=choices,
+            target_tpr=run.config.target_tpr,
+            settings=run.config.evaluate,
+            compare=run.config.compare,
+            defaults=_default_settings(run),
+            energy_models=[
+                EnergyModelHistory.model_validate(model)
+                for model in run.manifest("finetune")["energy_models"]
+            ],
+        ),
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
-    metrics["best_against_default"] = default_heads.rows(run, tables, chosen["methods"])
-    metrics["energy_models"] = run.manifest("finetune").get("energy_models", [])
-    run.storage.write_json(metrics, "runs", run.id, "metrics.json")
-    _write_report(run, metrics, tables, chosen)
+    run.storage.write_bytes(metrics.to_json(), "runs", run.id, "metrics.json")
+    _write_report(run, metrics, tables, sweep_result)
     return {"report": run.storage.path("runs", run.id, "report.html")}
 
 
 def _write_report(
-    run: Run, metrics: Mapping[str, Any], tables: Mapping[tuple[str, int], Any], chosen: Any
+    run: Run, metrics: Metrics, tables: Mapping[HeadKey, pa.Table], sweep_result: SweepResult
 ) -> None:
     page = report.write(
         metrics,
-        tables,
-        sweep=chosen,
-        config_yaml=to_yaml(run.config),
-        stamp=stamp,
-        surfaces=sweep_record.surfaces(run.storage, run.id),
-        image=lambda set_name, key: image(run.benchmark, set_name, key),
+        report.ReportInputs(
+            scores=tables,
+            config_yaml=to_yaml(run.config),
+            stamp=stamp(run=run.id),
+            sweep=sweep_result,
+            surfaces=sweep_record.surfaces(run.storage, run.id),
+            image=lambda set_name, key: image(run.benchmark, set_name, key),
+        ),
     )
     run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")
     with run.tracker.run("", run_id=run.tracking_run) as active:
-        for row in metrics["rows"]:
+        for row in metrics.rows:
             active.log_metrics(_row_figures(row))
         for name in ("report.html", "metrics.json", "sweep.json", "config.yaml"):
             content = run.storage.read_bytes("runs", run.id, name).decode()
@@ -349,22 +417,28 @@ def image(benchmark: Benchmark, set_name: str, key: str) -> bytes | None:
     return content if isinstance(content, bytes) else None
 
 
-def _row_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    prefix = f"{row['method']}/{row['score']}"
-    figures = {f"{prefix}/id_accuracy": row["id_accuracy"]["mean"]}
-    if "ood_accuracy" in row:
-        figures[f"{prefix}/ood_accuracy"] = row["ood_accuracy"]["mean"]
-    for metric in ("auroc", "fpr"):
-        for group, value in row[metric].items():
-            figures[f"{prefix}/{metric}/{group}"] = value["mean"]
+def _row_figures(row: MetricRow) -> dict[str, float]:
+    prefix = f"{row.method}/{row.score}"
+    figures = {f"{prefix}/id_accuracy": row.id_accuracy.mean}
+    if row.ood_accuracy is not None:
+        figures[f"{prefix}/ood_accuracy"] = row.ood_accuracy.mean
+    for metric, by_group in (("auroc", row.auroc), ("fpr", row.fpr)):
+        figures |= {f"{prefix}/{metric}/{group}": v.mean for group, v in by_group.items()}
     return figures
 
 
 def _register(run: Run) -> dict[str, Any]:
     run.manifest("evaluate")
-    metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
-    method, name = champion(run)
-    row = next(r for r in metrics["rows"] if (r["method"], r["score"]) == (method, name))
+    place = ("runs", run.id, "metrics.json")
+    metrics = Metrics.from_json(run.storage.read_bytes(*place), run.storage.path(*place))
+    method, name = choose.champion(
+        run.config.methods,
+        run.config.scores,
+        _sweep_result(run).methods,
+        run.config.register_as,
+        accuracy_tolerance=run.config.sweep.accuracy_tolerance,
+    )
+    row = metrics.row(method, name)
     addresses = run.records[method][0]
     needed = {record: addresses[record] for record in scoring.records_read(name)}
     candidate = register.Candidate(
@@ -372,72 +446,19 @@ def _register(run: Run) -> dict[str, Any]:
         backbone=run.backbone,
         method=method,
         score=name,
-        params=row["params"],
-        threshold=row["threshold"]["value"],
+        params=row.params,
+        threshold=row.threshold,
         target_tpr=run.config.target_tpr,
         class_names=run.benchmark.class_names,
         decoding=run.config.embed.decoding(),
         batch_size=run.config.embed.batch_size,
-        facts={
-            "run": run.id,
-            "benchmark": run.benchmark.name,
-            "threshold_low": f"{row['threshold']['low']:.9g}",
-            "threshold_high": f"{row['threshold']['high']:.9g}",
-            "threshold_images": str(row["threshold"]["num"]),
-        },
+        facts={"run": run.id, "benchmark": run.benchmark.name},
         records=load_records(run.storage, needed),
     )
     done = register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as
     )
-    return {
-        "name": done.name,
-        "version": done.version,
-        "uri": done.uri,
-        "method": method,
-        "score": name,
-        "params": row["params"],
-        "threshold": row["threshold"],
-    }
-
-
-def champion(run: Run) -> tuple[str, str]:
-    """The method and score to register, chosen on validation data only.
-
-    Among methods whose ID validation accuracy is within the sweep's tolerance of the best, the
-    pair with the highest validation AUROC; without a sweep the last method's own score.
-    """
-    wanted = run.config.register_as
-    found = run.manifest("sweep")["methods"]
-    judged = {m: f for m, f in found.items() if f["validation"]}
-    if wanted.method != "auto":
-        if wanted.method not in found:
-            raise UserError(
-                f"register_as.method={wanted.method}: not in this run; "
-                f"allowed: auto, {', '.join(found)}"
-            )
-        judged = {m: f for m, f in judged.items() if m == wanted.method}
-    if wanted.score != "auto" and wanted.score not in run.config.scores:
-        raise UserError(
-            f"register_as.score={wanted.score}: not in this run; "
-            f"allowed: auto, {', '.join(run.config.scores)}"
-        )
-    if not judged:
-        method = list(run.config.methods)[-1] if wanted.method == "auto" else wanted.method
-        own, head = run.config.methods[method].score, run.config.methods[method].head.name
-        known = [score for score in run.config.scores if scoring.applies(score, head)]
-        own = own if own in known else (known or run.config.scores)[0]
-        return method, own if wanted.score == "auto" else wanted.score
-    floor = max(f["accuracy"] for f in judged.values()) - run.config.sweep.accuracy_tolerance
-    pairs = [
-        (figures["auroc"], -figures["fpr"], method, name)
-        for method, f in judged.items()
-        if f["accuracy"] >= floor
-        for name, figures in f["validation"].items()
-        if wanted.score in ("auto", name)
-    ]
-    _, _, method, name = max(pairs, key=lambda pair: pair[:2])
-    return method, name
+    return done.model_dump(mode="json")
 
 
 STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {

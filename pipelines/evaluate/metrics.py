@@ -2,7 +2,7 @@
 
 Rates (accuracies, AUROC, FPR, TPR) are fractions in [0, 1]. A `Spread` is over seeds, an
 `Interval` over bootstrap resamples of images. Sets are named as they are written
-(`pipelines.records.SetName`), groups of OOD sets by their name; the group of all OOD sets is `mean`.
+(`pipelines.records.SetName`), groups of OOD sets by their name; the group of all is `mean`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
@@ -21,9 +20,10 @@ from pipelines.data.images import DEFAULT, Decoding
 from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
 from pipelines.ood import FITTED_SCORES, SCORES
-from pipelines.records import StoredRecord, Value
+from pipelines.records import Value
 from pipelines.register.choose import RegisterConfig
 from pipelines.register.detector import ARTIFACT, VERDICTS, Detector
+from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records, to_bytes
 from pipelines.tracking import Tracker, load_mlflow
@@ -36,27 +36,6 @@ REQUIREMENTS = (
     "mlflow", "numpy", "omegaconf", "open_clip_torch", "pandas", "pillow", "pyarrow", "pydantic",
     "fsspec", "safetensors", "scikit-learn", "torch", "torchvision",
 )  # fmt: skip
-
-
-class RegisterResult(StoredRecord):
-    """The content of `register.json`: a version in the registry.
-
-    Attributes:
-        name: in the registry.
-        model_version: its number.
-        uri: what `mlflow.pyfunc.load_model` takes.
-        method, score: of the detector.
-        params: the score's parameters.
-        threshold: a lower score is out of distribution.
-    """
-
-    name: str
-    model_version: str
-    uri: str
-    method: str
-    score: str
-    params: dict[str, int | float]
-    threshold: Threshold
 
 
 @dataclass(frozen=True)
@@ -207,6 +186,8 @@ def _create(candidate: Candidate, tracker: Tracker, run_id: str, name: str, cont
 
 def _log(candidate: Candidate) -> Any:
     """Log the model, self-contained, into MLflow's current run; gives MLflow's ModelInfo."""
+    import pandas as pd  # half a second, which the record of a finished run need not wait for
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
         candidate.detector().save(folder)

@@ -126,7 +126,7 @@ def score_style(name: str, names: Sequence[str]) -> tuple[str, Any]:
 
 
 def histogram(scored: ScoredMethod) -> Figure:
-    """The method's selection criterion on each kind of set, one row each, with the threshold through all."""
+    """The selection criterion on each kind of set, one row each, with the threshold through all."""
     kinds = scored.kinds
     with new_figure(4.4, 0.62 * len(kinds) + 0.75) as figure:
         _ridges(list(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]), scored)
@@ -156,7 +156,7 @@ def energy_change(scored: ScoredMethod) -> Figure | None:
 
 
 def roc(scored: ScoredMethod, group: str, target_tpr: float) -> Figure:
-    """ROC curves of every score for one group of OOD sets; the method's selection criterion is thick."""
+    """ROC curves of every score for one group of OOD sets; the selection criterion is thick."""
     with new_figure(3.5, 3.2) as figure:
         axes = figure.subplots()
         for score in scored.scores:

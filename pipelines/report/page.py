@@ -81,7 +81,7 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
     )
     scored, sweep = scored_methods(metrics, inputs.scores), inputs.sweep
     class_names, image = metrics.facts.class_names, inputs.image or _no_image
-    has_trials = sweep is not None and bool(sweep.trials)
+    searched = sweep if sweep is not None and sweep.trials else None
     return environment.get_template("page.html.j2").render(
         metrics=metrics,
         sweep=sweep,
@@ -103,7 +103,7 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
         mistakes=[(item, list(mistakes(item, class_names, image))) for item in scored],
         rejected=_rejected(metrics.facts.rejected),
         trials_shown=_TRIALS_SHOWN,
-        evidence=sweep_evidence.evidence(sweep, inputs.surfaces) if has_trials else None,
+        evidence=searched and sweep_evidence.evidence(searched, inputs.surfaces),
     )
 
 

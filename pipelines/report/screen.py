@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.evaluate.metrics import MEAN, MetricRow, Metrics, Spread
-from pipelines.register.stage import RegisterResult
+from pipelines.register.result import RegisterResult
 from pipelines.report.tables import fpr_name, set_label
 
 # Lines and columns that the screen never exceeds.

@@ -213,8 +213,10 @@ def further_columns() -> list[Column]:
     return [
         Column("AUPR, mean of sets", "ID positive", lambda row: row.aupr_id.get(MEAN)),
         Column("AUPR, mean of sets", "OOD positive", lambda row: row.aupr_ood.get(MEAN)),
-        Column("full spectrum", "AUROC", lambda r: r.full_spectrum and r.full_spectrum.auroc),
-        Column("full spectrum", "FPR", lambda r: r.full_spectrum and r.full_spectrum.fpr),
+        Column(
+            "full spectrum", "AUROC", lambda r: r.full_spectrum.auroc if r.full_spectrum else None
+        ),
+        Column("full spectrum", "FPR", lambda r: r.full_spectrum.fpr if r.full_spectrum else None),
         Column("calibration", "ECE", lambda row: row.ece),
     ]
 
