@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-Point = TypeVar("Point")
+from numpy.typing import NDArray
 
 INK, MUTED, LINE, PAPER = "#1c2024", "#63696f", "#d5d9dd", "#fefefe"
 # Okabe and Ito's colour-blind safe hues, and a few beside them.
@@ -119,6 +119,23 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def pareto_front(
+    points: NDArray[np.float64], *, maximised: tuple[bool, bool] = (True, True)
+) -> NDArray[np.bool_]:
+    """Which points no other one equals or beats in both figures and beats in one, (N,).
+
+    Of equal points all are on the front or none is.
+
+    Args:
+        points: (N, 2), two figures of each.
+        maximised: whether more is better, of each figure.
+    """
+    signed = np.where(maximised, points, -points)
+    as_good = (signed[:, None, :] <= signed[None, :, :]).all(axis=2)
+    better = (signed[:, None, :] < signed[None, :, :]).any(axis=2)
+    return np.asarray(~(as_good & better).any(axis=1))
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write rows with floats at seven significant digits."""
     with path.open("w", newline="") as file:
@@ -149,27 +166,6 @@ def escape_markdown(text: str) -> str:
     for character in "\\|<>*_`[]$":
         text = text.replace(character, f"\\{character}")
     return text
-
-
-def pareto_front(
-    points: Sequence[Point], place: Callable[[Point], tuple[float, float]]
-) -> list[Point]:
-    """The points that no other one equals or beats in both coordinates and beats in one.
-
-    Args:
-        points: of any kind; of equal ones all are on the front.
-        place: a point's two coordinates, both the better the higher.
-
-    Returns:
-        The front, by the first coordinate, then by the second.
-    """
-    places = [place(point) for point in points]
-
-    def is_beaten(x: float, y: float) -> bool:
-        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in places)
-
-    front = [point for point, at in zip(points, places, strict=True) if not is_beaten(*at)]
-    return sorted(front, key=place)
 
 
 def _cell(value: object, spec: str) -> str:

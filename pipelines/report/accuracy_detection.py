@@ -38,6 +38,13 @@ class Point:
         return 100 * self.accuracy.mean, 100 * self.auroc.mean
 
 
+def front_of(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front of points, by accuracy; of equal points all are on it."""
+    front = pareto_front(np.array([point.place for point in points]))
+    chosen = [point for point, on_front in zip(points, front, strict=True) if on_front]
+    return sorted(chosen, key=lambda point: point.place)
+
+
 def accuracy_detection(labelled: Sequence[Point], others: Sequence[Point], x_label: str) -> Figure:
     """Up and to the right is better.
 
@@ -46,7 +53,7 @@ def accuracy_detection(labelled: Sequence[Point], others: Sequence[Point], x_lab
         others: the methods under other scores, shown small.
         x_label: the kind of accuracy.
     """
-    front = pareto_front(labelled, lambda point: point.place)
+    front = front_of(labelled)
     with new_figure(6.6, max(3.6, _PITCH * len(labelled) + 1.3)) as figure:
         axes = figure.subplots()
         if others:
