@@ -133,7 +133,8 @@ def pareto_front(
     signed = np.where(maximised, points, -points)
     as_good = np.all(signed[:, None, :] <= signed[None, :, :], axis=2)
     better = np.any(signed[:, None, :] < signed[None, :, :], axis=2)
-    return np.logical_not(np.any(as_good & better, axis=1))
+    front: NDArray[np.bool_] = np.logical_not(np.any(as_good & better, axis=1))
+    return front
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
