@@ -195,6 +195,7 @@ class EnergyModelHistory(Record):
     address: str
     settings: dict[str, SettingValue] = Field(default_factory=dict)
     history: tuple[dict[str, float], ...]
+    seconds: float = 0.0
 
 
 class Metrics(StoredRecord):
