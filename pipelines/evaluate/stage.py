@@ -7,7 +7,7 @@ between scores are judged by a paired bootstrap over the same images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -83,9 +83,7 @@ def run(
         UserError: where there is no set to put the threshold on, or none to judge it by.
     """
     scored = {key: Scored(table) for key, table in tables.items()}
-    for needed, purpose in (("validation", "set the threshold on"), ("test", "judge")):
-        if any(needed not in head.sets for head in scored.values()):
-            raise UserError(f"the benchmark has no set {needed!r} to {purpose}")
+    _check_sets(scored.values())
     num_resamples = evaluation.settings.num_resamples
     methods = list(dict.fromkeys(key.method for key in scored))
     rows: list[MetricRow] = []
@@ -120,6 +118,12 @@ def run(
         ),
         energy_models=tuple(evaluation.energy_models),
     )
+
+
+def _check_sets(heads: Collection[Scored]) -> None:
+    for needed, purpose in (("validation", "set the threshold on"), ("test", "judge")):
+        if any(needed not in head.sets for head in heads):
+            raise UserError(f"the benchmark has no set {needed!r} to {purpose}")
 
 
 def _row(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pipelines.evaluate.compare import points
 from pipelines.evaluate.metrics import MEAN, ChosenAgainstDefault, DefaultComparison, Metrics
-from pipelines.report.tables import ordered_sets, set_label, verdict, words
+from pipelines.report.tables import ordered_sets, set_label, set_rank, verdict, words
 
 
 def statements(metrics: Metrics) -> list[str]:
@@ -61,7 +61,10 @@ def accepted(metrics: Metrics) -> list[str]:
     """What the thresholds of the marked rows do to shifted images, which are still ID."""
     return [
         f"Accepted as ID by {row.method} + {row.score} (%): "
-        + "; ".join(f"{set_label(name)} {100 * v.mean:.1f}" for name, v in row.tpr.items())
+        + "; ".join(
+            f"{set_label(name)} {100 * v.mean:.1f}"
+            for name, v in sorted(row.tpr.items(), key=lambda share: set_rank(share[0]))
+        )
         for row in metrics.rows
         if row.label and len(row.tpr) > 1
     ]
