@@ -61,20 +61,17 @@ def _champion(metrics: Metrics, champion: RegisterResult) -> RenderableType:
 
 def _threshold(row: MetricRow, metrics: Metrics) -> list[str]:
     """What the champion's threshold does to ID and to shifted images."""
-    lines = [
-        f"  threshold {row.threshold.value:.4g}, set to accept {100 * metrics.target_tpr:g} % of "
-        f"{row.threshold.num_images:,} ID validation images;",
-        f"  it accepts {_percent(row.tpr['test'])} % of ID test",
-    ]
+    target = f"{100 * metrics.target_tpr:g} % of {row.threshold.num_images:,} ID validation images"
+    accepted = f"  {_percent(row.tpr['test'])} % of ID test images"
     shifted = {name: share for name, share in row.tpr.items() if name in row.shifted}
     if shifted:
-        least = min(shifted, key=lambda name: shifted[name].mean)
         mean = 100 * sum(share.mean for share in shifted.values()) / len(shifted)
-        lines[-1] += f" and {mean:.1f} % of the shifted images"
-        if len(shifted) > 1:
-            label = _short(set_label(least), _NAME_WIDTH)
-            lines[-1] += f" (least: {label}, {_percent(shifted[least])} %)"
-    return lines
+        accepted += f", {mean:.1f} % of shifted ones"
+    if len(shifted) > 1:
+        least = min(shifted, key=lambda name: shifted[name].mean)
+        label = _short(set_label(least), _NAME_WIDTH)
+        accepted += f"; the least of {label}: {_percent(shifted[least])} %"
+    return [f"  threshold {row.threshold.value:.4g}, set on {target}, accepts", accepted]
 
 
 def _table(metrics: Metrics, champion: RegisterResult) -> RenderableType:
