@@ -32,6 +32,8 @@ PACKAGES = ("pipelines", "jobs")
 ROOT = Path(__file__).resolve().parents[1]
 # The name under which a module's other statements stand: what runs when it is imported.
 _BODY = "<module>"
+# Methods that torch calls without their name: of a module, of a function with its own gradient.
+_CALLED_BY_TORCH = {"forward", "backward"}
 # Decorators that do not call the method they stand over.
 _PLAIN_DECORATORS = {"property", "cached_property", "classmethod", "staticmethod", "overload"}
 
@@ -324,7 +326,7 @@ def _class(node: ast.ClassDef) -> _Definition:
 
 def _is_by_name(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a method runs only where its name is used: no dunder, validator or hook."""
-    if node.name.startswith("__"):
+    if node.name.startswith("__") or node.name in _CALLED_BY_TORCH:
         return False
     names = {ast.unparse(d).rpartition(".")[2].partition("(")[0] for d in node.decorator_list}
     return names <= _PLAIN_DECORATORS or any(n.endswith("setter") for n in names)

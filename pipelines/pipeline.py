@@ -25,7 +25,7 @@ from pipelines.embed import stage as embed
 from pipelines.evaluate import stage as evaluate
 from pipelines.finetune import outlier_prior as prior
 from pipelines.finetune import stage as finetune
-from pipelines.finetune.cache import load_predictor, read_manifest
+from pipelines.finetune.cache import load_predictor, read_record
 from pipelines.finetune.epoch_log import EpochLog
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
@@ -257,7 +257,7 @@ def _log_training(run: Run, log: EpochLog, place: tuple[str, int], address: str)
     method, seed = place
     with run.tracker.run(_training_name(method, seed), parent=run.tracking_run) as active:
         active.log_params({"method": method, "seed": seed, "address": address})
-    log.finish(_training_name(method, seed), read_manifest(run.storage, address)["history"])
+    log.finish(_training_name(method, seed), read_record(run.storage, address).history)
 
 
 def _score(run: Run) -> dict[str, Any]:
