@@ -28,7 +28,7 @@ from pipelines.embed import stage as embed
 from pipelines.evaluate import stage as evaluate
 from pipelines.finetune import outlier_prior as prior
 from pipelines.finetune import stage as finetune
-from pipelines.finetune.cache import load_predictor, read_manifest
+from pipelines.finetune.cache import load_predictor, read_record
 from pipelines.finetune.epoch_log import EpochLog
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
@@ -121,7 +121,10 @@ def stage_code(name: str, config: PipelineConfig) -> Code:
     plugins: list[Entry] = []
     if stage.uses_plugins:
         for method in config.methods.values():
-            plugins += [METHODS[method.name], HEADS[method.head.name]]
+            plugins += [
+                METHODS[method.name].Config.__module__,
+                HEADS[method.head.name].Config.__module__,
+            ]
         plugins += [
             SCORES[part].function if part in SCORES else scoring.FITTED[part]
             for part in scoring.with_parts(config.scores)
@@ -304,7 +307,7 @@ def _log_training(run: Run, log: EpochLog, place: tuple[str, int], address: str)
     method, seed = place
     with run.tracker.run(_training_name(method, seed), parent=run.tracking_run) as active:
         active.log_params({"method": method, "seed": seed, "address": address})
-    log.finish(_training_name(method, seed), read_manifest(run.storage, address)["history"])
+    log.finish(_training_name(method, seed), read_record(run.storage, address).history)
 
 
 def _score(run: Run) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.evaluate.stage import FIGURES, EvaluateConfig, Scored, groups, paired
 from pipelines.methods import MethodConfig, training_setting
+from pipelines.methods.base import NOT_TRAINED
 from pipelines.ood import METRICS
 from pipelines.score import search as posthoc
 
@@ -73,7 +74,7 @@ def defaults(
     """
     found = {}
     for name, method in methods.items():
-        setting = {k: v for k, v in chosen[name]["setting"].items() if k != "score_params"}
+        setting = {k: v for k, v in chosen[name]["setting"].items() if k not in NOT_TRAINED}
         params = posthoc.method_defaults(method, scores, num_train=num_train)
         trains = setting != training_setting(method)
         own = {score: posthoc.defaults(score, num_train=num_train) for score in scores}
