@@ -52,7 +52,7 @@ def connect(config: ComputeConfig) -> Iterator[None]:
     Inside a submitted job (or a shell with RAY_ADDRESS) Ray's own address wins. A Ray that is
     already initialised is used and left running.
     """
-    import ray  # takes a second: only where Ray is used
+    import ray
 
     if ray.is_initialized():
         yield

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,10 +12,10 @@ from pipelines.config import digest
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.energy_models import density_fields
-from pipelines.ood import density, energy_correction, energy_training, gaussians, statistics
 from pipelines.ood.statistics import ClassStatistics
+from pipelines.records import Params
 from pipelines.score import by_name as scoring
-from pipelines.score.by_name import FITTED, OF_HEAD, TRAINED, Params
+from pipelines.score.by_name import FITTED, OF_HEAD, TRAINED
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class FitData:
         features: (N, D), unit length; labels: (N,).
         statistics: of the features at unit length, merged from their shards.
         address: digest of the images, labels and features.
-        local: (N, P, D) features of the patches, where a head takes them.
+        local: (N, P, D) local features, where a head takes them.
     """
 
     features: NDArray[np.float32]
@@ -40,8 +37,8 @@ class FitData:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """One record to fit.
+class ScoreFit:
+    """A score to fit to training features: what decides its record, and so its address.
 
     Attributes:
         score: its name, a sum included.
@@ -59,8 +56,13 @@ class Fit:
     head: str | None = None
     records: tuple[tuple[str, str], ...] = ()
 
-    def address(self, data: FitData) -> str:
-        """Where the record lies below `cache/scores/`."""
+    def address(self, data: FitData, code: str) -> str:
+        """Where the record lies below `cache/fitted/`.
+
+        Args:
+            data: what it is fitted to.
+            code: the digest of the code that fits it (`pipelines.fitted.fit.fit_code`).
+        """
         return digest(
             {
                 "score": self.score,
@@ -70,7 +72,7 @@ class Fit:
                 "head": self.head,
                 "records": list(self.records),
                 "data": data.address,
-                "code": code_version(),
+                "code": code,
             }
         )
 
