@@ -91,7 +91,7 @@ def quiet_ray_data() -> None:
 
 
 def _window(
-    shards: Sequence[Any], work: ray.ObjectRef, at_once: int | None
+    shards: Sequence[Any], work: ray.ObjectRef[Any], at_once: int | None
 ) -> Iterator[tuple[int, Any]]:
     """The number of each shard and its result, as tasks end; one block a shard."""
     import ray.data

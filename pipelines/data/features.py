@@ -193,7 +193,7 @@ class FeatureCache:
         content = self.storage.read_bytes(*FOLDER, self.address, shard.file)
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise UserError(
-                f"{self.path(shard['file'])}: not the bytes that were written; delete the "
+                f"{self.path(shard.file)}: not the bytes that were written; delete the "
                 "folder and run embed again"
             )
         return pq.read_table(io.BytesIO(content), columns=columns)

@@ -41,8 +41,10 @@ class _Work:
 
 
 def prior_code() -> Code:
-    """The code that can decide the counts: the pass, and the zero-shot head that predicts."""
-    return code_of(count_outliers, _zero_shot, zero_shot)
+    """The code that can decide the counts: of one shard, their sum, and the zero-shot head."""
+    return code_of(
+        count_shard, ClassCounts.merge, _zero_shot, zero_shot, alone=(measure, count_outliers)
+    )
 
 
 def measure(
@@ -67,9 +69,10 @@ def measure(
     what = [sets.address([OUTLIERS]), dict(backbones.identity(backbone)), prior_code().digest]
     place = ("cache", "priors", f"{digest(what)}.json")
     if not storage.exists(*place):
-        counts = count_outliers(members, _zero_shot(sets, backbone), with_ray=with_ray)
-        names = list(sets.benchmark.class_names)
-        storage.write_json({"class_names": names, "counts": counts.tolist()}, *place)
+        names, templates = sets.benchmark.class_names, sets.benchmark.templates
+        predictor = _zero_shot(names, templates, backbone)
+        counts = count_outliers(members, predictor, with_ray=with_ray)
+        storage.write_json({"class_names": list(names), "counts": counts.tolist()}, *place)
     return np.asarray(storage.read_json(*place)["counts"], dtype=np.int64)
 
 
@@ -85,12 +88,13 @@ def count_outliers(
     return np.asarray(total.counts, dtype=np.int64)
 
 
-def _zero_shot(sets: FeatureSets, backbone: BackboneConfig) -> Predictor:
+def _zero_shot(
+    class_names: tuple[str, ...], templates: tuple[str, ...], backbone: BackboneConfig
+) -> Predictor:
     """The pretrained head: the benchmark's prompts, frozen."""
     clip = backbones.load(backbone)
-    benchmark = sets.benchmark
     none = torch.zeros(0, clip.embed_dim), torch.zeros(0, dtype=torch.int64)
-    context = HeadContext(clip, benchmark.class_names, benchmark.templates, *none)
+    context = HeadContext(clip, class_names, templates, *none)
     predictor: Predictor = build(zero_shot.Config(), context, 0).predictor()
     return predictor
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from pipelines.code_digest import Code, code_of
+from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.shard_map import map_shards
 from pipelines.config import UserError
 from pipelines.data.feature_sets import FeatureSets
@@ -24,11 +24,6 @@ class _Work:
 
     members: SetMembers
     num_classes: int
-
-
-def statistics_code() -> Code:
-    """The code that can decide the statistics of a set."""
-    return code_of(reduce_shards)
 
 
 def reduce_shards(sets: FeatureSets, name: str, *, with_ray: bool) -> ClassStatistics:
@@ -58,3 +53,12 @@ def of_shard(shard: SourceShard, work: _Work) -> ClassStatistics:
     return ClassStatistics.from_batch(
         rows.features, rows.labels, num_classes=work.num_classes, normalize=True
     )
+
+
+# What decides the statistics: of one shard, their merging, and the order of shards.
+OF_STATISTICS: tuple[Entry, ...] = (of_shard, ClassStatistics.merge, SetMembers.shards)
+
+
+def statistics_code() -> Code:
+    """The code that can decide the statistics of a set."""
+    return code_of(*OF_STATISTICS, alone=(reduce_shards,))

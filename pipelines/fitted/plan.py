@@ -1,4 +1,4 @@
-"""What is fitted to training features, and where it is found again: the plan without the work."""
+"""What is fitted to training features for the scores of a head: the plan without the work."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import digest
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS, MethodConfig
-from pipelines.methods.energy_models import density_fields
 from pipelines.ood.statistics import ClassStatistics
 from pipelines.records import Params
 from pipelines.score import by_name as scoring
@@ -38,7 +36,7 @@ class FitData:
 
 @dataclass(frozen=True)
 class ScoreFit:
-    """A score to fit to training features: what decides its record, and so its address.
+    """A score to fit to training features.
 
     Attributes:
         score: its name, a sum included.
@@ -46,7 +44,7 @@ class ScoreFit:
         density: the settings of its method, where there is one of that name.
         seed: of a trained one; 0 for the others.
         head: the head's address, where the record reads the head.
-        records: addresses of the records of a sum's parts, by name.
+        parts: of a sum, those of its parts that are fitted.
     """
 
     score: str
@@ -54,27 +52,7 @@ class ScoreFit:
     density: MethodConfig | None = None
     seed: int = 0
     head: str | None = None
-    records: tuple[tuple[str, str], ...] = ()
-
-    def address(self, data: FitData, code: str) -> str:
-        """Where the record lies below `cache/fitted/`.
-
-        Args:
-            data: what it is fitted to.
-            code: the digest of the code that fits it (`pipelines.fitted.fit.fit_code`).
-        """
-        return digest(
-            {
-                "score": self.score,
-                "params": dict(self.params),
-                "density": None if self.density is None else density_fields(self.density),
-                "seed": self.seed,
-                "head": self.head,
-                "records": list(self.records),
-                "data": data.address,
-                "code": code,
-            }
-        )
+    parts: tuple[ScoreFit, ...] = ()
 
 
 def plan(
@@ -84,34 +62,33 @@ def plan(
     methods: Mapping[str, MethodConfig],
     seed: int,
     head: str,
-    data: FitData,
-) -> dict[str, Fit]:
+) -> dict[str, ScoreFit]:
     """What the `scores` of one head need fitted, by name, parts of sums first.
 
     Args:
         scores: parameters by name; of a sum, those of its parts with their names before them.
-        method: the head's own; its settings come first for the score of its name.
+        method: the head's; its settings come first for the score of its name.
         methods: of the run, whose settings come next; else the defaults.
         seed: of the head.
         head: its address.
-        data: what is fitted to.
     """
-    found: dict[str, Fit] = {}
+    fits: dict[str, ScoreFit] = {}
     for score, params in scores.items():
         for name in scoring.records_needed(score):
-            own = scoring.part_params(score, name, params)
+            of_part = scoring.part_params(score, name, params)
             density = settings_of(name, (method, *methods.values()))
             if name not in FITTED:  # the sum itself, after its parts
-                found[name] = Fit(score, params, head=head, records=_addresses(found, score, data))
+                parts = tuple(fits[part] for part in scoring.parts(score) if part in fits)
+                fits[name] = ScoreFit(score, params, head=head, parts=parts)
             else:
-                found[name] = Fit(
+                fits[name] = ScoreFit(
                     name,
-                    own,
+                    of_part,
                     density,
                     seed if name in TRAINED else 0,
                     head if name in OF_HEAD else None,
                 )
-    return found
+    return fits
 
 
 def settings_of(score: str, methods: Iterable[MethodConfig]) -> MethodConfig | None:
@@ -120,11 +97,6 @@ def settings_of(score: str, methods: Iterable[MethodConfig]) -> MethodConfig | N
         return None
     defaults: MethodConfig = METHODS[score].Config()
     return next((method for method in methods if method.name == score), defaults)
-
-
-def _addresses(found: Mapping[str, Fit], score: str, data: FitData) -> tuple[tuple[str, str], ...]:
-    names = [name for name in scoring.parts(score) if name in found]
-    return tuple((name, found[name].address(data)) for name in names)
 
 
 def applies(score: str, predictor: Predictor) -> bool:
@@ -144,11 +116,3 @@ def linear_rule(
     if set(arrays) == {"weight", "bias"}:
         return arrays["weight"] * scale, arrays["bias"] * scale
     return None
-
-
-@functools.lru_cache(maxsize=1)
-def code_version() -> str:
-    """A digest of the source that decides what fitting gives."""
-    used = (density, energy_correction, energy_training, gaussians, statistics, scoring)
-    sources = "\n".join(inspect.getsource(module) for module in used)
-    return hashlib.sha256(sources.encode()).hexdigest()[:16]

@@ -34,6 +34,4 @@ def score_code(head: str, scores: Iterable[str], *more: Entry) -> Code:
         scores: their names.
         more: what computes them beside `judge`.
     """
-    return code_of(
-        judge, *more, f"pipelines.heads.{head}", *score_rows_used([CONFIDENCE, *scores])
-    )
+    return code_of(judge, *more, f"pipelines.heads.{head}", *score_rows_used([CONFIDENCE, *scores]))

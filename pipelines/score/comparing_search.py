@@ -114,7 +114,7 @@ def _neg_label(
 def _gl_mcm(predictor: Predictor, part: Validation, tried: Sequence[Mapping[str, float]]) -> Table:
     """Block by block: similarities of local features are never held for all images at once.
 
-    A setting's score is MCM + weight x MCM of the best local feature, so each temperature is computed
+    A setting's score is MCM + weight x MCM of the best local feature; each temperature is computed
     once for all weights.
     """
     if part.local is None:

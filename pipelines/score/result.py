@@ -10,7 +10,8 @@ from pipelines.records import HeadKey, HeadRef, Record, StoredRecord
 class HeadScores(HeadRef):
     """A trained head, what was fitted for it, and the parameters of the scores that judge by it."""
 
-    scores: dict[str, dict[str, float]]
+    # Whole numbers stay whole: DeltaEnergy's c counts classes.
+    scores: dict[str, dict[str, int | float]]
 
 
 class ScoreTable(StoredRecord):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipelines.config import UserError, digest
 from pipelines.compute.shard_map import map_shards
+from pipelines.config import UserError, digest
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.members import SetMembers, ShardRows, SourceShard
 from pipelines.data.storage import Storage
@@ -127,6 +127,15 @@ def read_all(storage: Storage, result: ScoreResult) -> dict[HeadKey, pa.Table]:
     return {head.key: tables[head.address] for head in result.heads}
 
 
+def read_chosen(storage: Storage, result: ScoreResult) -> dict[tuple[str, int], pa.Table]:
+    """The tables of the heads of chosen settings by (method, seed); raises what `read` raises."""
+    return {
+        (head.key.method, head.key.seed): read(storage, head.address)
+        for head in result.heads
+        if head.key.variant == "chosen"
+    }
+
+
 def score_shard(shard: SourceShard, work: _Work) -> dict[str, int]:
     """Judge the images of one feature shard by every head whose part is not there yet.
 
@@ -154,9 +163,7 @@ def score_shard(shard: SourceShard, work: _Work) -> dict[str, int]:
     return counts
 
 
-def _fill(
-    work: _Work, with_ray: bool, at_once: int | None, on_progress: Progress | None
-) -> None:
+def _fill(work: _Work, with_ray: bool, at_once: int | None, on_progress: Progress | None) -> None:
     """Write the parts that are missing, then the manifest of each table."""
     shards = work.members.shards()
     parts: dict[str, dict[str, int]] = {place: {} for place in work.heads}

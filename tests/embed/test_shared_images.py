@@ -176,10 +176,3 @@ def test_a_rejected_image_has_no_hash(embedded: Callable[..., Run], images: Path
     assert "class_0/08.png" in found.benchmark.sets["test"].keys
     rejected = found.manifest("embed")["sources"]["test"]["rejected"]
     assert [row["key"] for row in rejected] == ["class_0/08.png"]
-
-
-def test_a_cache_without_hashes_says_what_to_do(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path))
-    make_cache(storage, "old", {"a": [1.0, 0.0]})
-    with pytest.raises(UserError, match="features old: no image hashes; run embed again"):
-        FeatureCache(storage, "old").image_hashes(["a"])
