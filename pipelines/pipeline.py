@@ -18,12 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import default_heads, tracking
-from pipelines.backbones import clip
 from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.config import UserError, to_yaml
 from pipelines.data.benchmarks import Benchmark
-from pipelines.embed import leaks
 from pipelines.embed import stage as embed
 from pipelines.evaluate import stage as evaluate
 from pipelines.finetune import outlier_prior as prior
@@ -32,16 +30,18 @@ from pipelines.finetune.cache import load_predictor, read_record
 from pipelines.finetune.epoch_log import EpochLog
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
-from pipelines.fitted.fit import HeadFits
+from pipelines.fitted.fit import HeadToFit
 from pipelines.heads import HEADS
 from pipelines.methods import METHODS
-from pipelines.ood import SCORES
+from pipelines.records import HeadKey
 from pipelines.register import stage as register
 from pipelines.report import page as report
 from pipelines.run import Observer, Run
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
 from pipelines.score.cache import load_records
+from pipelines.score.code import score_rows_used
+from pipelines.score.result import HeadScores, ScoreResult
 from pipelines.settings import PipelineConfig
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
@@ -125,11 +125,7 @@ def stage_code(name: str, config: PipelineConfig) -> Code:
                 METHODS[method.name].Config.__module__,
                 HEADS[method.head.name].Config.__module__,
             ]
-        plugins += [
-            SCORES[part].function if part in SCORES else scoring.FITTED[part]
-            for part in scoring.with_parts(config.scores)
-            if scoring.JOIN not in part
-        ]
+        plugins += score_rows_used(config.scores)
     return code_of(*stage.entries, *plugins, alone=[stage.run])
 
 
@@ -140,31 +136,18 @@ def as_json(record: Mapping[str, Any]) -> bytes:
 
 def _embed(run: Run) -> dict[str, Any]:
     _write_index(run)
-    keys = run.benchmark.keys_by_source()
-    caches = embed.embed_sources(
-        {name: run.benchmark.sources[name] for name in keys},
+    result = embed.embed_benchmark(
+        run.benchmark,
         run.backbone,
         run.storage,
         settings=run.config.embed,
         compute=run.config.compute,
-        keys=keys,
+        shared_images=("runs", run.id, "shared_images.json"),
         on_progress=lambda done, total, rejected: run.observer.progress(
             done, total, f"images, {rejected} rejected" if rejected else "images"
         ),
     )
-    leaks.refuse(run.benchmark, caches, run.storage, ("runs", run.id, "shared_images.json"))
-    return {
-        "benchmark": run.benchmark.name,
-        "backbone": dict(clip.identity(run.backbone)),
-        "sources": {
-            name: {
-                "address": cache.address,
-                "rows": cache.manifest["rows"],
-                "rejected": cache.rejected().to_pylist(),
-            }
-            for name, cache in caches.items()
-        },
-    }
+    return result.model_dump(mode="json")
 
 
 def _write_index(run: Run) -> None:
@@ -224,8 +207,8 @@ def _train_and_fit(run: Run) -> dict[str, Any]:
         chosen, standing = run.manifest("sweep")["methods"], default_heads.compared(run)
         settings = {name: sweep.parse_method(chosen[name]["setting"]) for name in trained["heads"]}
         fitted = stage.fit_heads(
-            [HeadFits(settings[m], seed, a, chosen[m]["scores"]) for m, seed, a in heads]
-            + [HeadFits(standing[m].method, s, a, standing[m].scores) for m, s, a in defaults]
+            [HeadToFit(settings[m], seed, a, chosen[m]["scores"]) for m, seed, a in heads]
+            + [HeadToFit(standing[m].method, s, a, standing[m].scores) for m, s, a in defaults]
         )
     models = fit_stage.histories(fitted[: len(heads)], run.storage)
     fit_stage.log(models, run.tracker, run.tracking_run)
@@ -314,32 +297,33 @@ def _score(run: Run) -> dict[str, Any]:
     chosen = run.manifest("sweep")["methods"]
     records = run.records
     heads = [
-        score.HeadScores(
-            f"{m}-{seed}",
-            address,
-            default_heads.fitting(run, m, chosen[m]["scores"], records[m][seed]),
-            records[m][seed],
+        HeadScores(
+            key=HeadKey(method=m, seed=seed),
+            address=address,
+            fitted=records[m][seed],
+            scores=default_heads.fitting(run, m, chosen[m]["scores"], records[m][seed]),
         )
         for (m, seed), address in run.heads.items()
     ]
     heads += default_heads.to_score(run)
-    names = score.run(
+    result = score.run(
         heads,
         run.sets,
         run.storage,
-        run.id,
         at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
-    return {"scores": names}
+    return result.model_dump(mode="json")
+
+
+def score_tables(run: Run) -> dict[HeadKey, pa.Table]:
+    """The scores of every head."""
+    return score.read_all(run.storage, ScoreResult.model_validate(run.manifest("score")))
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
-    run.manifest("score")
-    tables = {
-        (method, seed): score.read(run.storage, run.id, f"{method}-{seed}")
-        for method, seed in run.heads
-    }
+    every = score_tables(run)
+    tables = {(m, seed): every[HeadKey(method=m, seed=seed)] for m, seed in run.heads}
     chosen = run.manifest("sweep")
     sources = run.manifest("embed")["sources"]
     facts = {
@@ -363,7 +347,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         settings=run.config.evaluate,
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
-    metrics["best_against_default"] = default_heads.rows(run, tables, chosen["methods"])
+    metrics["best_against_default"] = default_heads.rows(run, every, chosen["methods"])
     metrics["energy_models"] = run.manifest("finetune").get("energy_models", [])
     run.storage.write_json(metrics, "runs", run.id, "metrics.json")
     _write_report(run, metrics, tables, chosen)
@@ -509,7 +493,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "embed": Stage(_embed, (embed.embed_sources, leaks.refuse), uses_plugins=False),
+    "embed": Stage(_embed, (embed.embed_benchmark,), uses_plugins=False),
     "sweep": Stage(_sweep, (sweep.run, sweep_record.keep)),
     "finetune": Stage(
         _train_and_fit, (finetune.train, fit_stage.FitStage, prior.measure, default_heads.compared)
