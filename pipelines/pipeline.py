@@ -39,6 +39,7 @@ from pipelines.score.cache import load_records
 from pipelines.settings import PipelineConfig
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
+from pipelines.sweep import surfaces as sweep_surfaces
 
 
 def run(
@@ -130,24 +131,24 @@ def _sweep(run: Run) -> dict[str, Any]:
     stage = run.fit_stage if run.config.sweep.enabled else None
     if stage is not None:
         stage.prepare(name for name, space in run.config.sweep.space.items() if space)
-    found = sweep.run(
-        run.config.methods,
-        run.config.scores,
-        run.sets,
-        run.backbone,
-        run.storage,
-        settings=run.config.sweep,
-        compute=run.config.compute,
+    inputs = sweep.Inputs(
+        methods=run.config.methods,
+        scores=run.config.scores,
+        sets=run.sets,
+        backbone=run.backbone,
+        storage=run.storage,
         fit_data=stage.data if stage is not None else None,
         records=load_records(run.storage, run.mined),
+    )
+    result, surfaces = sweep.run(
+        inputs,
+        run.config.sweep,
+        compute=run.config.compute,
         on_progress=run.observer.progress,
     )
-    if rows := found.pop("surfaces", []):
-        table = pa.Table.from_pylist(rows, schema=sweep.SURFACES)
-        run.storage.write_table(table, "runs", run.id, "surfaces.parquet")
     place = sweep_record.Place(run.storage, run.id, run.tracker, run.tracking_run)
-    sweep_record.keep(place, found, words_again(run.config))
-    return found
+    sweep_record.keep(place, result, surfaces, words_again(run.config))
+    return result.model_dump(mode="json")
 
 
 def words_again(config: PipelineConfig) -> str:
@@ -330,7 +331,7 @@ def _write_report(
         sweep=chosen,
         config_yaml=to_yaml(run.config),
         stamp=stamp,
-        surfaces=sweep_record.surfaces(run.storage, run.id),
+        surfaces=sweep_surfaces.read(run.storage, run.id),
         image=lambda set_name, key: image(run.benchmark, set_name, key),
     )
     run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")

@@ -31,6 +31,7 @@ from pipelines.report.figures import Judged
 from pipelines.report.tables import markdown_table, text_table
 from pipelines.sweep import evidence as sweep_evidence
 from pipelines.sweep import figures as sweep_figures
+from pipelines.sweep.result import SweepResult
 
 __all__ = ["figures", "markdown_table", "text_table", "write"]
 
@@ -201,10 +202,11 @@ def _evidence(sweep: Mapping[str, Any], surfaces: pa.Table | None) -> dict[str, 
     """What the trials say, and their pictures as (title, SVG)."""
     if not sweep.get("trials"):
         return {}
+    result = SweepResult.model_validate(sweep)
     return {
-        **sweep_evidence.evidence(sweep, surfaces),
+        **sweep_evidence.evidence(result, surfaces).model_dump(mode="json"),
         "pictures": [
-            _panel(title, figure) for _, title, figure in sweep_figures.drawn(sweep, surfaces)
+            _panel(title, figure) for _, title, figure in sweep_figures.drawn(result, surfaces)
         ],
     }
 
