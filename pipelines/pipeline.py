@@ -52,6 +52,7 @@ from pipelines.settings import PipelineConfig, words_again
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult
+from pipelines.sweep.surfaces import read_surfaces
 
 
 def run(
@@ -162,22 +163,23 @@ def _sweep(run: Run) -> SweepResult:
     stage = run.fit_stage if run.config.sweep.enabled else None
     if stage is not None:
         stage.prepare(name for name, space in run.config.sweep.space.items() if space)
-    result, surfaces = sweep.run(
-        run.config.methods,
-        run.config.scores,
-        run.sets,
-        run.backbone,
-        run.storage,
-        settings=run.config.sweep,
-        compute=run.config.compute,
+    inputs = sweep.Inputs(
+        methods=run.config.methods,
+        scores=run.config.scores,
+        sets=run.sets,
+        backbone=run.backbone,
+        storage=run.storage,
         fit_data=stage.data if stage is not None else None,
         records=load_records(run.storage, run.mined),
+    )
+    result, surfaces = sweep.run(
+        inputs,
+        run.config.sweep,
+        compute=run.config.compute,
         on_progress=run.observer.progress,
     )
-    if surfaces is not None:
-        run.storage.write_table(surfaces, "runs", run.id, sweep_record.SURFACES)
     place = sweep_record.Place(run.storage, run.id, run.tracker, run.tracking_run)
-    sweep_record.keep(place, result, words_again(run.config))
+    sweep_record.keep(place, result, surfaces, words_again(run.config))
     return result
 
 
@@ -313,7 +315,7 @@ def _evaluate(run: Run) -> Metrics:
             config_yaml=to_yaml(run.config),
             stamp=stamp(run=run.id),
             sweep=result,
-            surfaces=sweep_record.surfaces(run.storage, run.id),
+            surfaces=read_surfaces(run.storage, run.id),
             image=run.benchmark.image,
         ),
     )

@@ -131,8 +131,8 @@ def pareto_front(
         maximised: whether more is better, of each figure.
     """
     signed = np.where(maximised, points, -points)
-    as_good = (signed[:, None, :] <= signed[None, :, :]).all(axis=2)
-    better = (signed[:, None, :] < signed[None, :, :]).any(axis=2)
+    as_good = np.all(signed[:, None, :] <= signed[None, :, :], axis=2)
+    better = np.any(signed[:, None, :] < signed[None, :, :], axis=2)
     beaten: NDArray[np.bool_] = np.any(as_good & better, axis=1)
     return ~beaten
 

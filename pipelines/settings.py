@@ -20,7 +20,7 @@ from pipelines.methods import AnyMethod, MethodConfig
 from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
-from pipelines.sweep.stage import SweepConfig
+from pipelines.sweep.config import SweepConfig
 
 # Keys that say where and how to compute, not what: they do not name another run.
 NOT_CONTENT = ("storage", "tracking_uri", "compute")

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from pipelines.backbones import clip as backbones
 from pipelines.config import UserError, load
-from pipelines.experiments.result_runs import read_sweep
 from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
@@ -96,7 +95,7 @@ class Bed:
 
     def chosen(self, method: str) -> tuple[MethodConfig, dict[str, float]]:
         """The setting that the sweep chose, and the parameters of its selection criterion."""
-        choice = read_sweep(self.run).methods[method]
+        choice = self.run.swept.methods[method]
         return choice.setting, choice.scores[choice.setting.score]
 
     def try_settings(
