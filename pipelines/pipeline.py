@@ -31,7 +31,6 @@ from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
 from pipelines.fitted.fit import HeadFits
 from pipelines.register import stage as register
-from pipelines.report import page as report
 from pipelines.run import Observer, Run
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
@@ -323,6 +322,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
 def _write_report(
     run: Run, metrics: Mapping[str, Any], tables: Mapping[tuple[str, int], Any], chosen: Any
 ) -> None:
+    from pipelines.report import page as report
+
     stamp = tracking.stamp(run=run.id)
     page = report.write(
         metrics,

@@ -14,12 +14,10 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import ray
-import torch
 from numpy.typing import NDArray
 from PIL import ImageColor
 from pydantic import Field, field_validator
@@ -37,6 +35,9 @@ from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.embed.plan import Plan, Progress, Tally, make_plan
 from pipelines.embed.workers import PLAN, ShardEncoder, ShardPreparer, Work
+
+if TYPE_CHECKING:
+    import ray.data
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,8 @@ def text_features(
     what = {"backbone": clip.identity(backbone), "texts": texts, "classes": len(class_names)}
     parts = ("cache", "text", f"{digest(what)}.parquet")
     if not storage.exists(*parts):
+        import torch
+
         encoded = clip.load(backbone).encode_text(texts)
         mean = encoded.reshape(len(class_names), len(chosen_templates), -1).mean(dim=1)
         unit = torch.nn.functional.normalize(mean, dim=-1).numpy()
@@ -260,6 +263,8 @@ def _encode_shards(
 def _dataset(
     rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> ray.data.Dataset:
+    import ray.data
+
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     compute = layout.compute
@@ -290,6 +295,8 @@ def _dataset(
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
     """A user's mistake met on a worker is one on the driver too, without Ray's traceback."""
+    import ray
+
     try:
         yield
     except ray.exceptions.RayError as error:

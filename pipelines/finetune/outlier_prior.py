@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 import torch
 from numpy.typing import NDArray
 
@@ -71,6 +70,8 @@ def measure(sets: FeatureSets, backbone: BackboneConfig, storage: Storage) -> ND
 
 
 def _count(sets: FeatureSets, backbone: BackboneConfig, storage: Storage) -> NDArray[np.int64]:
+    import ray.data
+
     keys = _keys(sets)
     units = [
         {"source": source, "path": path} for source in keys for path in sets.caches[source].shards()
@@ -112,6 +113,8 @@ def _zero_shot(sets: FeatureSets, backbone: BackboneConfig) -> Predictor:
 
 
 def _count_shards(batch: Any, shared: Any) -> Any:
+    import ray
+
     work: _Work = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
     counts = [count_shard(unit, work).counts.tolist() for unit in batch.to_pylist()]
     return pa.table({"counts": pa.array(counts, pa.list_(pa.int64()))})

@@ -23,13 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
-
-import ray
-import ray.train
-import ray.train.torch
-import torch.distributed
-from ray.util.queue import Empty, Queue
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
@@ -38,6 +32,9 @@ from pipelines.data.storage import Storage
 from pipelines.finetune.cache import address, is_trained, keep
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, check, train_in_process
 from pipelines.heads.parallel import Workers
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +137,8 @@ def _train_with_ray(
     compute: ComputeConfig,
     on_epoch: OnEpoch | None,
 ) -> None:
+    import ray
+
     report = None if on_epoch is None else lambda n, figures: on_epoch(jobs[n].cell, figures)
     with forwarding(report) as reports:
         content = {"jobs": jobs, "data": ray.put(data), "backbone": backbone, "reports": reports}
@@ -153,6 +152,8 @@ def run_on_workers(
     compute: ComputeConfig,
 ) -> None:
     """One Ray Train run: `worker(config)` on each of `compute.train_workers` workers."""
+    import ray.train.torch
+
     # Read by Ray Train's controller, which inherits it: the default polls every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     name = f"fit-{uuid.uuid4().hex[:8]}"
@@ -180,6 +181,8 @@ def run_on_workers(
 
 def _worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: the missing cells, one after the other."""
+    import ray.train.torch
+
     place = ray.train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
     data, storage = ray.get(config["data"]), config["storage"]
@@ -223,12 +226,16 @@ def sender(reports: Queue | None, number: int) -> Callable[[EpochReport], None] 
 def wait_for_all(workers: Workers) -> None:
     """No worker asks what is trained before the first has written it."""
     if workers.world > 1:
+        import torch.distributed
+
         torch.distributed.barrier()
 
 
 @contextmanager
 def forwarding(on_report: Callable[[int, EpochReport], None] | None) -> Iterator[Queue | None]:
     """A queue whose (job number, report) a thread of the driver hands on until the block ends."""
+    from ray.util.queue import Empty, Queue
+
     if on_report is None:
         yield None
         return

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 import safetensors.numpy
 
 from pipelines.config import UserError
@@ -76,6 +75,8 @@ def _members(sets: FeatureSets, name: str) -> dict[str, tuple[pa.Array, pa.Array
 
 
 def _with_ray(units: list[dict[str, Any]], work: _Work) -> Iterator[tuple[int, ClassStatistics]]:
+    import ray.data
+
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     task: Any = _reduce_batch  # takes a keyword more than map_batches' type knows
@@ -92,6 +93,8 @@ def _with_ray(units: list[dict[str, Any]], work: _Work) -> Iterator[tuple[int, C
 
 
 def _reduce_batch(batch: Any, shared: Any) -> Any:
+    import ray
+
     work: _Work = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
     numbers, contents = [], []
     for unit in batch.to_pylist():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from pipelines.backbones import clip
@@ -157,6 +156,8 @@ def _create(candidate: Candidate, tracker: Tracker, run_id: str, name: str, cont
 
 def _log(candidate: Candidate) -> Any:
     """Log the model, self-contained, into MLflow's current run; gives MLflow's ModelInfo."""
+    import pandas as pd
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
         candidate.detector().save(folder)

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 from numpy.typing import NDArray
 
 from pipelines.data.benchmarks import Benchmark, role
@@ -146,6 +145,8 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work, at_once: int | None
     """Runs the units as Ray Data tasks and yields as each is done."""
     if not units:
         return
+    import ray.data
+
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     shared = ray.put(work)
@@ -163,6 +164,8 @@ def _scored(units: Sequence[Mapping[str, Any]], work: _Work, at_once: int | None
 
 
 def _score_shard(batch: Any, shared: Any) -> Any:
+    import ray
+
     work: _Work = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
     for unit in batch.to_pylist():
         score_shard(unit, work)

@@ -20,9 +20,7 @@ import pyarrow as pa
 
 from pipelines.config import to_yaml
 from pipelines.data.storage import Storage
-from pipelines.plots import png
 from pipelines.sweep import evidence as sweep_evidence
-from pipelines.sweep import figures as sweep_figures
 from pipelines.tracking import ChildRun, Tracker
 
 SURFACES = "surfaces.parquet"
@@ -60,6 +58,9 @@ def keep(place: Place, sweep: Mapping[str, Any], words: str) -> None:
         storage.write_bytes(text.encode(), "runs", place.run, "best", f"{name}.yaml")
     if not sweep.get("trials"):
         return
+    from pipelines.plots import png
+    from pipelines.sweep import figures as sweep_figures
+
     table = surfaces(storage, place.run)
     facts = sweep_evidence.evidence(sweep, table)
     storage.write_json(facts, "runs", place.run, "sweep", "evidence.json")

@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -44,10 +44,11 @@ from pipelines.score import search as posthoc
 from pipelines.score.search import PostHocConfig
 from pipelines.sweep import space as search_space
 from pipelines.sweep import trial as sweep_trial
-from pipelines.sweep import tune as sweep_tune
 from pipelines.sweep.space import parse_method, with_values
 from pipelines.sweep.trial import JudgedOn, Record, Shared
-from pipelines.sweep.tune import Budget, Live, Progress, Search
+
+if TYPE_CHECKING:
+    from pipelines.sweep.tune import Budget, Live, Progress, Search
 
 __all__ = ["SweepConfig", "parse_method", "run", "training_data"]
 
@@ -326,6 +327,8 @@ def _trials(
     on_progress: Progress | None,
 ) -> list[Record]:
     """Every trial of every method: its record, and what was tried."""
+    from pipelines.sweep import tune as sweep_tune
+
     facts = _facts(shared, sets)
     makers = {name: _MakeSpec(name, method, facts) for name, method in methods.items()}
     # Settings that are neither proposed on the way nor stopped early.
@@ -339,7 +342,8 @@ def _trials(
     _check_budgets(specs, settings)
     searches = [_search(name, methods[name], settings) for name in live_names]
     total = sum(map(len, specs.values())) + sum(s.num_samples for s in searches)
-    live, budget = Live(total, on_progress), Budget(settings.time_budget_s)
+    live = sweep_tune.Live(total, on_progress)
+    budget = sweep_tune.Budget(settings.time_budget_s)
     found = _known(specs, shared, compute, budget, live)
     for search in searches:
         found[search.method] = sweep_tune.run_live(
@@ -383,6 +387,8 @@ def _known(
     live.show()
     reasons: dict[str, str] = {}
     if missing:
+        from pipelines.sweep import tune as sweep_tune
+
         reasons = sweep_tune.run_known(missing, shared, compute=compute, budget=budget, live=live)
 
     def record(spec: Mapping[str, Any]) -> Record:
@@ -415,6 +421,8 @@ def _check_budgets(specs: Mapping[str, Sequence[Any]], settings: SweepConfig) ->
 
 
 def _search(name: str, method: MethodConfig, settings: SweepConfig) -> Search:
+    from pipelines.sweep.tune import Search
+
     space = settings.space[name]
     epochs = space.get("training.epochs", [method.training.epochs])
     listed = epochs if isinstance(epochs, list) else next(iter(epochs.values()))
@@ -436,6 +444,8 @@ def _search(name: str, method: MethodConfig, settings: SweepConfig) -> Search:
 
 def _choose(name: str, trials: Sequence[Record], settings: SweepConfig) -> dict[str, Any]:
     """The chosen trial of one method, by the rule at the head of this file."""
+    from pipelines.sweep import tune as sweep_tune
+
     done = [trial for trial in trials if trial["status"] == "done"]
     if not done:
         raise UserError(
