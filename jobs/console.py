@@ -25,7 +25,7 @@ class Console:
     live: bool = field(default_factory=lambda: sys.stdout.isatty())
     printed: float = 0.0
     first: tuple[float, int] | None = None
-    phase: tuple[int, str] = (0, "")
+    total: int = 0
     title: str = ""
     bar: Progress | None = None
 
@@ -59,10 +59,9 @@ class Console:
             note: what a unit is, in the plural, and whatever else after a comma.
         """
         now = time.monotonic()
-        phase = (total, note.partition(",")[0])
-        if self.first is None or phase != self.phase:  # a stage may count one thing, then another
-            self.first, self.phase = (now, done), phase
-        parts = [f"{done:,}/{total:,} {note}".rstrip(), *self._pace(done, total, phase[1], now)]
+        if self.first is None or total != self.total or done < self.first[1]:
+            self.first, self.total = (now, done), total  # a stage counts one thing, then another
+        parts = [f"{done:,}/{total:,} {note}".rstrip(), *self._pace(done, total, note, now)]
         told = ", ".join(parts)
         if self.bar is not None:
             (task,) = self.bar.task_ids
@@ -71,13 +70,15 @@ class Console:
             self.printed = now
             print(f"{self.title} {told}", flush=True)
 
-    def _pace(self, done: int, total: int, unit: str, now: float) -> list[str]:
+    def _pace(self, done: int, total: int, note: str, now: float) -> list[str]:
         # Since the first report: neither start-up nor what was found done says how fast it goes.
         begin, before = self.first or (now, done)
         if now <= begin or done <= before:
             return []
         rate = (done - before) / (now - begin)
-        speed = [f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"] if unit else []
+        unit = note.partition(",")[0]
+        speed = [f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"]
+        speed = speed if unit and rate >= 0.1 else []
         return [*speed, f"{duration((total - done) / rate)} left"] if done < total else speed
 
     def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:

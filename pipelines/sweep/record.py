@@ -4,7 +4,7 @@
     runs/RUN/sweep/evidence.json  importance, Pareto front, edges, budget (`sweep_evidence`)
     runs/RUN/sweep/*.png          pictures (`sweep_figures`)
 
-`python -m jobs.pipeline method=@runs/RUN/best/METHOD.yaml sweep=none` with the run's other words
+`python -m jobs.pipeline methods=@runs/RUN/best/METHOD.yaml sweep=none` with the run's other words
 gives the run's numbers again.
 """
 
@@ -87,7 +87,7 @@ def best_yaml(name: str, found: Mapping[str, Any], words: str) -> str:
     """
     lines = [
         f"# {name}, chosen on validation data. Again, with whatever else the run was given:",
-        f"# python -m jobs.pipeline method=@FILE sweep=none {words}",
+        f"# python -m jobs.pipeline methods=@FILE sweep=none {words}",
     ]
     params = {score: values for score, values in found["scores"].items() if values}
     setting = {**found["setting"], "score_params": params}
