@@ -41,7 +41,6 @@ from pipelines.records import HeadKey, HeadRef, Params, StoredRecord
 from pipelines.register import choose
 from pipelines.register import stage as register
 from pipelines.register.result import RegisterResult
-from pipelines.report import page as report
 from pipelines.run import Observer, Run
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
@@ -286,6 +285,8 @@ def _score(run: Run) -> ScoreResult:
 
 
 def _evaluate(run: Run) -> Metrics:
+    from pipelines.report import page as report  # draws: a found run needs none of it
+
     result, tables = run.swept, score.read_all(run.storage, run.scored)
     choices = {}
     for name, choice in result.methods.items():
@@ -398,6 +399,11 @@ STAGES: dict[str, Stage] = {
         (finetune.train, fit_stage.FitStage, outlier_prior.measure, against_default.trainings),
     ),
     "score": Stage(_score, (score.run,)),
-    "evaluate": Stage(_evaluate, (evaluate.run, report.write), uses_plugins=False, needs_ray=False),
+    "evaluate": Stage(
+        _evaluate,
+        (evaluate.run, "pipelines.report.page.write"),
+        uses_plugins=False,
+        needs_ray=False,
+    ),
     "register": Stage(_register, (register.register, choose.champion), needs_ray=False),
 }

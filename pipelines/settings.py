@@ -22,8 +22,8 @@ from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.sweep.config import SweepConfig
 
-# Keys that say where and how to compute, not what: they do not name another run.
-NOT_CONTENT = ("storage", "tracking_uri", "compute")
+# Keys that say where and how to compute and what is shown, not what: they name no other run.
+NOT_CONTENT = ("storage", "tracking_uri", "compute", "verbose")
 
 
 class PipelineConfig(Section):
@@ -68,6 +68,7 @@ class PipelineConfig(Section):
     tracking_uri: str | None = Field(
         None, description="MLflow server; default: SQLite in the storage folder"
     )
+    verbose: bool = Field(False, description="jobs.pipeline: print every table, not one screen")
 
     @field_validator("scores", mode="before")
     @classmethod

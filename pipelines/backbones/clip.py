@@ -19,7 +19,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,17 @@ DTYPES: dict[str, torch.dtype] = {
 # What turns pixels into features besides the weights.
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow")
 TEXT_BATCH = 256
+# open_clip's defaults (its PreprocessCfg), written down so that a backbone with a file of its own
+# is told apart without importing open_clip (a second); a test compares the two.
+PREPROCESSING: dict[str, Any] = {
+    "size": 224,
+    "mode": "RGB",
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
 
 
 class BackboneConfig(Section):
@@ -272,15 +283,14 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _architecture(config: BackboneConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """open_clip's description of the model, and its preprocessing, as plain data."""
-    import open_clip
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
     tag: dict[str, Any] = {}
     if config.config is not None:
         content = _read_json(config)
         architecture = content.get("model_cfg", content)
         tag = content.get("preprocess_cfg", {})
     else:
+        import open_clip
+
         architecture = open_clip.get_model_config(config.model)
         if architecture is None:
             raise UserError(
@@ -292,7 +302,8 @@ def _architecture(config: BackboneConfig) -> tuple[dict[str, Any], dict[str, Any
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(architecture)
     if missing:
         raise UserError(f"backbone {config.name}: {config.config} lacks {', '.join(missing)}")
-    preprocessing = merge_preprocess_dict(asdict(PreprocessCfg()), tag)
+    known = {key: tag[key] for key in PREPROCESSING if tag.get(key) is not None}
+    preprocessing = PREPROCESSING | known
     preprocessing["size"] = architecture["vision_cfg"].get("image_size", 224)
     return architecture, preprocessing
 

@@ -21,9 +21,7 @@ import pyarrow as pa
 
 from pipelines.config import plain, to_yaml
 from pipelines.data.storage import Storage
-from pipelines.plots import png
 from pipelines.sweep import evidence as sweep_evidence
-from pipelines.sweep import figures as sweep_figures
 from pipelines.sweep import surfaces
 from pipelines.sweep.evidence import Evidence
 from pipelines.sweep.result import Choice, Status, SweepResult, Trial
@@ -71,6 +69,9 @@ def keep(place: Place, result: SweepResult, table: pa.Table | None, words: str) 
         storage.write_table(table, "runs", place.run, surfaces.FILE)
     if not result.trials:
         return
+    from pipelines.plots import png
+    from pipelines.sweep import figures as sweep_figures
+
     evidence = sweep_evidence.evidence(result, table)
     storage.write_bytes(evidence.to_json(), "runs", place.run, "sweep", "evidence.json")
     drawn = sweep_figures.drawn(result, table)

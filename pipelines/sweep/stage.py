@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 
@@ -30,17 +30,19 @@ from pipelines.methods import METHODS, MethodConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import search as posthoc
-from pipelines.sweep import choice, known, proposed, surfaces
+from pipelines.sweep import choice, surfaces
 from pipelines.sweep import space as search_space
 from pipelines.sweep.choice import FinishedTrial
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.progress import Budget, Live, Progress
-from pipelines.sweep.proposed import Search
 from pipelines.sweep.result import Choice, JudgedOn, Settings, SweepResult
 from pipelines.sweep.space import parse_method
 from pipelines.sweep.spec import MakeSpec, Spec, inputs_digest
 from pipelines.sweep.trial import Shared
 from pipelines.sweep.trial_record import TrialRecord, failed, has_record, read_record
+
+if TYPE_CHECKING:
+    from pipelines.sweep.proposed import Search
 
 __all__ = ["Inputs", "SweepConfig", "parse_method", "run", "training_data"]
 
@@ -216,6 +218,8 @@ def _run_trials(
     total = sum(map(len, specs.values())) + sum(s.num_samples for s in searches)
     live, budget = Live(total, on_progress), Budget(settings.time_budget_s)
     found = _run_known(specs, shared, compute=compute, budget=budget, live=live)
+    if searches:
+        from pipelines.sweep import proposed  # Ray Tune takes seconds to import
     for search in searches:
         found[search.method] = proposed.run_proposed(
             search, makers[search.method], shared, compute=compute, budget=budget, live=live
@@ -241,6 +245,8 @@ def _run_known(
     live.show()
     reasons: dict[str, str] = {}
     if absent:
+        from pipelines.sweep import known  # Ray Tune takes seconds to import
+
         reasons = known.run_known(
             list(absent.values()), shared, compute=compute, budget=budget, live=live
         )
@@ -275,6 +281,8 @@ def _check_budgets(specs: Mapping[str, Sequence[Spec]], settings: SweepConfig) -
 
 
 def _search(name: str, method: MethodConfig, settings: SweepConfig) -> Search:
+    from pipelines.sweep.proposed import Search
+
     space = settings.space[name]
     epochs = space.get("training.epochs", [method.training.epochs])
     listed = epochs if isinstance(epochs, list) else next(iter(epochs.values()))
