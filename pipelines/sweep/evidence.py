@@ -18,7 +18,7 @@ import pyarrow as pa
 from annotated_types import Ge, Le
 
 from pipelines.methods import MethodConfig
-from pipelines.plots import pareto_front
+from pipelines.ood.pareto import pareto_front
 from pipelines.records import Record, StoredRecord
 from pipelines.sweep import importance, surfaces
 from pipelines.sweep.importance import Importance, is_number, spans_decades
