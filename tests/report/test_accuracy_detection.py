@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from pipelines.ood.pareto import pareto_front
-from pipelines.report.accuracy_detection import Point, accuracy_detection, pareto_front
+from pipelines.report.accuracy_detection import Point, accuracy_detection
 from pipelines.report.tables import Value
 
 
