@@ -39,20 +39,24 @@ class Barrier:
         folder: holds the files `closed` and `arrived`.
         held: pattern of a file below the storage's root; the first writer of one is held.
         after: pattern of files, one of which must be there first; none: at once.
+        more: how many more of them than one.
         node: the Ray node whose processes are held; none: all.
     """
 
     folder: str
     held: str
     after: str = ""
+    more: int = 0
     node: str = ""
 
     @classmethod
-    def new(cls, folder: Path, *, held: str, after: str = "", node: str = "") -> Barrier:
+    def new(
+        cls, folder: Path, *, held: str, after: str = "", more: int = 0, node: str = ""
+    ) -> Barrier:
         """A closed barrier."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "closed").touch()
-        return cls(str(folder), held, after, node)
+        return cls(str(folder), held, after, more, node)
 
     def storage(self, root: str) -> HeldStorage:
         """A storage whose writers are held here."""
@@ -78,7 +82,7 @@ class Barrier:
         """Stay here, where `name` is the file to be held and nobody is held yet."""
         if not self.is_closed or not fnmatch(name, self.held):
             return
-        if self.after and not any(Path(root).glob(self.after)):
+        if self.after and len(list(Path(root).glob(self.after))) <= self.more:
             return
         if self.node and ray.get_runtime_context().get_node_id() != self.node:
             return

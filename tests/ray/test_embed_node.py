@@ -44,12 +44,11 @@ cluster.shutdown()
 def test_a_killed_node_costs_only_its_shards(
     pictures: Path, backbone_files: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    from tests.ray.test_embed_faults import NotingSource, go, shards
-
     from pipelines.backbones.clip import BackboneConfig
     from pipelines.compute.cluster import ComputeConfig, connect
     from pipelines.data.features import FeatureCache
     from pipelines.data.storage import Storage
+    from tests.ray.test_embed_faults import NotingSource, go, shards
 
     architecture, weights = backbone_files["vit"]
     backbone = BackboneConfig(name="tiny", config=str(architecture), path=str(weights))
