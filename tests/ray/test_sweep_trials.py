@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
@@ -21,9 +23,11 @@ from pipelines.methods import METHODS, MethodConfig
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.result import SweepResult
-from tests.ray.processes import descendants, kill, title
+from tests.barrier import wait_until
+from tests.ray.processes import kill
 from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -46,10 +50,11 @@ def run(
     backbone: BackboneConfig,
     epochs: int = 2,
     methods: Mapping[str, MethodConfig] | None = None,
+    storage: Storage | None = None,
     **settings: Any,
 ) -> SweepResult:
     config = SweepConfig(posthoc={"budget": 4}, **settings)
-    inputs = inputs_of(sets, backbone, methods or {"coop": coop(epochs)})
+    inputs = inputs_of(sets, backbone, methods or {"coop": coop(epochs)}, storage)
     return sweep.run(inputs, config, compute=ComputeConfig())[0]
 
 
@@ -57,8 +62,9 @@ def inputs_of(
     sets: FeatureSets,  # noqa: F811
     backbone: BackboneConfig,
     methods: Mapping[str, MethodConfig],
+    storage: Storage | None = None,
 ) -> sweep.Inputs:
-    storage: Storage = next(iter(sets.caches.values())).storage
+    storage = storage or next(iter(sets.caches.values())).storage
     return sweep.Inputs(methods, ("mcm", "energy"), sets, backbone, storage)
 
 
@@ -66,48 +72,67 @@ def statuses(found: SweepResult) -> list[str]:
     return [trial.status for trial in found.trials]
 
 
+@dataclass(frozen=True)
+class NotingStorage(Storage):
+    """Notes which process asks for which trial's record, as every worker does at first."""
+
+    notes: str = ""
+
+    def exists(self, *parts: str) -> bool:
+        if parts[:2] == ("cache", "trials"):
+            with Path(self.notes).open("a") as file:
+                file.write(f"{os.getpid()} {parts[-1]}\n")
+        return super().exists(*parts)
+
+    def workers(self, trial: str) -> list[int]:
+        """The processes, other than this one, that began that trial."""
+        lines = [line.split() for line in Path(self.notes).read_text().splitlines()]
+        return [int(pid) for pid, of in lines if of == trial and int(pid) != os.getpid()]
+
+    def trials(self) -> set[str]:
+        """The trials that were begun."""
+        return {line.split()[1] for line in Path(self.notes).read_text().splitlines()}
+
+    def records(self) -> set[str]:
+        """The trials that are finished."""
+        names = self.names("cache", "trials")
+        return {name for name in names if not name.startswith(".")}
+
+
 @contextmanager
-def killing_workers_from(seconds: float, until: float) -> Iterator[list[int]]:
-    """Kills every worker that runs a trial for longer than that, again and again."""
-    killed: list[int] = []
-    stopped = threading.Event()
-    seen: dict[int, float] = {}
+def killing_the_endless_trial(storage: NotingStorage, others: int, times: int) -> Iterator[None]:
+    """Kills the worker of the trial that never ends, again and again, once all others are done."""
 
     def watch() -> None:
-        limit = time.monotonic() + until
-        while not stopped.is_set() and time.monotonic() < limit:
-            for pid in trial_workers():
-                began = seen.setdefault(pid, time.monotonic())
-                if time.monotonic() - began > seconds:
-                    kill(pid)
-                    killed.append(pid)
-                    del seen[pid]
-            time.sleep(0.1)
+        wait_until(lambda: len(storage.records()) == others)
+        wait_until(lambda: len(storage.trials()) == others + 1)
+        (endless,) = storage.trials() - storage.records()
+        killed: set[int] = set()
+        for _ in range(times):
+            wait_until(lambda: bool({*storage.workers(endless)} - killed))
+            (pid,) = {*storage.workers(endless)} - killed
+            kill(pid)
+            killed.add(pid)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    try:
-        yield killed
-    finally:
-        stopped.set()
-        thread.join()
-
-
-def trial_workers() -> list[int]:
-    """Processes of Ray's below this one that run trials."""
-    return [pid for pid in descendants(os.getpid()) if "ImplicitFunc" in title(pid)]
+    yield
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "the endless trial was not killed that often"
 
 
 @pytest.mark.slow
 def test_a_killed_worker_is_a_failed_trial_and_the_rest_goes_on(
     sets: FeatureSets,  # noqa: F811
     backbone: BackboneConfig,
+    tmp_path: Path,
 ) -> None:
     # One training would take hours; its worker is killed, and so is the one that tries again.
+    storage = NotingStorage(str(tmp_path / "storage"), notes=str(tmp_path / "notes"))
+    Path(storage.notes).touch()
     space = {"coop": {"training.epochs": [2, 3, 10_000_000, 4]}}
-    with killing_workers_from(12.0, until=200.0) as killed:
-        found = run(sets, backbone, space=space)
-    assert len(killed) == 2
+    with killing_the_endless_trial(storage, others=3, times=2):
+        found = run(sets, backbone, space=space, storage=storage)
     assert statuses(found) == ["done", "done", "failed", "done"]
     assert "the worker was killed" in str(found.trials[2].reason)
     assert found.methods["coop"].chosen["training.epochs"] in (2, 3, 4)
