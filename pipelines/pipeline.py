@@ -6,16 +6,19 @@ A stage reads what earlier ones wrote and writes its own manifest last, so it is
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines import default_heads, tracking
+from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.config import UserError, to_yaml
 from pipelines.data.benchmarks import Benchmark
@@ -28,6 +31,9 @@ from pipelines.finetune.epoch_log import EpochLog
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
 from pipelines.fitted.fit import HeadToFit
+from pipelines.heads import HEADS
+from pipelines.methods import METHODS
+from pipelines.ood import SCORES
 from pipelines.records import HeadKey
 from pipelines.register import stage as register
 from pipelines.report import page as report
@@ -69,23 +75,64 @@ def run(
     names = list(STAGES) if only is None else [only]
     if last is not None:
         names = names[: names.index(last) + 1]
-    for before in itertools.takewhile(lambda stage: stage != names[0], STAGES):
-        current.manifest(before)  # asked before Ray starts
+    for name in before(names[0]):  # asked before Ray starts
+        _refuse_stale(current, name)
     with ExitStack() as stack:
         connected = False
         for number, name in enumerate(names, start=1):
-            if current.has(name):
+            stage, code = STAGES[name], functools.partial(stage_code, name, config)
+            reason = current.reason_to_run(name, code, before(name))
+            if reason is None:
                 observer.finished(name, 0.0, found=True)
                 continue
-            if name in NEEDS_RAY and not connected:
+            if stage.needs_ray and not connected:
                 stack.enter_context(connect(config.compute))
                 connected = True
-            observer.started(name, number, len(names))
+            observer.started(name, number, len(names), reason)
             start = time.perf_counter()
-            manifest = STAGES[name](current)
-            current.storage.write_json(manifest, "runs", current.id, f"{name}.json")
+            current.finish(name, as_json(stage.run(current)), code(), before(name))
             observer.finished(name, time.perf_counter() - start, found=False)
     return current
+
+
+def before(stage: str) -> list[str]:
+    """The stages before one, in order."""
+    return list(itertools.takewhile(lambda name: name != stage, STAGES))
+
+
+def _refuse_stale(current: Run, name: str) -> None:
+    """An earlier stage has to be done, and still true, when a later one runs alone."""
+    current.manifest(name)
+    code = functools.partial(stage_code, name, current.config)
+    if reason := current.reason_to_run(name, code, before(name)):
+        raise UserError(
+            f"run {current.id}: {name} has to be repeated first ({reason}): run python -m "
+            f"jobs.{name} (or jobs.pipeline) with the same words"
+        )
+
+
+def stage_code(name: str, config: PipelineConfig) -> Code:
+    """The code that can decide what a stage gives under a configuration.
+
+    The plug-ins that the configuration names are part of it; the function here that hands the
+    stage what it works on counts with its own text.
+    """
+    stage = STAGES[name]
+    plugins: list[Entry] = []
+    if stage.uses_plugins:
+        for method in config.methods.values():
+            plugins += [METHODS[method.name], HEADS[method.head.name]]
+        plugins += [
+            SCORES[part].function if part in SCORES else scoring.FITTED[part]
+            for part in scoring.with_parts(config.scores)
+            if not scoring.is_sum(part)
+        ]
+    return code_of(*stage.entries, *plugins, alone=[stage.run])
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    """The content of a stage's file."""
+    return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _embed(run: Run) -> dict[str, Any]:
@@ -429,12 +476,35 @@ def champion(run: Run) -> tuple[str, str]:
     return method, name
 
 
-STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "embed": _embed,
-    "sweep": _sweep,
-    "finetune": _train_and_fit,
-    "score": _score,
-    "evaluate": _evaluate,
-    "register": _register,
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline.
+
+    Attributes:
+        run: gives the content of the stage's file; it hands `entries` what they work on.
+        entries: where the computation starts.
+        uses_plugins: whether heads, methods and scores decide what it gives.
+        needs_ray: whether Ray has to run.
+    """
+
+    run: Callable[[Run], dict[str, Any]]
+    entries: tuple[Entry, ...]
+    uses_plugins: bool = True
+    needs_ray: bool = True
+
+
+STAGES: dict[str, Stage] = {
+    "embed": Stage(_embed, (embed.embed_benchmark,), uses_plugins=False),
+    "sweep": Stage(_sweep, (sweep.run, sweep_record.keep)),
+    "finetune": Stage(
+        _train_and_fit, (finetune.train, fit_stage.FitStage, prior.measure, default_heads.compared)
+    ),
+    "score": Stage(_score, (score.run,)),
+    "evaluate": Stage(
+        _evaluate,
+        (score.read_all, evaluate.run, report.write, default_heads.rows),
+        uses_plugins=False,
+        needs_ray=False,
+    ),
+    "register": Stage(_register, (register.register, champion), needs_ray=False),
 }
-NEEDS_RAY = ("embed", "sweep", "finetune", "score")

@@ -190,8 +190,8 @@ def test_what_changed_is_named(tree: Path) -> None:
     path.write_text(path.read_text().replace("SCALE = 2.0", "SCALE = 3.0"))
     code_digest._code_of.cache_clear()
     now = code_of(*ENTRIES, root=tree)
-    assert now.changes({**before.modules, **before.libraries}) == ["pipelines.maths"]
-    assert now.changes({**now.modules, **now.libraries, "numpy": "0"}) == ["numpy"]
+    assert now.changes(before.parts) == ["pipelines.maths"]
+    assert now.changes({**now.parts, "numpy": "0"}) == ["numpy"]
 
 
 def test_a_function_that_counts_alone_is_not_followed(tree: Path) -> None:

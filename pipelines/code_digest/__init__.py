@@ -23,7 +23,7 @@ import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
@@ -45,24 +45,30 @@ class Code:
     Attributes:
         modules: by module, a digest of those of its definitions that can decide the result.
         libraries: versions by distribution, Python among them.
+        files: by module, a digest of its whole file.
     """
 
     modules: Mapping[str, str]
     libraries: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Sixteen hex digits; equal exactly where the code and the versions are."""
-        lines = [f"{k}={v}" for part in (self.modules, self.libraries) for k, v in part.items()]
-        return _sha("\n".join(lines))[:16]
+        return _sha("\n".join(f"{name}={value}" for name, value in self.parts.items()))[:16]
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Digests of modules and versions of libraries by name."""
+        return {**self.modules, **self.libraries}
 
     def changes(self, before: Mapping[str, str]) -> list[str]:
         """What is not as it was: modules and libraries by name, sorted.
 
         Args:
-            before: `modules` and `libraries` of the earlier code in one mapping.
+            before: `parts` of the earlier code.
         """
-        now = {**self.modules, **self.libraries}
+        now = self.parts
         return sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
 
 
@@ -90,7 +96,32 @@ def _code_of(entries: tuple[str, ...], alone: tuple[str, ...], root: Path) -> Co
     walk.run()
     for entry in alone:
         walk.enter(entry)
-    return Code(walk.digests(), _versions(walk.libraries))
+    digests = walk.digests()
+    return Code(digests, _versions(walk.libraries), {name: walk.file(name) for name in digests})
+
+
+def is_unchanged(parts: Mapping[str, str], files: Mapping[str, str]) -> bool:
+    """Whether earlier code is today's, from whole files and versions: no file is parsed.
+
+    Args:
+        parts: of the earlier code.
+        files: of the earlier code.
+    """
+    walk = _Walk(ROOT)
+    if any(not walk.exists(module) or walk.file(module) != was for module, was in files.items()):
+        return False
+    versions = {name: was for name, was in parts.items() if name not in files}
+    return all(_version(name) == was for name, was in versions.items())
+
+
+def _version(name: str) -> str:
+    """The version of a distribution or of Python; empty where it is not there."""
+    if name == "python":
+        return ".".join(map(str, sys.version_info[:2]))
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _name_of(entry: Entry) -> str:
@@ -115,9 +146,7 @@ def _distributions() -> Mapping[str, list[str]]:
 def _versions(libraries: Iterable[str]) -> dict[str, str]:
     """Versions of the distributions that these top-level packages belong to."""
     names = {d for package in libraries for d in _distributions().get(package, ())}
-    python = ".".join(map(str, sys.version_info[:2]))
-    found = {name: importlib.metadata.version(name) for name in sorted(names)}
-    return {"python": python, **found}
+    return {name: _version(name) for name in ("python", *sorted(names))}
 
 
 class _Walk:
@@ -136,12 +165,12 @@ class _Walk:
 
     def enter(self, entry: str) -> None:
         """Start from a module (all of it) or from one definition."""
-        if self._exists(entry):
+        if self.exists(entry):
             self._whole(entry)
             return
         module, _, name = entry.rpartition(".")
         methods: list[str] = []
-        while module and not self._exists(module):
+        while module and not self.exists(module):
             module, _, name = module.rpartition(".")
             methods.append(name)
         if not module or not self._resolve(module, name):
@@ -161,7 +190,13 @@ class _Walk:
             parts.setdefault(module, []).append(f"{name}\n{definition.source}")
         return {module: _sha("\n".join(texts))[:16] for module, texts in parts.items()}
 
-    def _exists(self, module: str) -> bool:
+    def file(self, module: str) -> str:
+        """A digest of a module's file."""
+        path = self.files[module] if self.exists(module) else None
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path is not None else ""
+
+    def exists(self, module: str) -> bool:
+        """Whether there is such a module of the project."""
         if module not in self.files:
             base = self.root.joinpath(*module.split("."))
             paths = (base / "__init__.py", base.with_suffix(".py"))
@@ -171,7 +206,7 @@ class _Walk:
 
     def _module(self, module: str) -> SourceModule:
         if module not in self.parsed:
-            path = self.files[module] if self._exists(module) else None
+            path = self.files[module] if self.exists(module) else None
             assert path is not None
             self.parsed[module] = parse(path, path.stat().st_mtime_ns)
         return self.parsed[module]
@@ -214,7 +249,7 @@ class _Walk:
             if target.partition(".")[0] not in PACKAGES:
                 return target.partition(".")[0] not in (*sys.stdlib_module_names, "pydantic")
             base = base[1:] if name is None else (name, *base[1:])
-            if self._exists(f"{target}.{base[0]}"):
+            if self.exists(f"{target}.{base[0]}"):
                 target, base = f"{target}.{base[0]}", base[1:]
             module, parsed = target, self._module(target)
         known = parsed.definitions.get(base[0]) if base else None
@@ -236,7 +271,7 @@ class _Walk:
             return True
         if name in parsed.imports:
             return self._bound(parsed.imports[name], rest)
-        if self._exists(f"{module}.{name}"):
+        if self.exists(f"{module}.{name}"):
             return self._into(f"{module}.{name}", rest)
         return False
 
@@ -248,7 +283,7 @@ class _Walk:
             return False
         if name is None:
             return self._into(module, rest)
-        if self._exists(f"{module}.{name}"):
+        if self.exists(f"{module}.{name}"):
             return self._into(f"{module}.{name}", rest)
         return self._resolve(module, name, *rest)
 

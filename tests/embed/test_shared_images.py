@@ -19,13 +19,10 @@ from pipelines import pipeline
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import UserError, load
 from pipelines.data.benchmarks import BenchmarkConfig
-from pipelines.data.features import FeatureCache
-from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.workers import PLAN, ShardEncoder
 from pipelines.run import Quiet, Run
 from pipelines.settings import PipelineConfig
-from tests.feature_cache import make_cache
 
 # Folders, each a source and a set; class_0 and class_1 are known.
 SETS = {
