@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from jobs import main
 from jobs.console import Console
+from pipelines.evaluate.metrics import Metrics
 from pipelines.pipeline import run
-from pipelines.report import page as report
+from pipelines.report.text import text_table
 from pipelines.settings import PipelineConfig
 
 
@@ -15,7 +16,8 @@ def pipeline(config: PipelineConfig) -> None:
     folder = done.storage.path("runs", done.id)
     registered = done.manifest("register")
     store = config.tracking_uri or done.tracker.uri
-    print("\n" + report.text_table(done.storage.read_json("runs", done.id, "metrics.json")))
+    metrics = done.storage.read_bytes("runs", done.id, "metrics.json")
+    print("\n" + text_table(Metrics.from_json(metrics, f"{folder}/metrics.json")))
     print(f"\nreport     {folder}/report.html")
     print(f"model      {registered['uri']} ({registered['method']} + {registered['score']})")
     print(f"MLflow     mlflow ui --backend-store-uri {store}")

@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 INK, MUTED, LINE, PAPER = "#1c2024", "#63696f", "#d5d9dd", "#fefefe"
-# Okabe and Ito's colour-blind safe hues.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3377", "#e69f00", "#56b4e9")
+# Okabe and Ito's colour-blind safe hues, and a few beside them.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
+    "#0072b2", "#d55e00", "#009e73", "#aa3377", "#e69f00", "#56b4e9",
+)  # fmt: skip
+PINK, BROWN, OLIVE, SHADE = "#cc79a7", "#8c564b", "#999933", "#fff1cc"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 
 # Colours that a page may replace, as CSS variables: the dark ones are too dark on a dark page.
 _VARIABLES = {
@@ -25,9 +31,9 @@ _VARIABLES = {
     MUTED: "muted",
     LINE: "line",
     PAPER: "paper",
-    "#0072b2": "blue",
-    "#d55e00": "vermilion",
-    "#aa3377": "purple",
+    BLUE: "blue",
+    VERMILION: "vermilion",
+    PURPLE: "purple",
 }
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -113,6 +119,24 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def pareto_front(
+    points: NDArray[np.float64], *, maximised: tuple[bool, bool] = (True, True)
+) -> NDArray[np.bool_]:
+    """Which points no other one equals or beats in both figures and beats in one, (N,).
+
+    Of equal points all are on the front or none is.
+
+    Args:
+        points: (N, 2), two figures of each.
+        maximised: whether more is better, of each figure.
+    """
+    signed = np.where(maximised, points, -points)
+    as_good = (signed[:, None, :] <= signed[None, :, :]).all(axis=2)
+    better = (signed[:, None, :] < signed[None, :, :]).any(axis=2)
+    beaten: NDArray[np.bool_] = np.any(as_good & better, axis=1)
+    return ~beaten
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write rows with floats at seven significant digits."""
     with path.open("w", newline="") as file:
@@ -121,11 +145,28 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer.writerows([_cell(value, ".7g") for value in row] for row in rows)
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table, floats at three significant digits."""
-    lines = [header, ["---"] * len(header)]
-    lines += [[_cell(value, ".3g") for value in row] for row in rows]
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], *, num_texts: int | None = None
+) -> str:
+    """A Markdown table, floats at three significant digits.
+
+    Args:
+        header: the columns' names.
+        rows: a cell for each column, escaped where need be.
+        num_texts: how many columns from the left are texts, the others being aligned right;
+            by default no column is aligned.
+    """
+    texts = len(header) if num_texts is None else num_texts
+    rule = ["---"] * texts + ["---:"] * (len(header) - texts)
+    lines = [header, rule, *([_cell(value, ".3g") for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Text whose characters mean themselves in Markdown."""
+    for character in "\\|<>*_`[]$":
+        text = text.replace(character, f"\\{character}")
+    return text
 
 
 def _cell(value: object, spec: str) -> str:

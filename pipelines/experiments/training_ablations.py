@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.backbones import clip as backbones
 from pipelines.config import UserError, load
+from pipelines.experiments.result_runs import read_sweep
 from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
@@ -94,10 +95,9 @@ class Bed:
         return Initial(head(context.features) * head.logit_scale, outliers)
 
     def chosen(self, method: str) -> tuple[MethodConfig, dict[str, float]]:
-        """The setting that the sweep chose, and its own score's parameters."""
-        found = self.run.manifest("sweep")["methods"][method]
-        config = sweep.parse_method(found["setting"])
-        return config, found["scores"][config.score]
+        """The setting that the sweep chose, and the parameters of its selection criterion."""
+        choice = read_sweep(self.run).methods[method]
+        return choice.setting, choice.scores[choice.setting.score]
 
     def try_settings(
         self, method: str, keys: Sequence[str], settings: Iterable[tuple[Any, ...]]

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from pipelines.config import UserError
 from pipelines.finetune.data import EpochReport, Trained, TrainingData, TrainingJob, columns_of
-from pipelines.heads import HeadContext, Predictor, build
+from pipelines.heads import HEADS, HeadContext, Predictor, build, zero_shot
 from pipelines.heads.base import LOCAL, TextModel
 from pipelines.heads.parallel import Workers
-from pipelines.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import Batch, Initial, Outputs, TrainingConfig
 from pipelines.ood.energy import adjust_logits
@@ -54,10 +53,10 @@ class TrainingRun:
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def start(cell: TrainingJob, data: TrainingData, clip: TextModel, workers: Workers) -> TrainingRun:
+def start(job: TrainingJob, data: TrainingData, clip: TextModel, workers: Workers) -> TrainingRun:
     """A run before its first epoch: the head as it is drawn, the data on its device."""
     device = next(clip.model.parameters()).device
-    asked = columns_of(cell.method)
+    asked = columns_of(job.method)
     context = HeadContext(
         clip=clip,
         class_names=tuple(data.class_names),
@@ -66,16 +65,16 @@ def start(cell: TrainingJob, data: TrainingData, clip: TextModel, workers: Worke
         labels=torch.tensor(data.labels, device=device),
         columns={name: torch.tensor(data.columns[name], device=device) for name in asked},
     )
-    torch.manual_seed(stream(cell.seed, "layers"))
-    head = build(cell.method.head, context, stream(cell.seed, "head")).to(device)
+    torch.manual_seed(stream(job.seed, "layers"))
+    head = build(job.method.head, context, stream(job.seed, "head")).to(device)
     if workers.world > 1 and workers.split == "classes":
         head.workers = workers
     parameters = {n: p for n, p in head.named_parameters() if p.requires_grad}
-    uses_outliers = cell.method.needs_outliers and data.outliers is not None
+    uses_outliers = job.method.needs_outliers and data.outliers is not None
     outliers = torch.tensor(data.outliers, device=device) if uses_outliers else None
-    local = _local(cell.method, data, device)
+    local = _local(job.method, data, device)
     return TrainingRun(
-        method=cell.method,
+        method=job.method,
         head=head,
         context=context,
         outliers=outliers,
@@ -85,12 +84,12 @@ def start(cell: TrainingJob, data: TrainingData, clip: TextModel, workers: Worke
             torch.tensor(data.validation_labels, device=device),
         ),
         validation_local=local["validation"],
-        prepared=_prepare(cell.method, context, outliers, data.outlier_counts),
+        prepared=_prepare(job.method, context, outliers, data.outlier_counts),
         workers=workers,
-        order=torch.Generator().manual_seed(stream(cell.seed, "order")),
-        outlier_order=torch.Generator().manual_seed(stream(cell.seed, "outlier order")),
+        order=torch.Generator().manual_seed(stream(job.seed, "order")),
+        outlier_order=torch.Generator().manual_seed(stream(job.seed, "outlier order")),
         parameters=parameters,
-        optimizer=_optimizer(cell.method.training, parameters) if parameters else None,
+        optimizer=_optimizer(job.method.training, parameters) if parameters else None,
     )
 
 
@@ -114,21 +113,24 @@ def _prepare(
     outlier_counts: NDArray[np.int64] | None,
 ) -> dict[str, Tensor]:
     """What the method measures once before training, on what the zero-shot prompts give."""
-    prepare = getattr(METHODS[method.name], "prepare", None)
+    prepare = METHODS[method.name].prepare
     if prepare is None:
         return {}
-    head = build(ZeroShotConfig(), context, 0)
+    head = zero_shot.build(zero_shot.Config(), context, 0)
+
+    def logits(features: Tensor) -> Tensor:
+        return head.encode(features).similarity * head.logit_scale
+
     with torch.no_grad():
         initial = Initial(
-            logits=head(context.features) * head.logit_scale,
-            outlier_logits=head(outliers) * head.logit_scale if outliers is not None else None,
+            logits=logits(context.features),
+            outlier_logits=logits(outliers) if outliers is not None else None,
             outlier_counts=torch.tensor(outlier_counts) if outlier_counts is not None else None,
         )
     try:
-        prepared: dict[str, Tensor] = prepare(method, initial)
+        return prepare(method, initial)
     except ValueError as error:
         raise UserError(f"method={method.name}: {error}") from None
-    return prepared
 
 
 def stream(seed: int, purpose: str) -> int:
@@ -266,9 +268,10 @@ def _outputs(run: TrainingRun, given: Sequence[Tensor], batch: Batch) -> Outputs
     `given`: features (N, D) of both, and local features where the head takes them.
     """
     workers, count, num_images = run.workers, len(given[0]), len(batch.labels)
-    if hasattr(run.head, "encode_batch"):
+    encode_batch = HEADS[run.method.head.name].encode_batch
+    if encode_batch is not None:
         # Rows that depend on each other: every worker computes all of them, for 1 / W each.
-        encoded = run.head.encode_batch(given[0], batch.columns)
+        encoded = encode_batch(run.head, given[0], batch.columns)
         shared = workers.shared
         similarity, image_features = shared(encoded.similarity), shared(encoded.image_features)
         rows = {name: shared(part) for name, part in encoded.rows.items()}

@@ -33,7 +33,7 @@ from pipelines.config import UserError, digest
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
-from pipelines.finetune.stage import forwarding, run_on_workers, sender, wait_for_all
+from pipelines.finetune.workers import forwarding, run_on_workers, sender, wait_for_all
 from pipelines.fitted import class_statistics, record
 from pipelines.fitted.address import address as address_of
 from pipelines.fitted.address import part_addresses

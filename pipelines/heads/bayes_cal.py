@@ -24,10 +24,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.text_tower import activation_bytes, encode_shared
 from pipelines.heads import base, coop
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
-
-similarity = base.text_similarity
-compared = base.unchanged
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
 class Config(HeadConfig):
@@ -160,3 +157,12 @@ def build(config: Config, context: HeadContext, seed: int) -> BayesCAL:
         names = replace(context, class_names=("domain",) * num_domains)
         domains = coop.build(own, names, seed + 1)
     return BayesCAL(classes, domains, config)
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+    encode_batch=BayesCAL.encode_batch,
+)

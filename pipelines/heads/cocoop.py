@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,15 @@ from pipelines.backbones import frozen_tower
 from pipelines.backbones.text_tower import TextTower, activation_bytes, encode_shared
 from pipelines.config import UserError
 from pipelines.heads import base, coop
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    Arrays,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+    Settings,
+)
 
 # Images of one pass of the text tower when nothing is to be differentiated: more gain nothing.
 CHUNK = 32
@@ -191,8 +199,8 @@ def build(config: Config, context: HeadContext, seed: int) -> CoCoOp:
 
 
 def similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64.
@@ -216,3 +224,10 @@ def _judge(tower: TextTower, own: Mapping[str, Tensor], ends: Tensor, image: Ten
     prefix = _prefixes(own["start"], own["context"], own, image)[0]
     text = F.normalize(encode_shared(tower, prefix, own["suffixes"], ends), dim=-1)
     return text @ image[0]
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    similarity,
+)

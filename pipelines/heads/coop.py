@@ -25,11 +25,8 @@ from pipelines.backbones.text_tower import (
 )
 from pipelines.config import UserError
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.parallel import Workers
-
-similarity = base.text_similarity
-compared = base.unchanged
 
 
 class Config(HeadConfig):
@@ -219,3 +216,13 @@ def _initial_context(config: Config, context: HeadContext, tower: TextTower, see
     end = int(tower.end_positions(tokens)[0])
     phrase = tower.embed(tokens[0, 1:end]).detach().float().clone()
     return phrase.repeat(num_classes, 1, 1) if config.class_specific else phrase
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+    encodes_together=encodes_together,
+    encode_together=text_features_together,
+)

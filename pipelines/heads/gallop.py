@@ -16,7 +16,7 @@ before the image tower's last projection; ours after it, on the cached features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,10 +26,17 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pipelines.heads import base, coop
-from pipelines.heads.base import LOCAL, HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    LOCAL,
+    Arrays,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+    Settings,
+)
 from pipelines.heads.coop import CoOp
-
-compared = base.unchanged
 
 
 class Config(HeadConfig):
@@ -155,8 +162,8 @@ def build(config: Config, context: HeadContext, seed: int) -> GalLoP:
 
 
 def global_similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The mean over the global prompts (N, K)."""
@@ -164,8 +171,8 @@ def global_similarity(
 
 
 def local_similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],  # noqa: ARG001 - one signature for every head
+    arrays: Arrays,
+    settings: Settings,  # noqa: ARG001 - one signature for every head
     local: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The mean over the local prompts for each patch (N, P, K)."""
@@ -176,8 +183,8 @@ def local_similarity(
 
 
 def similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
     local: NDArray[np.float64],
 ) -> NDArray[np.float64]:
@@ -206,3 +213,13 @@ def _projected(
     lengths = np.maximum(np.linalg.norm(moved, axis=-1, keepdims=True), 1e-12)
     scaled: NDArray[np.float64] = moved / lengths
     return scaled
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    similarity,
+    compared=base.unchanged,
+    global_similarity=global_similarity,
+    local_similarity=local_similarity,
+)

@@ -16,12 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.heads import base, coop
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.comparisons import OWN_NEGATIVES
 from pipelines.heads.coop import CoOp
-
-similarity = base.text_similarity
-compared = base.unchanged
 
 
 class Config(HeadConfig):
@@ -85,3 +82,11 @@ def build(config: Config, context: HeadContext, seed: int) -> NegPrompt:
         coop.build(random, context, seed + 1 + number) for number in range(config.num_negative)
     ]
     return NegPrompt(positive, negatives)
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+)

@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.templates import prompts
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
-
-similarity = base.text_similarity
-compared = base.unchanged
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
 class Config(HeadConfig):
@@ -82,3 +79,11 @@ def template_features(context: HeadContext) -> Tensor:
         flat = context.clip.encode_text(prompts(context.class_names, context.templates)).float()
     means = flat.reshape(len(context.class_names), -1, flat.shape[-1]).mean(dim=1)
     return F.normalize(means, dim=-1).to(context.features.device)
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+)

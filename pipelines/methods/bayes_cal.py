@@ -25,7 +25,15 @@ from torch import Tensor
 
 from pipelines.heads import AnyHead
 from pipelines.heads.bayes_cal import Config as BayesCALConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -109,3 +117,6 @@ def squared_cosines(first: Tensor, second: Tensor) -> Tensor:
     """cos^2 (N,) between rows; towards 0 where a gradient vanishes."""
     first, second = (rows / (rows.norm(dim=1, keepdim=True) + 1e-6) for rows in (first, second))
     return (first * second).sum(dim=1).square()
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -28,7 +28,15 @@ from torch import Tensor
 from pipelines.heads import AnyHead
 from pipelines.heads.croft import Config as CRoFTConfig
 from pipelines.heads.croft import adapt
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -97,3 +105,6 @@ def _similarity(features: Tensor, outputs: Outputs, config: Config) -> Tensor:
     assert isinstance(head, CRoFTConfig)
     images = adapt(features, extra["image_adapter"], head.image_ratio)
     return images @ adapt(extra["text"], extra["text_adapter"], head.text_ratio).T
+
+
+PLUGIN = MethodPlugin(Config, loss)

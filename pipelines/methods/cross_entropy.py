@@ -9,9 +9,7 @@ from pydantic import Field
 from pipelines.heads import AnyHead
 from pipelines.heads.linear_probe import Config as LinearProbeConfig
 from pipelines.methods import coop
-from pipelines.methods.base import MethodConfig
-
-loss = coop.loss
+from pipelines.methods.base import MethodConfig, MethodPlugin
 
 
 class Config(MethodConfig):
@@ -21,3 +19,6 @@ class Config(MethodConfig):
     head: AnyHead = LinearProbeConfig()
     score: str = Field("max_logit", description="the method's own score")
     needs_trainable_head: ClassVar[bool] = False
+
+
+PLUGIN = MethodPlugin(Config, coop.loss)

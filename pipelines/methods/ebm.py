@@ -15,7 +15,15 @@ from pydantic import Field
 
 from pipelines.heads import AnyHead
 from pipelines.heads.coop import Config as CoOpConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 from pipelines.ood.losses import masked_energy_change
 
 
@@ -56,3 +64,6 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
         "bound": float(bound.detach()),
         "bound_positive_share": float((change.detach() > 0).float().mean()),
     }
+
+
+PLUGIN = MethodPlugin(Config, loss)

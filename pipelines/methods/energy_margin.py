@@ -18,6 +18,7 @@ from pipelines.methods.base import (
     Batch,
     Initial,
     Losses,
+    MethodPlugin,
     Outputs,
     accuracy,
     cross_entropy,
@@ -56,3 +57,6 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     losses = {"cross_entropy": cross_entropy(outputs, batch), "margin": config.weight * margin}
     report = {"accuracy": accuracy(outputs, batch), "margin": float(margin.detach())}
     return losses, {**report, **mean_energies(logits, outliers, config.tau)}
+
+
+PLUGIN = MethodPlugin(Config, loss, prepare)

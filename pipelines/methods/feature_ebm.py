@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.methods.base import Batch, Losses, Outputs, cross_entropy
+from pipelines.methods.base import Batch, Losses, MethodPlugin, Outputs, cross_entropy
 from pipelines.methods.energy_models import EnergyModelConfig
 from pipelines.ood.energy_correction import EBM, EnergySettings
 
@@ -32,3 +32,6 @@ class Config(EnergyModelConfig):
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
     """Cross-entropy, where the head has anything to train."""
     return {"cross_entropy": cross_entropy(outputs, batch)}, {}
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipelines.heads import AnyHead
 from pipelines.heads.gallop import Config as GalLoPConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy
+from pipelines.methods.base import Batch, Losses, MethodConfig, MethodPlugin, Outputs, accuracy
 
 
 class Config(MethodConfig):
@@ -62,3 +62,6 @@ def _drawn(similarity: Tensor, dropout: float) -> Tensor:
     # On the CPU, so that every device and worker draws the same.
     order = torch.rand(similarity.shape[:2]).argsort(dim=1)[:, :kept].to(similarity.device)
     return similarity.gather(1, order[:, :, None].expand(-1, -1, similarity.shape[2])).mean(dim=1)
+
+
+PLUGIN = MethodPlugin(Config, loss)

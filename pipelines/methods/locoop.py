@@ -20,7 +20,15 @@ from torch import Tensor
 from pipelines.heads import AnyHead
 from pipelines.heads.base import LOCAL
 from pipelines.heads.coop import Config as CoOpConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -69,3 +77,6 @@ def _patch_entropy(
     # A sum over nothing, rather than a mean over nothing.
     mean = entropies.sum() / max(1, len(entropies))
     return mean, float(without.float().mean())
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -24,7 +24,15 @@ from torch import Tensor
 
 from pipelines.heads import AnyHead
 from pipelines.heads.negprompt import Config as NegPromptConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -79,3 +87,6 @@ def _alike(negatives: Tensor) -> Tensor:
     products = negatives @ negatives.transpose(1, 2)
     others = products.sum(dim=(1, 2)) - products.diagonal(dim1=1, dim2=2).sum(dim=1)
     return others.mean() / (count * (count - 1))
+
+
+PLUGIN = MethodPlugin(Config, loss)

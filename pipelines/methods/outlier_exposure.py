@@ -12,6 +12,7 @@ from pipelines.methods.base import (
     Batch,
     Losses,
     MethodConfig,
+    MethodPlugin,
     Outputs,
     accuracy,
     cross_entropy,
@@ -35,3 +36,6 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     exposure = maths.outlier_exposure(outlier_logits(outputs))
     losses = {"cross_entropy": cross_entropy(outputs, batch), "exposure": config.weight * exposure}
     return losses, {"accuracy": accuracy(outputs, batch), "exposure": float(exposure.detach())}
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -32,11 +32,12 @@ from pipelines.config import Section, UserError, digest, group_names, plain
 from pipelines.data.feature_sets import FeatureSet, FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune import columns as training_columns
-from pipelines.finetune.cache import code_version
+from pipelines.finetune.cache import head_code
 from pipelines.finetune.loop import TrainingData
 from pipelines.fitted import search as fitted_search
 from pipelines.fitted.plan import FitData
 from pipelines.methods import METHODS, MethodConfig
+from pipelines.methods.base import NOT_TRAINED
 from pipelines.records import SetName
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
@@ -70,8 +71,6 @@ SURFACES = pa.schema(
         *((name, pa.float64()) for name in ("tau", "c", "gamma", "k", "auroc", "fpr")),
     ]
 )
-# Keys of a method that no training depends on.
-NOT_TRAINED = ("score", "score_params")
 
 
 class SweepConfig(Section):
@@ -173,9 +172,7 @@ class _MakeSpec:
         return {
             **spec,
             "config": config,
-            "address": digest(
-                [trained, code_version(setting.name, setting.head.name), dict(self.facts)]
-            ),
+            "address": digest([trained, head_code(setting).digest, dict(self.facts)]),
         }
 
 

@@ -14,7 +14,7 @@ import pytest
 from pipelines.data.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
-# Cells of 3, 3 and 400 epochs; each finished epoch is a line: which cell, which epoch.
+# Cells of 3, 3 and 400 epochs; each finished epoch is a line: which job, which epoch.
 DRIVER = """
 import sys
 from pipelines.finetune import stage as finetune
@@ -27,15 +27,15 @@ from tests.small_clip import small_clip, toy_data
 
 finetune.backbones.load = lambda *_: small_clip()
 finetune.backbones.identity = lambda _: {"name": "small"}
-cells = [
+jobs = [
     TrainingJob(METHODS["coop"].Config(training={"epochs": epochs, "warmup_epochs": 0}), seed)
     for seed, epochs in ((0, 3), (1, 3), (0, int(sys.argv[2])))
 ]
 for address in finetune.train(
-    cells, toy_data(), BackboneConfig(name="small"), Storage(sys.argv[1]),
+    jobs, toy_data(), BackboneConfig(name="small"), Storage(sys.argv[1]),
     compute=ComputeConfig(), mode="in_process",
-    on_epoch=lambda cell, report: print(
-        cells.index(cell), int(report["epoch"]), flush=True),
+    on_epoch=lambda job, report: print(
+        jobs.index(job), int(report["epoch"]), flush=True),
 ):
     print("head", address, flush=True)
 """
@@ -71,7 +71,7 @@ def test_finished_heads_are_found_again_and_the_one_in_work_goes_on(tmp_path: Pa
     assert second.returncode == 0, err
     again = [line.split() for line in out.splitlines()]
     epochs = [tuple(map(int, line)) for line in again if line[0] != "head"]
-    assert {cell for cell, _ in epochs} == {2}
+    assert {job for job, _ in epochs} == {2}
     # The epochs of the third head that were finished are not trained again.
     assert epochs[0][1] >= 5
     assert epochs[-1] == (2, 60)

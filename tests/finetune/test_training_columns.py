@@ -18,7 +18,7 @@ from pipelines.data.storage import Storage
 from pipelines.finetune import state as training_run
 from pipelines.finetune.loop import TrainingJob, check, train_in_process
 from pipelines.heads.base import HeadOutput
-from pipelines.methods import METHODS
+from pipelines.methods import METHODS, MethodPlugin
 from pipelines.sweep import stage as sweep
 from tests.feature_cache import make_cache
 from tests.small_clip import small_clip, toy_data
@@ -180,9 +180,8 @@ def test_the_loop_gives_a_head_the_patches_of_its_own_images(monkeypatch) -> Non
         assert torch.equal(outputs.rows["n"], expected)
         return METHODS["coop"].loss(outputs, batch, config)
 
-    monkeypatch.setitem(
-        training_run.METHODS, "watched", type("M", (), {"loss": staticmethod(loss)})
-    )
+    watched = MethodPlugin(METHODS["coop"].Config, loss)
+    monkeypatch.setattr(training_run, "METHODS", {**METHODS, "watched": watched})
     method = asking(head=("local_features",), outliers=True)
     short = method.training.model_copy(update={"epochs": 1, "warmup_epochs": 0, "batch_size": 12})
     method = method.model_copy(update={"name": "watched", "training": short})

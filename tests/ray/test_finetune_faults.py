@@ -23,7 +23,7 @@ EPOCHS = 150
 TRAINING = {"epochs": EPOCHS, "batch_size": 16, "lr": 0.02}
 
 
-def cells():
+def jobs():
     config = METHODS["ebm"].Config(head={"name": "coop", "num_context": 4}, training=TRAINING)
     return [TrainingJob(config, 0)]
 
@@ -31,9 +31,7 @@ def cells():
 def undisturbed(folder):
     storage = Storage(str(folder / "undisturbed"))
     backbone = write_backbone(folder)
-    heads = train(
-        cells(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process"
-    )
+    heads = train(jobs(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process")
     return backbone, heads[0], files(storage, heads[0])
 
 
@@ -56,7 +54,7 @@ def test_a_killed_worker_ends_with_the_undisturbed_weights(tmp_path):
                 killed.append(pid)
 
     heads = train(
-        cells(), toy_data(), backbone, storage, compute=ComputeConfig(), on_epoch=kill_once
+        jobs(), toy_data(), backbone, storage, compute=ComputeConfig(), on_epoch=kill_once
     )
     assert len(killed) == 1
     assert heads == [head]
@@ -74,11 +72,11 @@ from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune import train
 from pipelines.backbones.clip import BackboneConfig
-from tests.ray.test_finetune_faults import cells
+from tests.ray.test_finetune_faults import jobs
 from tests.small_clip import toy_data
 backbone = BackboneConfig.model_validate_json(sys.argv[1])
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-train(cells(), toy_data(), backbone, Storage(sys.argv[2]), compute=ComputeConfig())
+train(jobs(), toy_data(), backbone, Storage(sys.argv[2]), compute=ComputeConfig())
 """
 
 
@@ -106,8 +104,6 @@ def test_a_killed_driver_started_again_ends_with_the_undisturbed_weights(tmp_pat
             kill(pid)
         driver.kill()
     assert not storage.exists("cache", "heads", head, "manifest.json")
-    heads = train(
-        cells(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process"
-    )
+    heads = train(jobs(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process")
     assert heads == [head]
     assert files(storage, head) == expected
