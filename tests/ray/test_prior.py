@@ -92,7 +92,7 @@ def test_the_counts_of_shards_add_up_to_the_counts_of_the_whole(outliers, tmp_pa
     assert here.tolist() == expected
     assert storage.names("cache", "priors") == [name]
     # The next time they are found.
-    monkeypatch.setattr(prior, "count_outliers", lambda *_, **__: pytest.fail("counted again"))
+    monkeypatch.setattr(prior, "map_shards", lambda *_, **__: pytest.fail("counted again"))
     assert prior.measure(sets.for_training(), backbone, storage).tolist() == expected
     # After an edit they are counted again.
     monkeypatch.setattr(prior, "prior_code", lambda: Code({"edited": "1"}, {}))
