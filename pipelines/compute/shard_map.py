@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -61,25 +60,8 @@ def map_shards(
 
     quiet_ray_data()
     work = ray.put((task, shared))
-    with user_errors():
-        for start in range(0, len(shards), WINDOW):
-            yield from _in_order(_window(shards[start : start + WINDOW], work, at_once))
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """A user's mistake met on a worker is one on the driver too, without Ray's traceback."""
-    import ray
-
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise UserError(str(cause)) from None
+    for start in range(0, len(shards), WINDOW):
+        yield from _in_order(_window(shards[start : start + WINDOW], work, at_once))
 
 
 def quiet_ray_data() -> None:
@@ -107,7 +89,10 @@ def _window(
         compute=ray.data.TaskPoolStrategy(size=at_once),
     )
     for row in dataset.iter_rows():
-        yield row["number"], pickle.loads(row["content"])
+        result = pickle.loads(row["content"])
+        if isinstance(result, UserError):
+            raise result
+        yield row["number"], result
 
 
 def _run(batch: pa.Table, work: Any) -> pa.Table:
@@ -115,9 +100,16 @@ def _run(batch: pa.Table, work: Any) -> pa.Table:
     import ray
 
     task, shared = ray.get(work) if isinstance(work, ray.ObjectRef) else work
-    return pa.concat_tables(
-        _row(row["number"], task(pickle.loads(row["content"]), shared)) for row in batch.to_pylist()
-    )
+    rows = [(row["number"], pickle.loads(row["content"])) for row in batch.to_pylist()]
+    return pa.concat_tables(_row(number, _result(task, shard, shared)) for number, shard in rows)
+
+
+def _result(task: Callable[[Any, Any], Any], shard: Any, shared: Any) -> Any:
+    """The result of a shard; a user's mistake is one, since Ray would wrap it beyond finding."""
+    try:
+        return task(shard, shared)
+    except UserError as error:
+        return UserError(str(error))
 
 
 def _row(number: int, content: Any) -> pa.Table:

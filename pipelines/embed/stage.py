@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,8 +26,8 @@ from pipelines.backbones.encoder import Views
 from pipelines.backbones.odin import Odin
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
-from pipelines.compute.shard_map import quiet_ray_data, user_errors
-from pipelines.config import Section, digest, plain
+from pipelines.compute.shard_map import quiet_ray_data
+from pipelines.config import Section, UserError, digest, plain
 from pipelines.data import features, images
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache, Receipt
@@ -293,7 +293,7 @@ def _encode_shards(
     rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> Receipts:
     """Receipts as they come, of one actor pool over one dataset of shards."""
-    with connect(layout.compute), user_errors():
+    with connect(layout.compute), _user_errors():
         for row in _dataset(rows, plans, work, layout).iter_rows():
             yield json.loads(row["receipt"])
 
@@ -327,6 +327,22 @@ def _dataset(
         num_gpus=compute.embed_gpus,
         **options,
     )
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """A user's mistake met on a worker is one on the driver too, without Ray's traceback."""
+    import ray.exceptions
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise UserError(str(cause)) from None
 
 
 def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig) -> FeatureCache:

@@ -24,6 +24,7 @@ from pipelines.score import by_name as scoring
 from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
 from pipelines.score.judge import judge
+from tests.feature_cache import flip_a_byte
 from tests.feature_sets import clustered_sets
 
 DIM = 16
@@ -76,6 +77,15 @@ def test_statistics_of_shards_are_those_of_all_rows(sets, storage, data):
     np.testing.assert_array_equal(data.statistics.scatter, again.scatter)
     with pytest.raises(PermissionError, match="test data"):
         reduce_shards(sets.for_training(), "test", with_ray=False)
+
+
+def test_statistics_of_a_damaged_shard_are_refused(tmp_path):
+    """They used to be taken around its checksum: other means, and no word."""
+    sets = clustered_sets(Storage(str(tmp_path)), dim=DIM)
+    shard = sets.caches["train-two"]
+    flip_a_byte(shard, float(shard.load(["train-two/30"])[0, 0]))
+    with pytest.raises(UserError, match=r"train-two/00000\.parquet: not the bytes"):
+        reduce_shards(sets.for_training(), "train", with_ray=False)
 
 
 @pytest.mark.parametrize("name", [n for n in FITTED_SCORES if n not in scoring.OF_HEAD])
