@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 from unittest.mock import ANY, Mock
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from pipelines.backbones import mini
 from pipelines.config import UserError, load
 from pipelines.data.storage import Storage
-from pipelines.pipeline import champion, run
+from pipelines.pipeline import run
 from pipelines.run import Run
 from pipelines.settings import PipelineConfig
 
@@ -102,61 +101,6 @@ def test_a_benchmark_without_training_or_validation_images(
     benchmark = config.benchmark.model_copy(update={"sets": left})
     with pytest.raises(UserError, match=f"benchmark 'digits' has no set '{needed}'"):
         run(config.model_copy(update={"benchmark": benchmark}), Quiet())
-
-
-class TestChampion:
-    FOUND: ClassVar = {
-        "zero_shot": {"accuracy": 0.90, "validation": {"mcm": (0.99, 0.1)}},
-        "coop": {"accuracy": 0.96, "validation": {"mcm": (0.80, 0.5), "delta_energy": (0.85, 0.4)}},
-        "ebm": {"accuracy": 0.955, "validation": {"mcm": (0.85, 0.3), "delta_energy": (0.7, 0.6)}},
-    }
-
-    @pytest.fixture
-    def judged(self, opened: Callable[..., Run]) -> Callable[..., tuple[str, str]]:
-        def choose(*words: str, found: dict[str, Any] | None = None) -> tuple[str, str]:
-            current = opened(*words)
-            methods = {
-                name: {
-                    "accuracy": f["accuracy"],
-                    "validation": {
-                        s: {"auroc": a, "fpr": b} for s, (a, b) in f["validation"].items()
-                    },
-                }
-                for name, f in (found or self.FOUND).items()
-            }
-            current.storage.write_json({"methods": methods}, "runs", current.id, "sweep.json")
-            try:
-                return champion(current)
-            finally:
-                current.storage.local("runs", current.id, "sweep.json").unlink()
-
-        return choose
-
-    def test_best_validation_auroc_then_fpr_among_the_accurate(
-        self, judged: Callable[..., tuple[str, str]]
-    ) -> None:
-        # zero_shot is more than 0.01 below the best accuracy; of two at 0.85 the lower FPR.
-        assert judged() == ("ebm", "mcm")
-
-    def test_a_method_or_a_score_may_be_asked_for(
-        self, judged: Callable[..., tuple[str, str]]
-    ) -> None:
-        assert judged("register_as.method=coop") == ("coop", "delta_energy")
-        assert judged("register_as.method=zero_shot") == ("zero_shot", "mcm")
-        assert judged("register_as.score=delta_energy") == ("coop", "delta_energy")
-
-    def test_one_that_is_not_in_the_run(self, judged: Callable[..., tuple[str, str]]) -> None:
-        with pytest.raises(UserError, match=r"register_as\.method=cocoop: .*allowed: auto, coop"):
-            judged("register_as.method=cocoop")
-        with pytest.raises(UserError, match=r"register_as\.score=msp: .*allowed: auto, mcm"):
-            judged("register_as.score=msp")
-
-    def test_without_a_sweep_the_last_methods_own_score(
-        self, judged: Callable[..., tuple[str, str]]
-    ) -> None:
-        found = {n: {"accuracy": None, "validation": {}} for n in ("zero_shot", "coop", "ebm")}
-        assert judged(found=found) == ("ebm", "delta_energy")
-        assert judged("register_as.method=coop", found=found) == ("coop", "mcm")
 
 
 def test_the_training_of_the_backbone_is_shown(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy.stats import binom
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from pipelines.config import UserError
 from pipelines.evaluate import stage as evaluate
-from pipelines.evaluate.stage import EvaluateConfig
+from pipelines.evaluate.compare import CompareConfig
+from pipelines.evaluate.metrics import Facts, Interval, MetricRow, Metrics, Spread
+from pipelines.evaluate.stage import EvaluateConfig, Evaluation
+from pipelines.methods import METHODS as PLUGINS
+from pipelines.methods import MethodConfig
+from pipelines.records import HeadKey
 
 SETS = {  # number of images, mean score
     "validation": (120, 2.0),
@@ -28,7 +35,14 @@ SETS = {  # number of images, mean score
 METHODS = ("coop", "ebm")
 SCORES = ("mcm", "delta_energy")
 SEEDS = (0, 1)
-FACTS = {"benchmark": "toy", "notes": "made up"}
+FACTS = Facts(benchmark="toy", backbone="none", notes="made up")
+COMPARE = CompareConfig.model_validate(
+    {
+        "reference": "delta_energy",
+        "start": {"method": "coop", "score": "mcm", "label": "where it starts"},
+        "end": {"method": "ebm", "score": "delta_energy", "label": "where it ends"},
+    }
+)
 SETTINGS = EvaluateConfig(num_resamples=200)
 
 
@@ -56,27 +70,51 @@ def table(seed: int, sets: dict[str, tuple[int, float]]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def tables(sets: dict[str, tuple[int, float]] = SETS) -> dict[tuple[str, int], pa.Table]:
+Tables = dict[HeadKey, pa.Table]
+
+
+def tables(sets: dict[str, tuple[int, float]] = SETS) -> Tables:
     return {
-        (method, seed): table(10 * number + seed, sets)
+        HeadKey(method=method, seed=seed): table(10 * number + seed, sets)
         for number, method in enumerate(METHODS)
         for seed in SEEDS
     }
 
 
-def chosen(scores: tuple[str, ...] = SCORES, methods: tuple[str, ...] = METHODS) -> dict[str, Any]:
-    params = {score: {"tau": 0.5} for score in scores}
-    return {"criterion": "made up", "methods": {m: {"scores": params} for m in methods}}
+@dataclass(frozen=True)
+class Chosen:
+    """What validation chose of a method."""
+
+    setting: MethodConfig
+    scores: dict[str, dict[str, float]]
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    data: Tables,
+    scores: tuple[str, ...] = SCORES,
+    *,
+    target_tpr: float = 0.95,
+    settings: EvaluateConfig = SETTINGS,
+    compare: CompareConfig = COMPARE,
+) -> Metrics:
+    params: dict[str, dict[str, float]] = {score: {"tau": 0.5} for score in scores}
+    choices = {m: Chosen(PLUGINS[m].Config(), params) for m in METHODS}
+    evaluation = Evaluation(
+        facts=FACTS, criterion="made up", choices=choices, target_tpr=target_tpr,
+        settings=settings, compare=compare,
+    )  # fmt: skip
+    return evaluate.run(data, evaluation)
 
 
 @pytest.fixture(scope="module")
-def data() -> dict[tuple[str, int], pa.Table]:
+def data() -> Tables:
     return tables()
 
 
 @pytest.fixture(scope="module")
-def metrics(data: dict[tuple[str, int], pa.Table]) -> dict[str, Any]:
-    return evaluate.run(data, chosen(), FACTS, target_tpr=0.95, settings=SETTINGS)
+def metrics(data: Tables) -> Metrics:
+    return run(data)
 
 
 def column(found: pa.Table, names: str | list[str], name: str) -> NDArray[Any]:
@@ -97,38 +135,36 @@ def fpr(known: NDArray[Any], other: NDArray[Any], target: float = 0.95) -> float
     return float(false[np.argmax(true >= target)])
 
 
-def over_seeds(values: list[float]) -> dict[str, Any]:
+def is_over_seeds(found: Spread, values: list[float]) -> bool:
     mean = sum(values) / len(values)
     variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    return pytest.approx({"mean": mean, "std": variance**0.5}, abs=1e-12)  # type: ignore[return-value]
+    return (found.mean, found.std) == pytest.approx((mean, variance**0.5), abs=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("score", SCORES)
 class TestRow:
     @pytest.fixture
-    def row(self, metrics: dict[str, Any], method: str, score: str) -> dict[str, Any]:
-        (found,) = [r for r in metrics["rows"] if (r["method"], r["score"]) == (method, score)]
-        answer: dict[str, Any] = found
-        return answer
+    def row(self, metrics: Metrics, method: str, score: str) -> MetricRow:
+        return metrics.row(method, score)
 
     @pytest.fixture
-    def seeds(self, data: dict[tuple[str, int], pa.Table], method: str) -> list[pa.Table]:
-        return [data[method, seed] for seed in SEEDS]
+    def seeds(self, data: Tables, method: str) -> list[pa.Table]:
+        return [data[HeadKey(method=method, seed=seed)] for seed in SEEDS]
 
-    def test_accuracy(self, row: dict[str, Any], seeds: list[pa.Table]) -> None:
+    def test_accuracy(self, row: MetricRow, seeds: list[pa.Table]) -> None:
         def accuracy(part: pa.Table, name: str) -> float:
             return float(np.mean(column(part, name, "label") == column(part, name, "predicted")))
 
-        assert row["id_accuracy"] == over_seeds([accuracy(s, "test") for s in seeds])
+        assert is_over_seeds(row.id_accuracy, [accuracy(s, "test") for s in seeds])
         for name in ("shifted/a", "shifted/b"):
-            assert row["shifted"][name] == over_seeds([accuracy(s, name) for s in seeds])
+            assert is_over_seeds(row.shifted[name], [accuracy(s, name) for s in seeds])
         # The shifted sets count equally, whatever their size.
         means = [(accuracy(s, "shifted/a") + accuracy(s, "shifted/b")) / 2 for s in seeds]
-        assert row["ood_accuracy"] == over_seeds(means)
+        assert is_over_seeds(row.ood_accuracy, means)
 
     def test_each_set_and_the_unweighted_groups(
-        self, row: dict[str, Any], seeds: list[pa.Table], score: str
+        self, row: MetricRow, seeds: list[pa.Table], score: str
     ) -> None:
         name = f"score_{score}"
         ood = {"near": ["ood/near/p", "ood/near/q"], "far": ["ood/far/r"]}
@@ -149,14 +185,15 @@ class TestRow:
                 for n in ood["mean"]
             }
             for set_name, per_seed in values.items():
-                assert row["sets"][set_name][figure] == over_seeds(per_seed)
-            assert set(row[figure]) == {"near", "far", "mean"}
+                assert is_over_seeds(getattr(row.sets[set_name], figure), per_seed)
+            by_group = getattr(row, figure)
+            assert set(by_group) == {"near", "far", "mean"}
             for group, names in ood.items():
                 means = [float(np.mean([values[n][k] for n in names])) for k in range(len(SEEDS))]
-                assert row[figure][group] == over_seeds(means)
+                assert is_over_seeds(by_group[group], means)
 
     def test_full_spectrum_counts_shifted_images_as_id(
-        self, row: dict[str, Any], seeds: list[pa.Table], score: str
+        self, row: MetricRow, seeds: list[pa.Table], score: str
     ) -> None:
         name, known = f"score_{score}", ["test", "shifted/a", "shifted/b"]
         ood = ["ood/near/p", "ood/near/q", "ood/far/r"]
@@ -165,10 +202,11 @@ class TestRow:
                 float(np.mean([function(column(s, known, name), column(s, n, name)) for n in ood]))
                 for s in seeds
             ]
-            assert row["full_spectrum"][figure] == over_seeds(expected)
+            assert row.full_spectrum is not None
+            assert is_over_seeds(getattr(row.full_spectrum, figure), expected)
 
     def test_the_threshold_is_set_on_validation_and_judged_on_test(
-        self, row: dict[str, Any], seeds: list[pa.Table], score: str
+        self, row: MetricRow, seeds: list[pa.Table], score: str
     ) -> None:
         name = f"score_{score}"
 
@@ -176,15 +214,15 @@ class TestRow:
             values = column(part, "validation", name)
             return float(max(v for v in values if np.mean(values >= v) >= 0.95))
 
-        assert row["threshold"]["value"] == threshold(seeds[0])
-        assert row["threshold"]["num"] == 120
+        assert row.threshold.value == threshold(seeds[0])
+        assert row.threshold.num_images == 120
         for set_name in ("test", "shifted/a", "shifted/b"):
             shares = [float(np.mean(column(s, set_name, name) >= threshold(s))) for s in seeds]
-            assert row["tpr"][set_name] == over_seeds(shares)
+            assert is_over_seeds(row.tpr[set_name], shares)
         shares = [float(np.mean(column(s, "ood/far/r", name) >= threshold(s))) for s in seeds]
-        assert row["validation_fpr"]["ood/far/r"] == over_seeds(shares)
+        assert is_over_seeds(row.validation_fpr["ood/far/r"], shares)
 
-    def test_calibration_error(self, row: dict[str, Any], seeds: list[pa.Table]) -> None:
+    def test_calibration_error(self, row: MetricRow, seeds: list[pa.Table]) -> None:
         def error(part: pa.Table) -> float:
             confidence = column(part, "test", "confidence")
             right = column(part, "test", "label") == column(part, "test", "predicted")
@@ -196,7 +234,7 @@ class TestRow:
                     total += abs(gap) * len(inside) / len(confidence)
             return float(total)
 
-        assert row["ece"] == over_seeds([error(s) for s in seeds])
+        assert is_over_seeds(row.ece, [error(s) for s in seeds])
 
 
 def test_the_thresholds_interval_is_that_of_the_bootstrap() -> None:
@@ -215,135 +253,143 @@ def test_the_thresholds_interval_is_that_of_the_bootstrap() -> None:
             "score_delta_energy": values,
         }
     )
-    found = evaluate.run(
-        {("coop", 0): pa.concat_tables([part, added])},
-        chosen(methods=("coop",)),
-        FACTS,
-        target_tpr=target,
-        settings=settings,
-    )["rows"][0]["threshold"]
+    heads = {HeadKey(method="coop", seed=0): pa.concat_tables([part, added])}
+    found = run(heads, target_tpr=target, settings=settings).rows[0].threshold
     # The threshold is the 11th smallest of 200. In a resample it is at most the j-th smallest
     # where at least 11 of 200 draws fall among the j smallest: a binomial probability.
     rank = size - round(target * size) + 1
     below = np.array([binom.sf(rank - 1, size, j / size) for j in range(1, size + 1)])
     low, high = (int(np.argmax(below >= q)) for q in (0.025, 0.975))
-    assert found["value"] == values[rank - 1]
-    assert values[low - 1] <= found["low"] <= values[low + 1]
-    assert values[high - 1] <= found["high"] <= values[high + 1]
+    assert found.value == values[rank - 1]
+    assert values[low - 1] <= found.low <= values[low + 1]
+    assert values[high - 1] <= found.high <= values[high + 1]
 
 
 class TestComparisons:
     def test_delta_energy_minus_each_other_score_by_group(
-        self, metrics: dict[str, Any], data: dict[tuple[str, int], pa.Table]
+        self, metrics: Metrics, data: Tables
     ) -> None:
         groups = {
             "near": ["ood/near/p", "ood/near/q"],
             "far": ["ood/far/r"],
             "mean": ["ood/near/p", "ood/near/q", "ood/far/r"],
         }
-        found = {(p["method"], p["group"], p["metric"]): p for p in metrics["paired"]}
-        assert len(found) == len(metrics["paired"]) == 2 * 3 * 2
+        found = {(p.method, p.group, str(p.metric)): p for p in metrics.comparisons}
+        assert len(found) == len(metrics.comparisons) == 2 * 3 * 2
         for (method, group, metric), pair in found.items():
-            assert (pair["a"], pair["b"]) == ("delta_energy", "mcm")
+            assert (pair.first, pair.second) == ("delta_energy", "mcm")
             function = {"auroc": auroc, "fpr": fpr}[metric]
             differences = []
             for seed in SEEDS:
-                part = data[method, seed]
+                part = data[HeadKey(method=method, seed=seed)]
                 values = [
                     function(column(part, "test", n), column(part, groups[group], n))
                     for n in ("score_delta_energy", "score_mcm")
                 ]
                 differences.append(values[0] - values[1])
-            assert pair["difference"] == pytest.approx(np.mean(differences), abs=1e-12)
-            assert pair["low"] <= pair["difference"] <= pair["high"]
+            difference = pair.difference
+            assert difference.value == pytest.approx(np.mean(differences), abs=1e-12)
+            assert difference.low <= difference.value <= difference.high
 
     def test_what_training_gained_and_what_the_score_gained(
-        self, metrics: dict[str, Any], data: dict[tuple[str, int], pa.Table]
+        self, metrics: Metrics, data: Tables
     ) -> None:
         ood = ["ood/near/p", "ood/near/q", "ood/far/r"]
 
         def mean(method: str, score: str) -> float:
-            parts = [data[method, seed] for seed in SEEDS]
+            parts = [data[HeadKey(method=method, seed=seed)] for seed in SEEDS]
             name = f"score_{score}"
             values = [auroc(column(p, "test", name), column(p, ood, name)) for p in parts]
             return float(np.mean(values))
 
-        gains = {step: found["auroc"]["difference"] for step, found in metrics["gains"].items()}
+        gains = {gain.step: gain.auroc.value for gain in metrics.gains}
         training = mean("ebm", "mcm") - mean("coop", "mcm")
         score = mean("ebm", "delta_energy") - mean("ebm", "mcm")
         assert gains["training"] == pytest.approx(training, abs=1e-12)
         assert gains["score"] == pytest.approx(score, abs=1e-12)
         assert gains["both"] == pytest.approx(training + score, abs=1e-12)
-        assert f"{100 * training:+.1f}" in metrics["sentence"]
-        assert f"{100 * score:+.1f}" in metrics["sentence"]
+        assert f"{100 * training:+.1f}" in metrics.sentence
+        assert f"{100 * score:+.1f}" in metrics.sentence
 
     def test_equal_heads_differ_by_nothing(self) -> None:
         part = table(0, SETS)
         same = part.set_column(
             part.column_names.index("score_delta_energy"), "score_delta_energy", part["score_mcm"]
         )
-        found = evaluate.run(
-            {("coop", 0): same},
-            chosen(methods=("coop",)),
-            FACTS,
-            target_tpr=0.95,
-            settings=SETTINGS,
-        )
-        assert found["paired"]
-        assert all(p["low"] == p["difference"] == p["high"] == 0 for p in found["paired"])
+        found = run({HeadKey(method="coop", seed=0): same}).comparisons
+        assert found
+        assert all(c.difference == Interval(0, 0, 0) for c in found)
 
-    def test_without_the_seeds_two_cells_there_is_no_sentence(
-        self, data: dict[tuple[str, int], pa.Table]
+    def test_without_the_marked_rows_or_the_reference_there_is_no_comparison(
+        self, data: Tables
     ) -> None:
-        found = evaluate.run(data, chosen(("mcm",)), FACTS, target_tpr=0.95, settings=SETTINGS)
-        assert (found["gains"], found["sentence"], found["paired"]) == ({}, "", [])
+        for found in (run(data, ("mcm",)), run(data, compare=CompareConfig())):
+            assert (found.gains, found.sentence, found.comparisons) == ((), "", ())
+            assert not any(row.label for row in found.rows if row.score == "delta_energy")
+
+    @pytest.mark.parametrize(
+        ("given", "problem"),
+        [
+            ({"reference": "no_score"}, "no_score"),
+            ({"start": {"method": "a", "score": "mcm", "label": "x"}}, "both of start and end"),
+            ({"start": {"method": "a", "score": "mcm"}}, "label"),
+        ],
+    )
+    def test_the_section_is_checked(self, given: dict[str, Any], problem: str) -> None:
+        with pytest.raises(ValidationError, match=problem):
+            CompareConfig.model_validate(given)
 
 
-def test_what_else_the_result_names(metrics: dict[str, Any]) -> None:
-    assert metrics["benchmark"] == "toy"
-    assert metrics["target_tpr"] == 0.95
-    assert metrics["seeds"] == [0, 1]
-    cells = {(r["method"], r["score"]): r["cell"] for r in metrics["rows"]}
-    assert cells["coop", "mcm"] == "Zhu 2025: CoOp + MCM"
-    assert cells["ebm", "delta_energy"] == "Zhu 2025: EBM + DeltaEnergy"
-    assert cells["coop", "delta_energy"] == cells["ebm", "mcm"] == ""
-    assert metrics["rows"][0]["params"] == {"tau": 0.5}
+def test_what_else_the_result_names(metrics: Metrics) -> None:
+    assert metrics.facts.benchmark == "toy"
+    assert metrics.target_tpr == 0.95
+    assert metrics.seeds == (0, 1)
+    labels = {(r.method, r.score): r.label for r in metrics.rows}
+    assert labels["coop", "mcm"] == "where it starts"
+    assert labels["ebm", "delta_energy"] == "where it ends"
+    assert labels["coop", "delta_energy"] == labels["ebm", "mcm"] == ""
+    assert metrics.rows[0].params == {"tau": 0.5}
+    assert [(r.method, r.score) for r in metrics.rows if r.is_criterion] == [
+        ("coop", "mcm"),
+        ("ebm", "delta_energy"),
+    ]
+    assert metrics.criterion_row("ebm").score == "delta_energy"
+
+
+def test_the_record_is_read_back_as_it_was(metrics: Metrics) -> None:
+    assert Metrics.from_json(metrics.to_json(), "metrics.json") == metrics
+    with pytest.raises(UserError, match=r"metrics\.json: not a Metrics"):
+        Metrics.from_json(b"{}", "metrics.json")
 
 
 def test_one_seed_has_no_spread() -> None:
-    found = evaluate.run(
-        {("coop", 0): table(0, SETS)},
-        chosen(methods=("coop",)),
-        FACTS,
-        target_tpr=0.9,
-        settings=SETTINGS,
-    )
-    row = found["rows"][0]
-    assert row["auroc"]["near"]["std"] == 0
+    found = run({HeadKey(method="coop", seed=0): table(0, SETS)}, target_tpr=0.9)
+    row = found.rows[0]
+    assert row.auroc["near"].std == 0
     known = column(table(0, SETS), "test", "score_mcm")
     other = column(table(0, SETS), "ood/far/r", "score_mcm")
-    assert row["fpr"]["far"]["mean"] == pytest.approx(fpr(known, other, 0.9), abs=1e-12)
+    assert row.fpr["far"].mean == pytest.approx(fpr(known, other, 0.9), abs=1e-12)
 
 
 class TestMissingGroups:
-    def run(self, *names: str) -> dict[str, Any]:
-        sets = {name: SETS[name] for name in names}
-        return evaluate.run(tables(sets), chosen(), FACTS, target_tpr=0.95, settings=SETTINGS)
+    def run(self, *names: str) -> Metrics:
+        return run(tables({name: SETS[name] for name in names}))
 
     def test_no_shifted_set(self) -> None:
-        row = self.run("validation", "test", "ood/far/r")["rows"][0]
-        assert "ood_accuracy" not in row
-        assert row["shifted"] == {}
-        assert set(row["auroc"]) == {"far", "mean"}
-        assert row["full_spectrum"]["auroc"] == row["auroc"]["far"]
+        row = self.run("validation", "test", "ood/far/r").rows[0]
+        assert row.ood_accuracy is None
+        assert row.shifted == {}
+        assert set(row.auroc) == {"far", "mean"}
+        assert row.full_spectrum is not None
+        assert row.full_spectrum.auroc == row.auroc["far"]
 
     def test_no_ood_set(self) -> None:
         found = self.run("validation", "test", "shifted/a")
-        row = found["rows"][0]
-        assert row["auroc"] == row["fpr"] == row["sets"] == {}
-        assert "full_spectrum" not in row
-        assert row["id_accuracy"]["mean"] > 0
-        assert (found["gains"], found["paired"]) == ({}, [])
+        row = found.rows[0]
+        assert row.auroc == row.fpr == row.sets == {}
+        assert row.full_spectrum is None
+        assert row.id_accuracy.mean > 0
+        assert (found.gains, found.comparisons) == ((), ())
 
     def test_no_validation_set(self) -> None:
         with pytest.raises(UserError, match=r"set 'validation'.*threshold"):

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import UserError
-from pipelines.evaluate.stage import Scored
+from pipelines.evaluate.metrics import Facts, Metrics
+from pipelines.evaluate.scored import Scored
 from pipelines.experiments import result_runs, training_ablations, training_results
 from pipelines.experiments.result_runs import (
     ResultRun,
@@ -18,9 +19,12 @@ from pipelines.experiments.result_runs import (
     rows,
 )
 from pipelines.methods import METHODS
+from pipelines.records import HeadKey
+from pipelines.sweep.result import Choice, SweepResult
+from tests.experiments.test_results_all import row
 from tests.small_clip import small_clip, toy_data
 
-METHOD_NAMES = ("zero_shot", *training_results.OWN)
+METHOD_NAMES = ("zero_shot", *training_results.CRITERIA)
 SCORES = ("msp", "mcm", "max_logit", "energy", "delta_energy")
 SIZES = {"test": 60, "shifted/style": 40, "ood/far/things": 50}
 
@@ -43,7 +47,7 @@ def head(seed, right, gap):
 
 def run_of(name, start):
     heads = {
-        (method, seed): head(
+        HeadKey(method=method, seed=seed): head(
             1000 * start + 10 * number + seed,
             right=0.5 + 0.05 * number + 0.1 * seed,
             gap=0.3 * number,
@@ -51,9 +55,12 @@ def run_of(name, start):
         for number, method in enumerate(METHOD_NAMES)
         for seed in range(2)
     }
-    found = [{"method": m, "score": s} for m in METHOD_NAMES for s in SCORES]
-    facts = {"rows": found, "seeds": [0, 1], "notes": "made up", "benchmark": name}
-    return ResultRun(name, facts, {}, heads)
+    rows = [row(method, score, 0.5) for method in METHOD_NAMES for score in SCORES]
+    facts = Facts(benchmark=name, backbone="none", notes="made up")
+    metrics = Metrics(
+        facts=facts, target_tpr=0.95, seeds=(0, 1), criterion="made up", rows=tuple(rows)
+    )
+    return ResultRun(name, metrics, heads)
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def test_rows_are_means_over_runs_and_deviations_over_seeds(runs):
     for seed in range(2):
         parts = []
         for run in runs:
-            chosen = run.heads["ebm", seed]
+            chosen = run.heads[HeadKey(method="ebm", seed=seed)]
             inside = chosen.sets["test"]["score_mcm"]
             outside = chosen.sets["ood/far/things"]["score_mcm"]
             parts.append(float((inside[:, None] > outside[None, :]).mean()))
@@ -122,18 +129,23 @@ def test_runs_that_are_missing_are_named_with_their_commands(tmp_path, mini_stor
 
 
 @pytest.fixture
-def bed():
+def bed(monkeypatch):
     """The toy as a finished run."""
     data = toy_data()
 
     def config(name):
         training = {"epochs": 2, "batch_size": 48, "lr": 0.02}
         head = {"name": "coop", "num_context": 2}
-        return METHODS[name].Config(head=head, training=training).model_dump(mode="json")
+        return METHODS[name].Config(head=head, training=training)
 
-    own = {"ebm": "delta_energy", "energy_margin": "energy", "balanced_energy": "energy"}
-    methods = {n: {"setting": config(n), "scores": {s: {"tau": 1.0}}} for n, s in own.items()}
-    stub = types.SimpleNamespace(manifest=lambda _: {"methods": methods})
+    criteria = {"ebm": "delta_energy", "energy_margin": "energy", "balanced_energy": "energy"}
+    methods = {
+        name: Choice(setting=config(name), scores={score: {"tau": 1.0}})
+        for name, score in criteria.items()
+    }
+    sweep = SweepResult(criterion="made up", methods=methods)
+    monkeypatch.setattr(training_ablations, "read_sweep", lambda _: sweep)
+    stub = types.SimpleNamespace()
     found = training_ablations.Bed(stub)
     found.__dict__.update(
         data=data,

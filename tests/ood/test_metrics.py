@@ -360,6 +360,14 @@ def test_no_metric_judges_what_it_cannot(name, message):
         bootstrap_interval(name, GOOD, BAD[message])
 
 
+def test_the_mean_of_intervals_is_that_of_values_and_ends():
+    mean = Interval.mean([Interval(1.0, 0.5, 2.0), Interval(2.0, -1.0, 4.0)])
+    assert mean == Interval(1.5, -0.25, 3.0)
+    assert not mean.is_clear
+    assert Interval(1.0, 0.5, 2.0).is_clear
+    assert Interval(-1.0, -2.0, -0.5).is_clear
+
+
 RIGHT = np.array([True, False])
 
 

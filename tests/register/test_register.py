@@ -17,13 +17,17 @@ from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
+from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
 from pipelines.predict.stage import PredictConfig, load_detector, run
+from pipelines.register.choose import RegisterConfig
 from pipelines.register.detector import Detector
-from pipelines.register.stage import Candidate, RegisterConfig, register
+from pipelines.register.result import RegisterResult
+from pipelines.register.stage import Candidate, register
 from pipelines.score.judge import judge
 
 PARAMS = {"tau": 0.07, "c": 2}
+THRESHOLD = Threshold(value=1.25, low=1.0, high=1.5, num_images=400)
 NAMES = ("zero", "one dog", "two cats", "three", "four")
 
 
@@ -43,8 +47,7 @@ def png(seed: int) -> bytes:
 class Registered:
     candidate: Candidate
     run_id: str
-    versions: list[str]
-    uri: str
+    results: list[RegisterResult]
     image_features: np.ndarray
 
 
@@ -61,7 +64,7 @@ def registered(mlflow_store, backbone_files, tmp_path_factory) -> Registered:
         method="ebm",
         score="delta_energy",
         params=PARAMS,
-        threshold=1.25,
+        threshold=THRESHOLD,
         target_tpr=0.95,
         class_names=NAMES,
         facts={"benchmark": "digits"},
@@ -75,19 +78,26 @@ def registered(mlflow_store, backbone_files, tmp_path_factory) -> Registered:
     features = np.concatenate([loaded.encode_image(p[None]).numpy() for p in pixels])
     for file in files:
         file.unlink()
-    return Registered(candidate, active.run_id, [d.version for d in done], done[0].uri, features)
+    return Registered(candidate, active.run_id, done, features)
 
 
 def test_a_restart_finds_its_version(mlflow_store, registered):
     client = mlflow_store.tracker.client
-    assert registered.versions == ["1", "1"]
-    assert registered.uri == "models:/energy-ood@champion"
+    first, second = registered.results
+    assert first == second
+    assert first == RegisterResult(
+        name="energy-ood", model_version="1", uri="models:/energy-ood@champion", method="ebm",
+        score="delta_energy", params=PARAMS, threshold=THRESHOLD,
+    )  # fmt: skip
+    assert RegisterResult.from_json(first.to_json(), "register.json") == first
     found = client.search_model_versions("name = 'energy-ood'")
     assert [version.version for version in found] == [1]
     assert found[0].run_id == registered.run_id
     tags = found[0].tags
     assert (tags["method"], tags["score"], tags["benchmark"]) == ("ebm", "delta_energy", "digits")
     assert float(tags["threshold"]) == 1.25
+    assert (tags["threshold_low"], tags["threshold_high"]) == ("1", "1.5")
+    assert tags["threshold_images"] == "400"
     assert float(tags["target_tpr"]) == 0.95
     assert {key: float(tags[f"score.{key}"]) for key in PARAMS} == PARAMS
 
@@ -101,11 +111,11 @@ def test_another_content_is_another_version_and_the_alias_follows(
         registered.candidate,
         backbone=BackboneConfig(name="small", config=str(config), path=str(weights)),
     )
-    second = replace(first, threshold=1.5)
+    second = replace(first, threshold=THRESHOLD.model_copy(update={"value": 1.5}))
     versions, aliased = [], []
     for candidate in (first, second, first, replace(first, facts={"benchmark": "renamed"})):
         done = register(candidate, tracker, registered.run_id, settings=settings)
-        versions.append(done.version)
+        versions.append(done.model_version)
         aliased.append(str(tracker.client.get_model_version_by_alias("other", "best").version))
         assert done.uri == "models:/other@best"
     assert versions == aliased == ["1", "2", "1", "1"]
@@ -136,7 +146,7 @@ def test_a_registration_that_was_cut_short_leaves_one_version(
             register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
     done = register(candidate, mlflow_store.tracker, registered.run_id, settings=settings)
     found = client.search_model_versions("name = 'cut short'")
-    assert [str(version.version) for version in found] == [done.version] == ["1"]
+    assert [str(version.version) for version in found] == [done.model_version] == ["1"]
     assert str(client.get_model_version_by_alias("cut short", "champion").version) == "1"
 
 

@@ -11,8 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from pipelines.ood.pareto import pareto_front
-from pipelines.report.accuracy_detection import Point, accuracy_detection
+from pipelines.report.accuracy_detection import Point, accuracy_detection, front_of
 from pipelines.report.tables import Value
 
 
@@ -42,7 +41,7 @@ def test_the_front_is_what_nothing_beats(
     places: list[tuple[float, float]], front: list[int]
 ) -> None:
     given = points(places)
-    assert [p.method for p in pareto_front(given)] == [f"method {n}" for n in front]
+    assert [p.method for p in front_of(given)] == [f"method {n}" for n in front]
 
 
 def test_the_front_is_drawn_as_steps_from_edge_to_edge() -> None:
