@@ -76,10 +76,10 @@ def run(
             if current.has(name):
                 observer.finished(name, 0.0, found=True)
                 continue
+            observer.started(name, number, len(names))
             if name in NEEDS_RAY and not connected:
                 stack.enter_context(connect(config.compute))
                 connected = True
-            observer.started(name, number, len(names))
             start = time.perf_counter()
             manifest = STAGES[name](current)
             current.storage.write_json(manifest, "runs", current.id, f"{name}.json")
@@ -312,9 +312,11 @@ def _evaluate(run: Run) -> dict[str, Any]:
         settings=run.config.evaluate,
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
+    run.observer.progress(0, 3, "parts, default settings")
     metrics["best_against_default"] = default_heads.rows(run, tables, chosen["methods"])
     metrics["energy_models"] = run.manifest("finetune").get("energy_models", [])
     run.storage.write_json(metrics, "runs", run.id, "metrics.json")
+    run.observer.progress(1, 3, "parts, report")
     _write_report(run, metrics, tables, chosen)
     return {"report": run.storage.path("runs", run.id, "report.html")}
 
@@ -335,6 +337,7 @@ def _write_report(
         image=lambda set_name, key: image(run.benchmark, set_name, key),
     )
     run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")
+    run.observer.progress(2, 3, "parts, MLflow")
     with run.tracker.run("", run_id=run.tracking_run) as active:
         for row in metrics["rows"]:
             active.log_metrics(_row_figures(row))

@@ -58,10 +58,15 @@ def test_a_terminal_shows_a_bar_that_goes_when_the_stage_is_done(
 
 
 def test_a_bar_is_gone_before_an_error_is_told() -> None:
-    with pytest.raises(OSError, match="disk"), Console(live=True) as screen:
+    screen = Console(live=True)
+
+    def fail() -> None:
         screen.started("embed", 2, 6)
         assert screen.bar is not None
         raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"), screen:
+        fail()
     assert screen.bar is None
 
 
