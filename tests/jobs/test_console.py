@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs: one living line, or a line at times in a log."""
+"""What a person sees while a stage runs: a bar, or a line at times in a log."""
 
 from typing import Any
 
