@@ -49,7 +49,8 @@ def text(job: str, section: Callable[[], type[Section]], words: Sequence[str], a
         ConfigError: where the words are wrong.
     """
     rest = [word for word in words if word != "all"]
-    lines = [about.strip(), "", f"usage: python -m jobs.{job} [key=value ...]", ""]
+    command = job.removesuffix("_folder")  # of jobs.embed, with a source
+    lines = [about.strip(), "", f"usage: python -m jobs.{command} [key=value ...]", ""]
     if job in RUN_JOBS and rest == list(words):
         lines += _most_set(job, rest)
     else:

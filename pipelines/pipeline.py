@@ -92,10 +92,10 @@ def run(
             if reason is None:
                 observer.finished(name, 0.0, found=True)
                 continue
+            observer.started(name, number, len(names), reason)
             if stage.needs_ray and not connected:
                 stack.enter_context(connect(config.compute))
                 connected = True
-            observer.started(name, number, len(names), reason)
             start = time.perf_counter()
             current.finish(name, stage.run(current).to_json(), code(), before(name))
             observer.finished(name, time.perf_counter() - start, found=False)
@@ -309,6 +309,7 @@ def _evaluate(run: Run) -> Metrics:
         ),
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
+    run.observer.progress(1, 3, "parts, report")
     page = report.write(
         metrics,
         report.ReportInputs(
@@ -321,6 +322,7 @@ def _evaluate(run: Run) -> Metrics:
         ),
     )
     run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")
+    run.observer.progress(2, 3, "parts, MLflow")
     with run.tracker.run("", run_id=run.tracking_run) as active:
         active.log_metrics(report.tracked_figures(metrics))
         active.log_text(page, "report.html")

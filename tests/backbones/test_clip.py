@@ -2,12 +2,14 @@ import io
 import json
 import pickle
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -128,6 +130,10 @@ def test_identity_follows_weights_architecture_and_precision(
     assert clip.identity(moved)["weights"] == base["weights"]
     save_file(state, moving)
     assert clip.identity(moved)["weights"] != base["weights"]
+
+
+def test_defaults_of_preprocessing_are_open_clips() -> None:
+    assert asdict(PreprocessCfg()) == clip.PREPROCESSING
 
 
 def test_openai_weights_need_quick_gelu(backbone_files: Files, tmp_path: Path) -> None:

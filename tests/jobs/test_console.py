@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs: one living line, or a line at times in a log."""
+"""What a person sees while a stage runs: a bar, or a line at times in a log."""
 
 from typing import Any
 
@@ -61,12 +61,11 @@ def test_a_bar_is_gone_before_an_error_is_told() -> None:
     screen = Console(live=True)
 
     def fail() -> None:
-        with screen:
-            screen.started("embed", 2, 6)
-            assert screen.bar is not None
-            raise OSError("disk")
+        screen.started("embed", 2, 6)
+        assert screen.bar is not None
+        raise OSError("disk")
 
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(OSError, match="disk"), screen:
         fail()
     assert screen.bar is None
 
