@@ -205,7 +205,7 @@ def _forest_effects(
         ]
     )
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator, normalize=False)
+    shares = evaluator.evaluate(study)  # shares of the variance; not scaled to sum to 1
     return {key: float(shares[key]) for key in table}
 
 

@@ -9,26 +9,24 @@ criterion (`score`) and its `score_params` train nothing, so they are no part of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.backbones import clip as backbones
-from pipelines.code_digest import Code, Entry, code_of
+from pipelines.code_digest import ROOT, Code, code_of
 from pipelines.config import UserError, digest, plain
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.fitted import search as fitted_search
 from pipelines.heads import HEADS
-from pipelines.methods import METHODS, MethodConfig
-from pipelines.ood import SCORES
+from pipelines.methods import METHODS, MethodConfig, training_setting
 from pipelines.records import SetName
 from pipelines.score import by_name as scoring
+from pipelines.score.code import score_rows_used
 from pipelines.sweep import space as search_space
 from pipelines.sweep import trial as sweep_trial
 from pipelines.sweep.result import Settings
 from pipelines.sweep.trial import Shared
-
-# Keys of a method that no training depends on.
-NOT_TRAINED = ("score", "score_params")
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,8 @@ class MakeSpec:
         return Spec(self.name, settings, config, self._address(config))
 
     def _address(self, config: MethodConfig) -> str:
-        trained = {key: value for key, value in plain(config).items() if key not in NOT_TRAINED}
-        return digest([trained, trial_code(config, self.scores).digest, self.inputs])
+        code = trial_code(config, self.scores).digest
+        return digest([training_setting(config), code, self.inputs])
 
 
 def inputs_digest(shared: Shared, sets: FeatureSets) -> str:
@@ -109,24 +107,24 @@ def inputs_digest(shared: Shared, sets: FeatureSets) -> str:
     )
 
 
-def trial_code(method: MethodConfig, scores: Sequence[str]) -> Code:
-    """The code that decides the record of a trial of `method`, judged by `scores`."""
+def trial_code(method: MethodConfig, scores: Sequence[str], *, root: Path = ROOT) -> Code:
+    """The code that decides the record of a trial of `method`, judged by `scores`.
+
+    Args:
+        method: whose losses and head are trained.
+        scores: names of those that are judged, sums among them.
+        root: the folder that holds the project's packages.
+    """
+    further = sweep_trial.further_searches(scores)
+    trained = [part for part in scoring.with_parts(scores) if part in scoring.TRAINED]
     return code_of(
         sweep_trial.attempt,
         sweep_trial.trial,
         sweep_trial.trials_together,
         METHODS[method.name].Config.__module__,
         HEADS[method.head.name].Config.__module__,
-        *_score_entries(scores),
+        *score_rows_used(scores),
+        *(METHODS[score].Config for score in trained),
+        *(sweep_trial.FURTHER_SEARCHES[name] for name in further),
+        root=root,
     )
-
-
-def _score_entries(scores: Sequence[str]) -> Iterator[Entry]:
-    """The functions and records of the scores and of the parts of sums, and who searches them."""
-    for part in scoring.with_parts(scores):
-        if part in SCORES:
-            yield SCORES[part].function
-        if part in scoring.FITTED:
-            yield scoring.FITTED[part]
-    for name in sweep_trial.further_searches(scores):
-        yield sweep_trial.FURTHER_SEARCHES[name]

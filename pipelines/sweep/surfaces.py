@@ -64,13 +64,6 @@ def of_score(surfaces: pa.Table | None, method: str, score: str) -> list[Row]:
     return [r for r in surfaces.to_pylist() if (r["method"], r["score"]) == (method, score)]
 
 
-def read(storage: Storage, run: str) -> pa.Table | None:
-    """The table of a run, where its sweep wrote one."""
-    if not storage.exists("runs", run, FILE):
-        return None
-    return storage.read_table("runs", run, FILE)
-
-
 def read_surfaces(storage: Storage, run: str) -> pa.Table | None:
     """The surfaces of a run, where its sweep wrote them."""
     place = ("runs", run, FILE)

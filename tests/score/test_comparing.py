@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pipelines.backbones import clip
+from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import ConfigError, UserError, load
 from pipelines.data.benchmarks import Benchmark, Selection
@@ -35,7 +36,7 @@ from pipelines.score.judge import judge
 from pipelines.score.result import HeadScores
 from pipelines.score.search import PostHocConfig
 from pipelines.settings import PipelineConfig, with_local_features
-from pipelines.sweep import stage as sweep
+from pipelines.sweep.spec import MakeSpec, inputs_digest
 from pipelines.sweep.trial import Shared
 from tests.feature_cache import make_cache
 from tests.small_clip import toy_data
@@ -254,10 +255,10 @@ def test_a_trial_searches_them_and_its_address_knows_the_words(tmp_path: Path) -
 def address_of(shared: Shared, sets: FeatureSets) -> str:
     # The tiny backbone has no files: its identity is not what is tested.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep.backbones, "identity", lambda _: {})
-        facts = sweep._facts(shared, sets)
-    make = sweep._MakeSpec("zero_shot", METHODS["zero_shot"].Config(), facts)
-    return str(make({})["address"])
+        patch.setattr(backbones, "identity", lambda _: {})
+        inputs = inputs_digest(shared, sets)
+    make = MakeSpec("zero_shot", METHODS["zero_shot"].Config(), shared.scores, inputs)
+    return make({}).address
 
 
 class TestWords:
