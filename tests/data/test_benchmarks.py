@@ -287,8 +287,14 @@ class TestMistakes:
             ({"class_names": ["cat"]}, "at least 2 items"),
             ({"sets": {"test": {"source": "elsewhere"}}}, "no source 'elsewhere'; allowed: photo"),
             ({"sets": {"near/x": {"source": "photo"}}}, "a name starts with one of train"),
-            ({"sets": {"ood": {"source": "photo"}}}, "set 'ood': an OOD set is written ood/GROUP/NAME"),
-            ({"sets": {"ood/x": {"source": "photo"}}}, "set 'ood/x': an OOD set is written ood/GROUP/NAME"),
+            (
+                {"sets": {"ood": {"source": "photo"}}},
+                "set 'ood': an OOD set is written ood/GROUP/NAME",
+            ),
+            (
+                {"sets": {"ood/x": {"source": "photo"}}},
+                "set 'ood/x': an OOD set is written ood/GROUP/NAME",
+            ),
             ({"sets": {"test": None}}, "needs the set 'test'"),
             ({"sets": {"test": {"source": "photo", "per_class": 0}}}, "greater than or equal to 1"),
         ],
