@@ -65,7 +65,7 @@ def map_shards(
 
 
 def quiet_ray_data() -> None:
-    """Keep Ray Data's own log lines and progress bars off the terminal."""
+    """Keep Ray Data's log lines and progress bars off the terminal."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -119,11 +119,11 @@ def _row(number: int, content: Any) -> pa.Table:
     )
 
 
-def _in_order(found: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[Any]:
     """What comes, by its number."""
     waiting: dict[int, Any] = {}
     turn = 0
-    for number, result in found:
+    for number, result in results:
         waiting[number] = result
         while turn in waiting:
             yield waiting.pop(turn)

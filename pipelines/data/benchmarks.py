@@ -184,22 +184,26 @@ def open_benchmark(
             without images, or sets that must not share images or classes but do.
     """
     used = {source for chosen in config.sets.values() for source in chosen.source}
-    sources = {name: _first(name, found) for name, found in config.sources.items() if name in used}
+    sources = {
+        name: _first(name, candidates)
+        for name, candidates in config.sources.items()
+        if name in used
+    }
     rows = {name: _rows(name, source) for name, source in sources.items()}
     sets, classes = {}, {}
     problems: list[str] = []
     for name, chosen in config.sets.items():
-        found = _cap(_choose(config, name, chosen, rows), chosen.per_class)
+        taken = _cap(_choose(config, name, chosen, rows), chosen.per_class)
         if name == "train":
-            counts = Counter(row.class_name for row in found)
+            counts = Counter(row.class_name for row in taken)
             limits = wanted(config.class_names, counts, shots=shots, imbalance=imbalance)
             problems += _too_few(counts, limits, f"shots={shots}")
-            found = _cap(found, limits)
+            taken = _cap(taken, limits)
         try:
-            sets[name] = _selection(config, name, found)
+            sets[name] = _selection(config, name, taken)
         except UserError as error:  # the same would be said of the sets that follow
             raise ConfigError([*problems, str(error)]) from None
-        classes[name] = {row.class_name for row in found if row.class_name is not None}
+        classes[name] = {row.class_name for row in taken if row.class_name is not None}
     if problems:
         raise ConfigError(problems)
     prints = {name: source.fingerprint() for name, source in sources.items()}
@@ -227,7 +231,7 @@ class _Row:
 
 
 def _first(name: str, candidates: Sequence[Source]) -> Source:
-    """The first candidate that is there; the last one's own message where none is."""
+    """The first candidate that is there; the last one's message where none is."""
     for candidate in candidates[:-1]:
         if Path(getattr(candidate, "root", "")).expanduser().exists():
             return candidate

@@ -58,9 +58,9 @@ class FeatureSets:
             UserError: where no image of the set could be read.
         """
         keys, labels, features = [], [], []
-        for source, kept, found in self._present(name):
+        for source, kept, known in self._present(name):
             keys += kept
-            labels += found
+            labels += known
             features.append(self.caches[source].load(kept))
         return FeatureSet(
             name, tuple(keys), np.concatenate(features), np.asarray(labels, dtype=np.int64)
@@ -86,37 +86,41 @@ class FeatureSets:
             UserError: where some images have a domain and others have none.
         """
         keys: list[str] = []
-        found: list[str | None] = []
+        domains: list[str | None] = []
         for source, kept, _ in self._present(name):
             index = self.benchmark.sources[source].index()
             known = dict(zip(index["key"].to_pylist(), index["domain"].to_pylist(), strict=True))
             keys += [f"{source}: {key}" for key in kept]
-            found += [known.get(key) for key in kept]
-        unnamed = [key for key, domain in zip(keys, found, strict=True) if domain is None]
+            domains += [known.get(key) for key in kept]
+        unnamed = [key for key, domain in zip(keys, domains, strict=True) if domain is None]
         if 0 < len(unnamed) < len(keys):
             raise UserError(
                 f"set {name!r}: no domain is named for {len(unnamed)} of its {len(keys)} images "
                 f"(first: {unnamed[0]}); give every source a column domain or the key domain:, or "
                 "choose a method that needs none"
             )
-        numbers = {domain: number for number, domain in enumerate(sorted({str(d) for d in found}))}
-        return np.asarray([numbers[str(domain)] for domain in found], dtype=np.int64)
+        numbers = {
+            domain: number for number, domain in enumerate(sorted({str(d) for d in domains}))
+        }
+        return np.asarray([numbers[str(domain)] for domain in domains], dtype=np.int64)
 
     def _present(self, name: str) -> list[tuple[str, list[str], list[int]]]:
         """By source: keys and labels of the set's images that have a feature, in one order."""
         self._refuse(name)
         chosen = self.benchmark.sets[name]
-        found = []
+        present_in = []
         for source, cache in self.caches.items():
             rows = [i for i, s in enumerate(chosen.sources) if s == source]
             if not rows:
                 continue
             present = cache.present([chosen.keys[i] for i in rows])
             kept = [i for i, there in zip(rows, present, strict=True) if there]
-            found.append((source, [chosen.keys[i] for i in kept], [chosen.labels[i] for i in kept]))
-        if not any(keys for _, keys, _ in found):
+            present_in.append(
+                (source, [chosen.keys[i] for i in kept], [chosen.labels[i] for i in kept])
+            )
+        if not any(keys for _, keys, _ in present_in):
             raise UserError(f"set {name!r}: none of its {len(chosen)} images could be read")
-        return found
+        return present_in
 
     def members(self, *names: str) -> SetMembers:
         """The images of these sets by source, for a pass over the stored features.
@@ -131,8 +135,8 @@ class FeatureSets:
             for source, key, label in zip(chosen.sources, chosen.keys, chosen.labels, strict=True):
                 rows.setdefault(source, []).append((key, number, label))
         by_source = {}
-        for source, found in rows.items():
-            keys, numbers, labels = zip(*found, strict=True)
+        for source, images in rows.items():
+            keys, numbers, labels = zip(*images, strict=True)
             by_source[source] = Chosen(
                 pa.array(keys, pa.string()),
                 np.asarray(numbers, dtype=np.int64),

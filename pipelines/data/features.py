@@ -1,4 +1,4 @@
-"""Features on disk, found by content, in cache/features/ADDRESS/.
+"""Features on disk, at the address of what decides them: cache/features/ADDRESS/.
 
 00000.parquet ...   shards: key, feature, image_hash, sorted by key; rejections are in the metadata
 rejected.parquet    key, reason, message
@@ -144,16 +144,16 @@ class FeatureCache:
         """The image hash of each of `keys` in their order, None for one without a feature."""
         table = self._table(keys, IMAGE_HASH)
         rows = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"])
-        found: list[bytes | None] = table[IMAGE_HASH].take(rows).to_pylist()
-        return found
+        hashes: list[bytes | None] = table[IMAGE_HASH].take(rows).to_pylist()
+        return hashes
 
     def present(self, keys: Sequence[str]) -> NDArray[np.bool_]:
         """Which of `keys` have a feature (rejected ones have none)."""
         known = self.keys()
-        found: NDArray[np.bool_] = pc.is_in(pa.array(keys, pa.string()), value_set=known).to_numpy(
-            zero_copy_only=False
-        )
-        return found
+        present: NDArray[np.bool_] = pc.is_in(
+            pa.array(keys, pa.string()), value_set=known
+        ).to_numpy(zero_copy_only=False)
+        return present
 
     def keys(self) -> pa.Array:
         """All keys that have a feature, sorted."""
@@ -260,7 +260,7 @@ def write_shard(
 
 
 def inspect_shard(storage: Storage, address: str, shard: int) -> Receipt:
-    """The receipt of a shard that is there, from its own bytes."""
+    """The receipt of a shard that is there, from its bytes."""
     content = storage.read_bytes(*FOLDER, address, shard_name(shard))
     with pq.ParquetFile(io.BytesIO(content)) as file:
         metadata = file.metadata.metadata or {}

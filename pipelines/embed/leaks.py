@@ -59,17 +59,17 @@ def refuse(
     Raises:
         UserError: naming the sets, how many images, and one of them; and what the caches raise.
     """
-    found = overlaps(benchmark, caches)
-    if not found:
+    shared = overlaps(benchmark, caches)
+    if not shared:
         return
     keys: dict[str, set[str]] = {}
-    for overlap in found:
+    for overlap in shared:
         keys.setdefault(overlap.seen, set()).update(key for (_, key), _ in overlap.pairs)
-    storage.write_json({name: sorted(shared) for name, shared in keys.items()}, *place)
+    storage.write_json({name: sorted(images) for name, images in keys.items()}, *place)
     file = storage.path(*place)
     words = " ".join(f"'benchmark.sets.{name}.not_keys={file}#{name}'" for name in keys)
     raise UserError(
-        f"benchmark {benchmark.name!r}: {'; '.join(map(str, found))}. What trains or chooses "
+        f"benchmark {benchmark.name!r}: {'; '.join(map(str, shared))}. What trains or chooses "
         f"must not be tested on; leave these images out with {words}"
     )
 
@@ -88,20 +88,20 @@ def overlaps(benchmark: Benchmark, caches: Mapping[str, FeatureCache]) -> list[O
         if not SetName.parse(name).trains:
             for image, place in images:
                 tested.setdefault(image, {}).setdefault(name, place)
-    found: dict[tuple[str, str], list[tuple[Place, Place]]] = {}
+    pairs_of: dict[tuple[str, str], list[tuple[Place, Place]]] = {}
     for name, images in members.items():
         if SetName.parse(name).trains:
             for image, place in images:
                 for other, same in tested.get(image, {}).items():
-                    found.setdefault((name, other), []).append((place, same))
-    return [Overlap(*names, tuple(pairs)) for names, pairs in found.items()]
+                    pairs_of.setdefault((name, other), []).append((place, same))
+    return [Overlap(*names, tuple(pairs)) for names, pairs in pairs_of.items()]
 
 
 def _hashes(benchmark: Benchmark, source: str, cache: FeatureCache) -> dict[str, bytes]:
     """The hash of every image of a source that some set needs; rejected ones have none."""
     keys = benchmark.keys_by_source()[source]
-    found = zip(keys, cache.image_hashes(keys), strict=True)
-    return {key: image for key, image in found if image is not None}
+    images = zip(keys, cache.image_hashes(keys), strict=True)
+    return {key: image for key, image in images if image is not None}
 
 
 def _members(

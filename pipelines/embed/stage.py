@@ -57,13 +57,13 @@ class EmbedConfig(Section):
     max_pixels: int = Field(
         images.MAX_PIXELS, ge=1, le=images.MAX_PIXELS, description="larger images are rejected"
     )
-    local_features: bool = Field(False, description="keep a feature of each patch (GL-MCM, LoCoOp)")
+    local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
     views: int = Field(0, ge=0, description="augmented views an image, for training")
     view_seed: int = Field(0, description="decides the views, with the image's key")
     view_scale: float = Field(0.5, gt=0, le=1, description="smallest share of the area in a view")
     decode: Literal["auto", "actors", "tasks"] = Field(
         "auto",
-        description="where images are decoded: in the encoding actors, or in tasks of their own "
+        description="where images are decoded: in the encoding actors, or in separate tasks "
         "on any CPU; auto: in tasks where the actors have GPUs",
     )
 
@@ -88,7 +88,7 @@ def embed_benchmark(
     shared_images: tuple[str, ...],
     on_progress: Progress | None = None,
 ) -> EmbedResult:
-    """The features of every image that some set of a benchmark needs, found or made.
+    """The features of every image that some set of a benchmark needs, from the cache or made.
 
     Args:
         benchmark: its sources and sets.
@@ -165,7 +165,7 @@ def embed_sources(
     odin: Odin | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, FeatureCache]:
-    """The features of several sources, found or made by one pool of actors.
+    """The features of several sources, from the cache or made by one pool of actors.
 
     Uses the Ray that is there; starts one only where a shard is missing and there is none.
 
@@ -176,7 +176,7 @@ def embed_sources(
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
         keys: which images of a source; all where a name is missing.
-        odin: takes ODIN's input step first: features of their own, under an address of their own.
+        odin: takes ODIN's input step first: separate features, under another address.
         on_progress: called after each shard with images done, all images, rejected images.
 
     Raises:
@@ -185,13 +185,13 @@ def embed_sources(
     """
     chosen = keys or {}
     about = _about(backbone, settings, compute, odin)
-    found: dict[str, FeatureCache] = {}
+    caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
         named = _named(about, source, chosen.get(name))
         cache = features.find(storage, digest(named))
         if cache is not None:
-            found[name] = cache
+            caches[name] = cache
         else:
             plans[name] = make_plan(
                 name, source, named, keys=chosen.get(name), shard_rows=settings.shard_rows
@@ -201,8 +201,8 @@ def embed_sources(
         work = replace(_work(backbone, storage, settings, compute), odin=odin)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
-        found |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
-    return {name: found[name] for name in sources}
+        caches |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
+    return {name: caches[name] for name in sources}
 
 
 def feature_code(source: Source) -> Code:

@@ -6,7 +6,7 @@ the counts of the whole. So outliers may be far more than one machine holds, and
 always measured on the backbone that is used, never shipped. Small jobs (a sweep's trials) count
 the outliers that they hold anyway; the two agree.
 
-    cache/priors/ADDRESS.json    class names and counts, found by outliers, prompts, backbone, code
+    cache/priors/ADDRESS.json    class names and counts
 """
 
 from __future__ import annotations

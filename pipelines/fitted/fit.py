@@ -1,6 +1,6 @@
 """Training features in, fitted scores out: closed forms here, energy models with Ray Train.
 
-A `ScoreFit` (`pipelines.fitted.plan`) names one record, found again by content, like a head:
+A `ScoreFit` (`pipelines.fitted.plan`) names one record, kept at the address of what decides it:
 
     cache/fitted/ADDRESS/record.safetensors   the fitted record
     cache/fitted/ADDRESS/checkpoint.pt        state of a training after its last finished epoch
@@ -88,7 +88,7 @@ def run(
     mode: Mode = "ray",
     on_progress: Progress | None = None,
 ) -> list[str]:
-    """Fit what the cache does not hold; parts of sums stand before the sums.
+    """Fit what the cache does not hold; parts of sums come before the sums.
 
     Args:
         fits: what to fit.
@@ -212,17 +212,17 @@ def _fit_and_keep(fit: ScoreFit, data: FitData, storage: Storage, place: record.
     try:
         if fit.score in TRAINED:
             trainer = record.train(fit, data, _checkpoint(storage, address), place)
-            found: Any = trainer.model()
+            made: Any = trainer.model()
             about["settings"] = asdict(trainer.settings)
             about["history"] = trainer.history
         else:
             predictor = None if fit.head is None else load_predictor(storage, fit.head)
             parts = load_records(storage, part_addresses(fit, data))
-            found = record.without_training(fit, data, predictor, parts)
+            made = record.without_training(fit, data, predictor, parts)
     except ValueError as error:
         raise UserError(f"score {fit.score}: {error}") from None
     if place.workers.rank == 0:
-        storage.write_bytes(scoring.to_bytes(found), *FOLDER, address, "record.safetensors")
+        storage.write_bytes(scoring.to_bytes(made), *FOLDER, address, "record.safetensors")
         about["seconds"] = round(time.perf_counter() - start, 3)
         storage.write_json(about, *FOLDER, address, "manifest.json")
 

@@ -1,7 +1,7 @@
 """Words that are no class, from a stored list to the mined negatives of a benchmark.
 
 `negative_classes=` names a list: a file with a word a line, or one in conf/negative_classes/.
-The words are encoded by the backbone's own text tower in the benchmark's templates; words that
+The words are encoded by the backbone's text tower in the benchmark's templates; words that
 are class names are dropped; `pipelines.ood.negatives` chooses among the rest. What was chosen is
 kept as the record of the score neg_label:
 
@@ -40,8 +40,8 @@ def read_words(name: str) -> tuple[str, ...]:
     Raises:
         UserError: where there is no such list, or no word in it.
     """
-    own, shipped = Path(name).expanduser(), LISTS / f"{name}.txt"
-    path = own if own.is_file() else shipped
+    given, shipped = Path(name).expanduser(), LISTS / f"{name}.txt"
+    path = given if given.is_file() else shipped
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -30,7 +30,7 @@ MIXTURE = "gaussian_mixture"
 
 
 def fit_code(score: str) -> Code:
-    """The code that can decide the record of a score; a head's own is in the head's address."""
+    """The code that can decide the record of a score; a head's code is in the head's address."""
     how: list[Any] = [_closed_form]
     if scoring.is_sum(score):
         how = [_sum]

@@ -119,7 +119,7 @@ def histories(fitted: Fitted, storage: Storage) -> tuple[EnergyModelHistory, ...
 
 
 def log(trainings: Sequence[EnergyModelHistory], tracker: Tracker, parent: str) -> None:
-    """Each training as an MLflow run of its own: its settings, and every epoch's figures."""
+    """Each training as a separate MLflow run: its settings, and every epoch's figures."""
     for training in trainings:
         name = f"fit {training.score} seed {training.seed}"
         with tracker.run(name, parent=parent) as active:

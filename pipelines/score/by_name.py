@@ -209,15 +209,15 @@ def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]
     whole = torch.from_numpy(global_similarity(inputs.predictor, features)).double()
     if score == NEG_LABEL:
         words = records[NEG_LABEL].text_features.numpy()
-        found = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
-        return {"similarity": whole, "negative_similarity": found.double()}
+        negative = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
+        return {"similarity": whole, "negative_similarity": negative.double()}
     if inputs.local is None:
         raise UserError(
             f"score {GL_MCM} reads local features, and there are none: embed with "
             "embed.local_features=true, or give images"
         )
-    found = torch.from_numpy(local_similarity(inputs.predictor, inputs.local))
-    return {"similarity": whole, "local_similarity": found}
+    local = torch.from_numpy(local_similarity(inputs.predictor, inputs.local))
+    return {"similarity": whole, "local_similarity": local}
 
 
 def to_bytes(record: Any) -> bytes:

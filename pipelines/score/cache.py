@@ -1,4 +1,4 @@
-"""The cache of fitted scores: each record found again by what it was fitted to.
+"""The cache of fitted scores: each record at the address of what decides it.
 
 cache/fitted/ADDRESS/record.safetensors   the fitted record
 cache/fitted/ADDRESS/manifest.json        written last: what went in; a training's history

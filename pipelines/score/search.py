@@ -106,14 +106,14 @@ def method_defaults(
     Those in the method's `score_params` come first, so that a sweep's choice is repeated as it
     was; only knn's k, whose default follows the number of training images, is filled in.
     """
-    found = {}
+    params_of = {}
     for score in scores:
         params = defaults(score, num_train=num_train)
         given = method.score_params.get(score)
         if given is not None:
             params = {k: v for k, v in params.items() if k in ("k", "knn.k")} | given
-        found[score] = params
-    return found
+        params_of[score] = params
+    return params_of
 
 
 def params_problems(
@@ -144,17 +144,17 @@ def params_problems(
 def _value_problems(
     score: str, params: Mapping[str, float], num_classes: int, num_train: int
 ) -> list[str]:
-    found = []
+    problems = []
     for part in scoring.parts(score):
         of_part = scoring.part_params(score, part, params)
         if "k" in of_part and part not in SCORES and of_part["k"] not in range(1, num_train + 1):
-            found.append(f"score_params.{score}: k={of_part['k']}: allowed: 1 to {num_train}")
+            problems.append(f"score_params.{score}: k={of_part['k']}: allowed: 1 to {num_train}")
         try:
             if part in USABLE:
                 scores_of(part, np.zeros((1, num_classes), np.float32), 1.0, of_part)
         except (ValueError, TypeError) as error:
-            found.append(f"score_params.{score}: {error}")
-    return found
+            problems.append(f"score_params.{score}: {error}")
+    return problems
 
 
 def temperatures(config: PostHocConfig, count: int, scale: float) -> list[float]:
@@ -237,7 +237,7 @@ def search_held_out_classes(
     """Every setting of `score`, judged without any OOD image: ID classes are unknown in turn.
 
     A part of the classes is taken out of the class list, their images are the OOD side, and the
-    mean over the parts is reported. Each class is a part of its own up to ten classes, else every
+    mean over the parts is reported. Up to ten classes each class is a part, else every
     tenth class belongs to one. The head has been trained with all classes, so its figures are
     not those of unknown classes; the order of settings is what this is for.
 
@@ -263,21 +263,21 @@ def search_held_out_classes(
     fewer = config.model_copy(
         update={"c": [c for c in config.c if c <= num_classes - largest] or [1]}
     )
-    found = []
+    of_parts = []
     for part in range(num_parts):
         kept = np.arange(num_classes) % num_parts != part
         unknown = labels % num_parts == part
         if unknown.any() and not unknown.all():
             rows = similarity[:, kept]
             ood = {"held out": rows[unknown]}
-            found.append(search(score, rows[~unknown], ood, logit_scale, fewer))
+            of_parts.append(search(score, rows[~unknown], ood, logit_scale, fewer))
     return [
         Setting(
             settings[0].params,
             float(np.mean([s.auroc for s in settings])),
             float(np.mean([s.fpr for s in settings])),
         )
-        for settings in zip(*found, strict=True)
+        for settings in zip(*of_parts, strict=True)
     ]
 
 
@@ -291,6 +291,6 @@ def judge(params: Mapping[str, float], parts: Sequence[NDArray[np.float64]]) -> 
     )
 
 
-def best(found: Sequence[Setting]) -> Setting:
+def best(tried: Sequence[Setting]) -> Setting:
     """The highest AUROC; among equals the lowest FPR; among equals the first."""
-    return max(found, key=lambda s: (s.auroc, -s.fpr))
+    return max(tried, key=lambda s: (s.auroc, -s.fpr))

@@ -1,10 +1,10 @@
 """Every head judges every image by every score: one pass over the feature shards.
 
 The unit of work is one feature shard. Its scores are written before the next begins, one file a
-table, whole or not at all, so a restart skips what is done. A table is found by everything that
-decides it: the head, the scores with their parameters and fitted records, the images with their
-features, and the code. So heads that share all of these share a table, and no table holds rows of
-two versions of the code.
+table, whole or not at all, so a restart skips what is done. A table's address is a digest of all
+that decides it: the head, the scores with their parameters and fitted records, the images with
+their features, and the code. So heads that share all of these share a table, and no table holds
+rows of two versions of the code.
 
     cache/scores/ADDRESS/SOURCE-00000.parquet   columns: see `pipelines.data.schema`
     cache/scores/ADDRESS/manifest.json          written last: the parts and their rows
@@ -57,7 +57,7 @@ def run(
     """Score every image of the roles in `SCORED_ROLES` by every head, where that is missing.
 
     Args:
-        heads: what judges, each with a key of its own.
+        heads: what judges; every key once.
         sets: the benchmark's features.
         storage: where heads, records and tables are kept.
         with_ray: Ray Data tasks; else a loop in this process, with the same result.
@@ -105,8 +105,8 @@ def read(storage: Storage, place: str) -> pa.Table:
         UserError: where a part is missing, or the rows are not those that were scored.
     """
     table = _manifest(storage, place)
-    found = set(storage.names(*FOLDER, place))
-    if lost := [part for part in table.parts if part not in found]:
+    there = set(storage.names(*FOLDER, place))
+    if lost := [part for part in table.parts if part not in there]:
         raise UserError(
             f"scores {place}: {len(lost)} of {len(table.parts)} parts are missing (first: "
             f"{lost[0]}); {_remedy(storage, place)}"
@@ -156,9 +156,9 @@ def score_shard(shard: SourceShard, work: _Work) -> dict[str, int]:
     about = _about(rows, work.members)
     for place, (head, predictor) in heads.items():
         records = load_records(storage, head.fitted)
-        judged = judge(predictor, head.scores, rows.features, records, rows.local)
-        columns = {**about, **{name: pa.array(values) for name, values in judged.items()}}
-        storage.write_table(pa.table(columns), *FOLDER, place, part)
+        columns = judge(predictor, head.scores, rows.features, records, rows.local)
+        arrays = {name: pa.array(values) for name, values in columns.items()}
+        storage.write_table(pa.table({**about, **arrays}), *FOLDER, place, part)
         counts[place] = len(rows.keys)
     return counts
 

@@ -289,11 +289,11 @@ class TestMistakes:
             ({"sets": {"near/x": {"source": "photo"}}}, "a name starts with one of train"),
             (
                 {"sets": {"ood": {"source": "photo"}}},
-                "set 'ood': an OOD set is written",
+                "set 'ood': an OOD set is written ood/GROUP/NAME",
             ),
             (
                 {"sets": {"ood/x": {"source": "photo"}}},
-                "set 'ood/x': an OOD set is written",
+                "set 'ood/x': an OOD set is written ood/GROUP/NAME",
             ),
             ({"sets": {"test": None}}, "needs the set 'test'"),
             ({"sets": {"test": {"source": "photo", "per_class": 0}}}, "greater than or equal to 1"),

@@ -20,6 +20,7 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import UserError, load
 from pipelines.data.benchmarks import BenchmarkConfig
 from pipelines.embed import stage as embed
+from pipelines.embed.result import EmbedResult
 from pipelines.embed.workers import PLAN, ShardEncoder
 from pipelines.run import Quiet, Run
 from pipelines.settings import PipelineConfig
@@ -171,5 +172,9 @@ def test_a_rejected_image_has_no_hash(embedded: Callable[..., Run], images: Path
     found = embedded()
     assert found.has("embed")
     assert "class_0/08.png" in found.benchmark.sets["test"].keys
-    rejected = found.manifest("embed")["sources"]["test"]["rejected"]
-    assert [row["key"] for row in rejected] == ["class_0/08.png"]
+    result = found.embedded
+    assert (result.benchmark, set(result.sources)) == ("toy", {n.replace("/", "-") for n in SETS})
+    source = result.sources["test"]
+    assert [(row.key, row.reason) for row in source.rejected] == [("class_0/08.png", "truncated")]
+    assert source.rows == found.sets.caches["test"].manifest.rows
+    assert EmbedResult.from_json(result.to_json(), "embed.json") == result

@@ -1,4 +1,4 @@
-"""gl_mcm and neg_label, from stored patches and words to scores, against loops over floats."""
+"""gl_mcm and neg_label, from stored features and words to scores, against loops over floats."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from pipelines.sweep.trial import Shared
 from tests.feature_cache import make_cache
 from tests.small_clip import toy_data
 
-DIM, PATCHES = 8, 3
+DIM, PLACES = 8, 3
 GL = {"tau": 0.3, "weight": 0.7}
 
 
@@ -65,7 +65,7 @@ def predictor(head: str = "zero_shot") -> Predictor:
 
 def images(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return unit(rng, rows, DIM), unit(rng, rows, PATCHES, DIM)
+    return unit(rng, rows, DIM), unit(rng, rows, PLACES, DIM)
 
 
 def words() -> NegativeLabels:
@@ -95,14 +95,14 @@ def top_share(values: list[float], tau: float) -> float:
     return max(math.exp(v / tau) for v in values) / sum(math.exp(v / tau) for v in values)
 
 
-def gl_mcm_by_hand(head: Predictor, z: list[float], patches: list[list[float]]) -> float:
+def gl_mcm_by_hand(head: Predictor, z: list[float], places: list[list[float]]) -> float:
     text = head.arrays["text_features"].tolist()
     whole = top_share([dot(adapted(head, z), h) for h in text], GL["tau"])
     if head.head == "gallop":
         projection = head.arrays["projection"].tolist()
-        patches = [normal([dot(w, p) for w in projection]) for p in patches]
+        places = [normal([dot(w, p) for w in projection]) for p in places]
         text = head.arrays["local_text_features"].astype(float).mean(axis=0).tolist()
-    local = [[dot(adapted(head, p), h) for h in text] for p in patches]
+    local = [[dot(adapted(head, p), h) for h in text] for p in places]
     return whole + GL["weight"] * max(top_share(row, GL["tau"]) for row in local)
 
 
@@ -143,7 +143,7 @@ def test_a_row_has_the_same_bits_in_any_batch(head: str) -> None:
         np.testing.assert_array_equal(np.concatenate([j[column] for j in ones]), values[::41])
 
 
-def test_missing_patches_are_a_users_error() -> None:
+def test_missing_local_features_are_a_users_error() -> None:
     features, _ = images(3)
     with pytest.raises(UserError, match=r"gl_mcm reads local features.*embed\.local_features"):
         judge(predictor(), {"gl_mcm": GL}, features)
@@ -188,10 +188,10 @@ def test_the_search_judges_every_setting_as_by_hand(
 
 def opened(folder: Path, *, local: bool = True) -> FeatureSets:
     """Twenty images each of validation, validation_ood/x and test, one source."""
-    features, patches = images(60)
+    features, of_places = images(60)
     keys = [f"{n:02d}" for n in range(60)]
     rows = dict(zip(keys, features, strict=True))
-    more = dict(zip(keys, patches, strict=True)) if local else None
+    more = dict(zip(keys, of_places, strict=True)) if local else None
     cache = make_cache(Storage(str(folder)), "all", rows, local=more)
     names = ("validation", "validation_ood/x", "test")
     chosen = {
@@ -214,7 +214,7 @@ def stored(folder: Path, head: str) -> tuple[Storage, Predictor]:
 
 
 @pytest.mark.parametrize("head", ["zero_shot", "gallop"])
-def test_the_score_stage_reads_the_patches_of_its_own_images(head: str, tmp_path: Path) -> None:
+def test_the_score_stage_reads_the_local_features_of_its_images(head: str, tmp_path: Path) -> None:
     sets = opened(tmp_path)
     storage, known = stored(tmp_path, head)
 
@@ -323,7 +323,7 @@ class TestRun:
     def config(self, *given: str) -> PipelineConfig:
         return load(PipelineConfig, "pipeline", ["sweep=none", *given])
 
-    def test_all_scores_has_gl_mcm_where_a_method_reads_patches(self) -> None:
+    def test_all_scores_has_gl_mcm_where_a_method_reads_local_features(self) -> None:
         plain, local = self.config("scores=all"), self.config("methods=all", "scores=all")
         assert "neg_label" in plain.scores
         assert "gl_mcm" not in plain.scores
@@ -338,7 +338,7 @@ class TestRun:
             (("methods=[gallop]", "scores=[mcm]"), True),
         ],
     )
-    def test_patches_are_embedded_where_they_are_read(
+    def test_local_features_are_embedded_where_they_are_read(
         self, given: tuple[str, ...], expected: bool
     ) -> None:
         found = with_local_features(self.config(*given))
@@ -361,7 +361,7 @@ def picture(seed: int, size: int) -> bytes:
 
 @pytest.mark.parametrize(("tower", "size"), [("vit", 32), ("resnet", 64)])
 @pytest.mark.parametrize("head", ["zero_shot", "gallop"])
-def test_a_detector_judges_images_by_their_patches(
+def test_a_detector_judges_images_by_their_local_features(
     tower: str, size: int, head: str, tmp_path: Path, backbone_files: dict[str, tuple[Path, Path]]
 ) -> None:
     config, path = backbone_files[tower]
@@ -388,7 +388,7 @@ def test_a_detector_judges_images_by_their_patches(
         detector.judge_features(features.numpy())
 
 
-def test_a_registered_model_that_reads_patches_asks_for_images() -> None:
+def test_a_registered_model_that_reads_local_features_asks_for_images() -> None:
     import pandas as pd
 
     from pipelines.tracking import load_mlflow
