@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.backbones import clip, templates
+from pipelines.backbones import clip, description, templates
 from pipelines.backbones.clip import BackboneConfig, Clip
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.config import UserError
@@ -150,7 +150,7 @@ def test_offline_without_weights_is_one_clear_line(
     def refuse(_tag: object) -> str:
         raise OSError("no network")
 
-    monkeypatch.setattr(clip, "_cached", lambda _hub: None)
+    monkeypatch.setattr(description, "_cached", lambda _hub: None)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse)
     config = BackboneConfig(name="vit_b16", model="ViT-B-16-quickgelu", pretrained="openai")
     with pytest.raises(UserError) as caught:
