@@ -20,12 +20,12 @@ class Console:
     first: tuple[float, int] | None = None
     title: str = ""
 
-    def started(self, stage: str, number: int, total: int) -> None:
-        """A stage begins."""
+    def started(self, stage: str, number: int, total: int, reason: str = "") -> None:
+        """A stage begins; `reason`: why it is repeated."""
         self.began = self.printed = time.monotonic()
         self.first = None
         self.title = f"[{number}/{total}] {stage:<9}" if total > 1 else f"{stage:<9}"
-        self._show("...")
+        self._show(f"again: {reason}" if reason else "...", last=bool(reason))
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """How far the stage is, how fast, and the time that is left if it goes on like this.

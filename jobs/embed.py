@@ -27,7 +27,7 @@ def embed_folder(config: own_images.FolderJob) -> None:
         lambda done, total, bad: console.progress(done, total, f"images, {bad:,} rejected"),
     ).cache
     console.finished("embed", time.perf_counter() - began, found=False)
-    rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]
+    rows, rejected = cache.manifest.rows, cache.manifest.rejected
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in cache.reasons().items())
     folder = cache.storage.path("cache", "features", cache.address)
     bad = f"{rejected:,} rejected" + (f" ({reasons})" if reasons else "")

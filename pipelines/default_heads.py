@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -15,9 +15,12 @@ from pipelines.evaluate import against_default
 from pipelines.evaluate.against_default import SEEDS, Default, head_name
 from pipelines.evaluate.stage import Scored
 from pipelines.finetune.loop import TrainingJob
+from pipelines.records import HeadKey
 from pipelines.run import Run
 from pipelines.score import by_name as scoring
-from pipelines.score import stage as score
+from pipelines.score.result import HeadScores
+
+VARIANTS: tuple[Literal["chosen", "default"], ...] = ("chosen", "default")
 
 
 def compared(run: Run) -> dict[str, Default]:
@@ -55,7 +58,7 @@ def apart(run: Run, heads: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {"heads": {name: heads[name] for name in run.config.methods}, "defaults": defaults}
 
 
-def to_score(run: Run) -> list[score.HeadScores]:
+def to_score(run: Run) -> list[HeadScores]:
     """The heads of the default settings, judged by the default parameters."""
     manifest, standing = run.manifest("finetune"), compared(run)
     found = []
@@ -63,8 +66,8 @@ def to_score(run: Run) -> list[score.HeadScores]:
         for seed, address in enumerate(addresses):
             records = manifest["default_records"][method][seed]
             params = fitting(run, method, standing[method].scores, records)
-            name = f"{head_name(method)}-{seed}"
-            found.append(score.HeadScores(name, address, params, records))
+            key = HeadKey(method=method, seed=seed, variant="default")
+            found.append(HeadScores(key=key, address=address, fitted=records, scores=params))
     return found
 
 
@@ -81,25 +84,27 @@ def fitting(
 
 
 def rows(
-    run: Run, tables: Mapping[tuple[str, int], pa.Table], chosen: Mapping[str, Any]
+    run: Run, tables: Mapping[HeadKey, pa.Table], chosen: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The table best against default; this opens the default heads' test scores.
 
     Args:
         run: that was scored.
-        tables: scores by (method, seed) under the chosen settings.
+        tables: scores of every head, the default ones among them.
         chosen: `methods` of `sweep.json`.
     """
-    names = {
-        (method, seed): f"{head_name(method)}-{seed}"
+    places = [
+        (method, seed)
         for method, heads in run.manifest("finetune").get("defaults", {}).items()
         for seed in range(len(heads))
+    ]
+    found = {
+        variant: {
+            (m, seed): Scored(tables[HeadKey(method=m, seed=seed, variant=variant)])
+            for m, seed in places
+        }
+        for variant in VARIANTS
     }
-    default = {place: score.read(run.storage, run.id, name) for place, name in names.items()}
     return against_default.rows(
-        {place: Scored(tables[place]) for place in names},
-        {place: Scored(table) for place, table in default.items()},
-        chosen,
-        compared(run),
-        run.config.evaluate,
+        found["chosen"], found["default"], chosen, compared(run), run.config.evaluate
     )

@@ -6,21 +6,22 @@ A stage reads what earlier ones wrote and writes its own manifest last, so it is
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines import default_heads, tracking
-from pipelines.backbones import clip
+from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.config import UserError, to_yaml
 from pipelines.data.benchmarks import Benchmark
-from pipelines.embed import leaks
 from pipelines.embed import stage as embed
 from pipelines.evaluate import stage as evaluate
 from pipelines.finetune import outlier_prior as prior
@@ -29,13 +30,18 @@ from pipelines.finetune.cache import load_predictor, read_record
 from pipelines.finetune.epoch_log import EpochLog
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.fitted import stage as fit_stage
-from pipelines.fitted.fit import HeadFits
+from pipelines.fitted.fit import HeadToFit
+from pipelines.heads import HEADS
+from pipelines.methods import METHODS
+from pipelines.records import HeadKey
 from pipelines.register import stage as register
 from pipelines.report import page as report
 from pipelines.run import Observer, Run
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
 from pipelines.score.cache import load_records
+from pipelines.score.code import score_rows_used
+from pipelines.score.result import HeadScores, ScoreResult
 from pipelines.settings import PipelineConfig
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
@@ -69,52 +75,79 @@ def run(
     names = list(STAGES) if only is None else [only]
     if last is not None:
         names = names[: names.index(last) + 1]
-    for before in itertools.takewhile(lambda stage: stage != names[0], STAGES):
-        current.manifest(before)  # asked before Ray starts
+    for name in before(names[0]):  # asked before Ray starts
+        _refuse_stale(current, name)
     with ExitStack() as stack:
         connected = False
         for number, name in enumerate(names, start=1):
-            if current.has(name):
+            stage, code = STAGES[name], functools.partial(stage_code, name, config)
+            reason = current.reason_to_run(name, code, before(name))
+            if reason is None:
                 observer.finished(name, 0.0, found=True)
                 continue
-            if name in NEEDS_RAY and not connected:
+            if stage.needs_ray and not connected:
                 stack.enter_context(connect(config.compute))
                 connected = True
-            observer.started(name, number, len(names))
+            observer.started(name, number, len(names), reason)
             start = time.perf_counter()
-            manifest = STAGES[name](current)
-            current.storage.write_json(manifest, "runs", current.id, f"{name}.json")
+            current.finish(name, as_json(stage.run(current)), code(), before(name))
             observer.finished(name, time.perf_counter() - start, found=False)
     return current
 
 
+def before(stage: str) -> list[str]:
+    """The stages before one, in order."""
+    return list(itertools.takewhile(lambda name: name != stage, STAGES))
+
+
+def _refuse_stale(current: Run, name: str) -> None:
+    """An earlier stage has to be done, and still true, when a later one runs alone."""
+    current.manifest(name)
+    code = functools.partial(stage_code, name, current.config)
+    if reason := current.reason_to_run(name, code, before(name)):
+        raise UserError(
+            f"run {current.id}: {name} has to be repeated first ({reason}): run python -m "
+            f"jobs.{name} (or jobs.pipeline) with the same words"
+        )
+
+
+def stage_code(name: str, config: PipelineConfig) -> Code:
+    """The code that can decide what a stage gives under a configuration.
+
+    The plug-ins that the configuration names are part of it; the function here that hands the
+    stage what it works on counts with its own text.
+    """
+    stage = STAGES[name]
+    plugins: list[Entry] = []
+    if stage.uses_plugins:
+        for method in config.methods.values():
+            plugins += [
+                METHODS[method.name].Config.__module__,
+                HEADS[method.head.name].Config.__module__,
+            ]
+        plugins += score_rows_used(config.scores)
+    return code_of(*stage.entries, *plugins, alone=[stage.run])
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    """The content of a stage's file."""
+    return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
 def _embed(run: Run) -> dict[str, Any]:
     _write_index(run)
-    keys = run.benchmark.keys_by_source()
-    caches = embed.embed_sources(
-        {name: run.benchmark.sources[name] for name in keys},
+    result = embed.embed_benchmark(
+        run.benchmark,
         run.backbone,
         run.storage,
         settings=run.config.embed,
         compute=run.config.compute,
-        keys=keys,
+        shared_images=("runs", run.id, "shared_images.json"),
         on_progress=lambda done, total, rejected: run.observer.progress(
             done, total, f"images, {rejected} rejected" if rejected else "images"
         ),
     )
-    leaks.refuse(run.benchmark, caches, run.storage, ("runs", run.id, "shared_images.json"))
-    return {
-        "benchmark": run.benchmark.name,
-        "backbone": dict(clip.identity(run.backbone)),
-        "sources": {
-            name: {
-                "address": cache.address,
-                "rows": cache.manifest["rows"],
-                "rejected": cache.rejected().to_pylist(),
-            }
-            for name, cache in caches.items()
-        },
-    }
+    return result.model_dump(mode="json")
 
 
 def _write_index(run: Run) -> None:
@@ -174,8 +207,8 @@ def _train_and_fit(run: Run) -> dict[str, Any]:
         chosen, standing = run.manifest("sweep")["methods"], default_heads.compared(run)
         settings = {name: sweep.parse_method(chosen[name]["setting"]) for name in trained["heads"]}
         fitted = stage.fit_heads(
-            [HeadFits(settings[m], seed, a, chosen[m]["scores"]) for m, seed, a in heads]
-            + [HeadFits(standing[m].method, s, a, standing[m].scores) for m, s, a in defaults]
+            [HeadToFit(settings[m], seed, a, chosen[m]["scores"]) for m, seed, a in heads]
+            + [HeadToFit(standing[m].method, s, a, standing[m].scores) for m, s, a in defaults]
         )
     models = fit_stage.histories(fitted[: len(heads)], run.storage)
     fit_stage.log(models, run.tracker, run.tracking_run)
@@ -264,32 +297,33 @@ def _score(run: Run) -> dict[str, Any]:
     chosen = run.manifest("sweep")["methods"]
     records = run.records
     heads = [
-        score.HeadScores(
-            f"{m}-{seed}",
-            address,
-            default_heads.fitting(run, m, chosen[m]["scores"], records[m][seed]),
-            records[m][seed],
+        HeadScores(
+            key=HeadKey(method=m, seed=seed),
+            address=address,
+            fitted=records[m][seed],
+            scores=default_heads.fitting(run, m, chosen[m]["scores"], records[m][seed]),
         )
         for (m, seed), address in run.heads.items()
     ]
     heads += default_heads.to_score(run)
-    names = score.run(
+    result = score.run(
         heads,
         run.sets,
         run.storage,
-        run.id,
         at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
-    return {"scores": names}
+    return result.model_dump(mode="json")
+
+
+def score_tables(run: Run) -> dict[HeadKey, pa.Table]:
+    """The scores of every head."""
+    return score.read_all(run.storage, ScoreResult.model_validate(run.manifest("score")))
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
-    run.manifest("score")
-    tables = {
-        (method, seed): score.read(run.storage, run.id, f"{method}-{seed}")
-        for method, seed in run.heads
-    }
+    every = score_tables(run)
+    tables = {(m, seed): every[HeadKey(method=m, seed=seed)] for m, seed in run.heads}
     chosen = run.manifest("sweep")
     sources = run.manifest("embed")["sources"]
     facts = {
@@ -313,7 +347,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         settings=run.config.evaluate,
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
-    metrics["best_against_default"] = default_heads.rows(run, tables, chosen["methods"])
+    metrics["best_against_default"] = default_heads.rows(run, every, chosen["methods"])
     metrics["energy_models"] = run.manifest("finetune").get("energy_models", [])
     run.storage.write_json(metrics, "runs", run.id, "metrics.json")
     _write_report(run, metrics, tables, chosen)
@@ -441,12 +475,35 @@ def champion(run: Run) -> tuple[str, str]:
     return method, name
 
 
-STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "embed": _embed,
-    "sweep": _sweep,
-    "finetune": _train_and_fit,
-    "score": _score,
-    "evaluate": _evaluate,
-    "register": _register,
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline.
+
+    Attributes:
+        run: gives the content of the stage's file; it hands `entries` what they work on.
+        entries: where the computation starts.
+        uses_plugins: whether heads, methods and scores decide what it gives.
+        needs_ray: whether Ray has to run.
+    """
+
+    run: Callable[[Run], dict[str, Any]]
+    entries: tuple[Entry, ...]
+    uses_plugins: bool = True
+    needs_ray: bool = True
+
+
+STAGES: dict[str, Stage] = {
+    "embed": Stage(_embed, (embed.embed_benchmark,), uses_plugins=False),
+    "sweep": Stage(_sweep, (sweep.run, sweep_record.keep)),
+    "finetune": Stage(
+        _train_and_fit, (finetune.train, fit_stage.FitStage, prior.measure, default_heads.compared)
+    ),
+    "score": Stage(_score, (score.run,)),
+    "evaluate": Stage(
+        _evaluate,
+        (evaluate.run, report.write, default_heads.rows),
+        uses_plugins=False,
+        needs_ray=False,
+    ),
+    "register": Stage(_register, (register.register, champion), needs_ray=False),
 }
-NEEDS_RAY = ("embed", "sweep", "finetune", "score")

@@ -1,13 +1,16 @@
 """One run: its resolved configuration, its name, and what its stages have written so far.
 
 RUN is a digest of the resolved configuration, the images and the backbone's weights; everything
-lies below `runs/RUN/`. A stage is done when its manifest `runs/RUN/STAGE.json` exists.
+lies below `runs/RUN/`. What a stage gave is its record; beside it, in `runs/RUN/stamps/`, stands
+what it came from: its code, the records of the stages before, and the record's own digest. A stage
+is done where its stamp is still true, and otherwise repeated with the reason.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,6 +18,7 @@ from typing import Any, Protocol
 from pipelines import tracking
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
+from pipelines.code_digest import Code, is_unchanged
 from pipelines.config import UserError, digest, plain, to_yaml
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.feature_sets import FeatureSets
@@ -26,15 +30,32 @@ from pipelines.fitted.negative_words import read_words
 from pipelines.fitted.plan import FitData
 from pipelines.fitted.stage import FitStage
 from pipelines.heads.base import LOCAL
+from pipelines.records import StoredRecord
 from pipelines.score import by_name as scoring
 from pipelines.settings import NOT_CONTENT, PipelineConfig, open_checked, with_local_features
+
+
+class StageStamp(StoredRecord):
+    """What a finished stage came from; written after its record.
+
+    Attributes:
+        code: digests of the modules and versions of the libraries that decide it, by name.
+        files: digests of the modules' whole files: where they are equal, nothing is parsed.
+        inputs: digests of the records of the stages before it, by stage.
+        output: digest of its own record.
+    """
+
+    code: dict[str, str]
+    files: dict[str, str]
+    inputs: dict[str, str]
+    output: str
 
 
 class Observer(Protocol):
     """What a run tells about itself while it goes."""
 
-    def started(self, stage: str, number: int, total: int) -> None:
-        """A stage begins."""
+    def started(self, stage: str, number: int, total: int, reason: str = "") -> None:
+        """A stage begins; `reason`: why it is repeated."""
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         """How far the stage is."""
@@ -46,7 +67,7 @@ class Observer(Protocol):
 class Quiet:
     """An observer that says nothing."""
 
-    def started(self, stage: str, number: int, total: int) -> None:
+    def started(self, stage: str, number: int, total: int, reason: str = "") -> None:
         """Nothing."""
 
     def progress(self, done: int, total: int, note: str = "") -> None:
@@ -97,8 +118,57 @@ class Run:
         return dict(self.storage.read_json("runs", self.id, f"{stage}.json"))
 
     def has(self, stage: str) -> bool:
-        """Whether a stage is done."""
+        """Whether a stage has written its record."""
         return self.storage.exists("runs", self.id, f"{stage}.json")
+
+    def finish(self, stage: str, record: bytes, code: Code, before: Sequence[str]) -> None:
+        """Write what a stage gave, and then its stamp.
+
+        Args:
+            stage: its name.
+            record: the content of its file.
+            code: that decided it.
+            before: the stages that it reads.
+        """
+        self.storage.write_bytes(record, "runs", self.id, f"{stage}.json")
+        stamp = StageStamp(
+            code=code.parts,
+            files=dict(code.files),
+            inputs={name: self._digest(name) for name in before},
+            output=hashlib.sha256(record).hexdigest(),
+        )
+        self.storage.write_bytes(stamp.to_json(), *self._stamp(stage))
+
+    def reason_to_run(
+        self, stage: str, code: Callable[[], Code], before: Sequence[str]
+    ) -> str | None:
+        """Why a stage has to run, in words ("" where it never has); None where it is done."""
+        if not self.storage.exists(*self._stamp(stage)):
+            return ""
+        try:
+            content = self.storage.read_bytes(*self._stamp(stage))
+            stamp = StageStamp.from_json(content, self.storage.path(*self._stamp(stage)))
+        except UserError:
+            return "its stamp cannot be read"
+        is_same = is_unchanged(stamp.code, stamp.files)
+        if not is_same and (changed := code().changes(stamp.code)):
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            return f"code changed: {', '.join(changed[:3])}{more}"
+        if others := [n for n in before if stamp.inputs.get(n) != self._digest(n)]:
+            return f"{', '.join(others)} gave something else"
+        if self._digest(stage) != stamp.output:
+            return f"{stage}.json is missing or not as it was written"
+        return None
+
+    def _stamp(self, stage: str) -> tuple[str, ...]:
+        return "runs", self.id, "stamps", f"{stage}.json"
+
+    def _digest(self, stage: str) -> str:
+        """The digest of a stage's record as it is now; empty where there is none."""
+        place = ("runs", self.id, f"{stage}.json")
+        if not self.storage.exists(*place):
+            return ""
+        return hashlib.sha256(self.storage.read_bytes(*place)).hexdigest()
 
     @cached_property
     def sets(self) -> FeatureSets:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.config import UserError
-from pipelines.data.benchmarks import Benchmark, role
-from pipelines.data.feature_sets import TRAINING_ROLES
+from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
+from pipelines.records import SetName
 
 Place = tuple[str, str]  # source, key
 
@@ -80,20 +80,17 @@ def overlaps(benchmark: Benchmark, caches: Mapping[str, FeatureCache]) -> list[O
     Args:
         benchmark: its sets.
         caches: the features of its sources, with image hashes.
-
-    Raises:
-        UserError: for a cache without image hashes.
     """
     by_source = {source: _hashes(benchmark, source, cache) for source, cache in caches.items()}
     tested: dict[bytes, dict[str, Place]] = {}
     members = {name: _members(benchmark, name, by_source) for name in benchmark.sets}
     for name, images in members.items():
-        if role(name) not in TRAINING_ROLES:
+        if not SetName.parse(name).trains:
             for image, place in images:
                 tested.setdefault(image, {}).setdefault(name, place)
     found: dict[tuple[str, str], list[tuple[Place, Place]]] = {}
     for name, images in members.items():
-        if role(name) in TRAINING_ROLES:
+        if SetName.parse(name).trains:
             for image, place in images:
                 for other, same in tested.get(image, {}).items():
                     found.setdefault((name, other), []).append((place, same))

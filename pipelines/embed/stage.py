@@ -12,31 +12,34 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import ray
-import torch
-from numpy.typing import NDArray
 from PIL import ImageColor
 from pydantic import Field, field_validator
 
-from pipelines.backbones import clip, templates
+from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Views
 from pipelines.backbones.odin import Odin
+from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
-from pipelines.config import Section, UserError, digest, plain
+from pipelines.compute.shard_map import quiet_ray_data, user_errors
+from pipelines.config import Section, digest, plain
 from pipelines.data import features, images
+from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache, Receipt
-from pipelines.data.schema import features_table, matrix
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
+from pipelines.embed import leaks
 from pipelines.embed.plan import Plan, Progress, Tally, make_plan
+from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
 from pipelines.embed.workers import PLAN, ShardEncoder, ShardPreparer, Work
+
+if TYPE_CHECKING:
+    import ray
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,56 @@ class EmbedConfig(Section):
     def decoding(self) -> images.Decoding:
         """The part that decides how bytes become pixels."""
         return images.Decoding(self.background, self.exif, self.max_pixels)
+
+
+def embed_benchmark(
+    benchmark: Benchmark,
+    backbone: BackboneConfig,
+    storage: Storage,
+    *,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
+    shared_images: tuple[str, ...],
+    on_progress: Progress | None = None,
+) -> EmbedResult:
+    """The features of every image that some set of a benchmark needs, found or made.
+
+    Args:
+        benchmark: its sources and sets.
+        backbone: resolved.
+        storage: holds cache/features.
+        settings: as `embed_sources`.
+        compute: as `embed_sources`.
+        shared_images: the parts of the path of the file that names images in a training set and
+            a test set, written where there are such.
+        on_progress: as `embed_sources`.
+
+    Raises:
+        UserError: where training and test sets share an image, and as `embed_sources`.
+    """
+    keys = benchmark.keys_by_source()
+    caches = embed_sources(
+        {name: benchmark.sources[name] for name in keys},
+        backbone,
+        storage,
+        settings=settings,
+        compute=compute,
+        keys=keys,
+        on_progress=on_progress,
+    )
+    leaks.refuse(benchmark, caches, storage, shared_images)
+    return EmbedResult(
+        benchmark=benchmark.name,
+        backbone=dict(clip.identity(backbone)),
+        sources={
+            name: EmbeddedSource(
+                address=cache.address,
+                rows=cache.manifest.rows,
+                rejected=tuple(Rejection(**row) for row in cache.rejected().to_pylist()),
+            )
+            for name, cache in caches.items()
+        },
+    )
 
 
 def embed_source(
@@ -152,25 +205,13 @@ def embed_sources(
     return {name: found[name] for name in sources}
 
 
-def text_features(
-    class_names: Sequence[str],
-    chosen_templates: Sequence[str],
-    backbone: BackboneConfig,
-    storage: Storage,
-) -> NDArray[np.float32]:
-    """The zero-shot classifier (K, D): per class the mean over templates of unit text features.
-
-    Each mean is normalised again (Radford et al. 2021, section 3.1.4). Kept in cache/text.
-    """
-    texts = templates.prompts(class_names, chosen_templates)
-    what = {"backbone": clip.identity(backbone), "texts": texts, "classes": len(class_names)}
-    parts = ("cache", "text", f"{digest(what)}.parquet")
-    if not storage.exists(*parts):
-        encoded = clip.load(backbone).encode_text(texts)
-        mean = encoded.reshape(len(class_names), len(chosen_templates), -1).mean(dim=1)
-        unit = torch.nn.functional.normalize(mean, dim=-1).numpy()
-        storage.write_table(features_table(list(class_names), unit), *parts)
-    return matrix(storage.read_table(*parts)["feature"])
+def feature_code(source: Source) -> Code:
+    """The code that can decide a feature, from the plan of shards to the bytes that are written."""
+    kind = type(source)
+    of_project = kind.__module__.partition(".")[0] in PACKAGES
+    # A source of another package says in its fingerprint all that decides its images.
+    read: list[Entry] = [kind.read] if of_project else []
+    return code_of(ShardPreparer, ShardEncoder, make_plan, *read)
 
 
 def _about(
@@ -181,7 +222,6 @@ def _about(
     about = {
         "backbone": clip.identity(backbone),
         "device": "cuda" if compute.embed_gpus else "cpu",
-        "image_hash": "sha256 of the evaluation crop",  # caches of earlier versions have none
         "settings": {key: value for key, value in plain(settings).items() if key not in free},
     }
     return about if odin is None else {**about, "odin": odin.identity()}
@@ -192,7 +232,8 @@ def _named(about: Mapping[str, Any], source: Source, keys: Sequence[str] | None)
     chosen = "all"
     if keys is not None:
         chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
-    return {**about, "source": source.fingerprint(), "keys": chosen}
+    code = feature_code(source).digest
+    return {**about, "source": source.fingerprint(), "keys": chosen, "code": code}
 
 
 def _work(
@@ -252,7 +293,7 @@ def _encode_shards(
     rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> Receipts:
     """Receipts as they come, of one actor pool over one dataset of shards."""
-    with connect(layout.compute), _user_errors():
+    with connect(layout.compute), user_errors():
         for row in _dataset(rows, plans, work, layout).iter_rows():
             yield json.loads(row["receipt"])
 
@@ -260,8 +301,9 @@ def _encode_shards(
 def _dataset(
     rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> ray.data.Dataset:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    import ray.data
+
+    quiet_ray_data()
     compute = layout.compute
     blocks = [pa.Table.from_pylist([row], schema=PLAN) for row in rows]  # one block a shard
     sources = {name: plan.source for name, plan in plans.items()}
@@ -287,29 +329,16 @@ def _dataset(
     )
 
 
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """A user's mistake met on a worker is one on the driver too, without Ray's traceback."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise UserError(str(cause)) from None
-
-
 def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig) -> FeatureCache:
     cache = features.finish(
         storage,
         plan.address,
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
-        about={**plan.about, "model": backbone.model or backbone.name},
+        about=plan.about,
         rejected=plan.duplicates,
+        model=backbone.model or backbone.name,
     )
-    rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]
+    rows, rejected = cache.manifest.rows, cache.manifest.rejected
     log.info("%s: %d features, %d rejected, at %s", plan.name, rows, rejected, plan.address)
     return cache

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Pixels, Prepared, Preparer, Views, image_hash
 from pipelines.backbones.odin import Odin
+from pipelines.backbones.threads import torch_threads
 from pipelines.data import features
 from pipelines.data.images import Decoding, Rejected
 from pipelines.data.sources import Source
@@ -100,7 +100,6 @@ class ShardEncoder:
 
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Load the model on the work's device."""
-        torch.set_num_threads(work.threads)
         loaded = clip.load(work.backbone, device=work.device)
         views = work.views.number if work.views else 0
         self.encoder = Encoder(loaded, work.batch_size, work.local_features, views, work.odin)
@@ -110,7 +109,8 @@ class ShardEncoder:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One receipt (JSON) a row."""
-        receipts = [self._shard(table.slice(row, 1)) for row in range(table.num_rows)]
+        with torch_threads(self.work.threads):
+            receipts = [self._shard(table.slice(row, 1)) for row in range(table.num_rows)]
         return pa.table({"receipt": [json.dumps(receipt) for receipt in receipts]})
 
     def _shard(self, row: pa.Table) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.config import Section, UserError
-from pipelines.data.benchmarks import role
 from pipelines.ood import ood_metrics, paired_delta_interval, threshold_at_tpr
+from pipelines.records import SetName
 
 # The two cells of Zhu 2025's main table that this project's demo always shows.
 SEED_CELLS = {
@@ -115,10 +115,10 @@ def run(
 
 def groups(sets: Sequence[str]) -> dict[str, list[str]]:
     """The OOD sets by group (ood/GROUP/NAME), and all of them as `mean`."""
-    ood = [name for name in sets if role(name) == "ood"]
+    ood = [name for name in sets if SetName.parse(name).role == "ood"]
     found: dict[str, list[str]] = {}
     for name in ood:
-        found.setdefault(name.split("/")[1], []).append(name)
+        found.setdefault(SetName.parse(name).group, []).append(name)
     return {**found, "mean": ood}
 
 
@@ -144,7 +144,7 @@ def _row(
 
 def _figures(head: Scored, score: str, target_tpr: float) -> dict[str, Any]:
     """Every figure of one head and score, for one seed."""
-    shifted = [name for name in head.sets if role(name) == "shifted"]
+    shifted = [name for name in head.sets if SetName.parse(name).role == "shifted"]
     id_scores = head.scores(score, "test")
     per_set = {
         name: ood_metrics(id_scores, head.scores(score, name), target_tpr)

@@ -8,6 +8,7 @@ from pipelines.config import UserError, load
 from pipelines.report import page as report
 from pipelines.run import Quiet, Run
 from pipelines.score import stage as score
+from pipelines.score.result import ScoreResult
 from pipelines.settings import PipelineConfig
 
 
@@ -21,10 +22,7 @@ def run(out_dir: Path) -> str:
     if not found.has("evaluate"):
         raise UserError("the demo has not run in ./outputs yet: run make demo first")
     metrics = found.storage.read_json("runs", found.id, "metrics.json")
-    tables = {
-        (method, seed): score.read(found.storage, found.id, f"{method}-{seed}")
-        for method, seed in found.heads
-    }
+    tables = score.read_chosen(found.storage, ScoreResult.model_validate(found.manifest("score")))
     pictures = report.figures(metrics, tables, sweep=found.manifest("sweep"))
     for name, content in pictures.items():
         (out_dir / f"demo_{name}").write_bytes(content)

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config import UserError, load
-from pipelines.data.benchmarks import role
 from pipelines.evaluate.stage import FIGURES, Scored, groups
 from pipelines.ood import ood_metrics, paired_accuracy_interval, paired_delta_interval
+from pipelines.records import SetName
 from pipelines.run import Quiet, Run
 from pipelines.score import stage as score
+from pipelines.score.result import ScoreResult
 from pipelines.settings import PipelineConfig
 
 NUM_RESAMPLES = 300
@@ -84,10 +85,8 @@ def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[s
 
 
 def _read(run: Run) -> ResultRun:
-    tables = {
-        (method, seed): Scored(score.read(run.storage, run.id, f"{method}-{seed}"))
-        for method, seed in run.heads
-    }
+    result = ScoreResult.model_validate(run.manifest("score"))
+    tables = {place: Scored(t) for place, t in score.read_chosen(run.storage, result).items()}
     config = run.config.benchmark
     name = config.name if config.held_out is None else f"{config.name} without {config.held_out}"
     metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
@@ -122,7 +121,7 @@ def _figures(runs: Sequence[ResultRun], method: str, name: str) -> dict[str, tup
 
 
 def _of_head(head: Scored, name: str, ood: Sequence[str]) -> list[float]:
-    shifted = [set_name for set_name in head.sets if role(set_name) == "shifted"]
+    shifted = [set_name for set_name in head.sets if SetName.parse(set_name).role == "shifted"]
     per_set = [ood_metrics(head.scores(name, "test"), head.scores(name, o)) for o in ood]
     return [
         head.accuracy("test"),
@@ -136,7 +135,7 @@ def accuracy_gain(runs: Sequence[ResultRun], method: str, other: str, set_role: 
     """Accuracy of `method` minus that of `other` on the sets of a role, paired by image."""
 
     def right(head: Scored) -> NDArray[np.bool_]:
-        chosen = [head.sets[name] for name in head.sets if role(name) == set_role]
+        chosen = [head.sets[name] for name in head.sets if SetName.parse(name).role == set_role]
         return np.concatenate([c["predicted"] == c["label"] for c in chosen])
 
     return _paired(

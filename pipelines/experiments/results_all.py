@@ -16,6 +16,7 @@ from pipelines.plots import markdown_table, write_csv
 from pipelines.report import page as report
 from pipelines.run import Quiet, Run
 from pipelines.score import stage as score
+from pipelines.score.result import ScoreResult
 from pipelines.settings import PipelineConfig
 
 VARIANTS = {"none": "each method's own settings", "default": "equal budgets, on validation only"}
@@ -98,9 +99,6 @@ def _csv_rows(metrics: Mapping[str, Any]) -> Sequence[tuple[Any, ...]]:
 
 
 def _picture(opened: Run, metrics: Mapping[str, Any]) -> bytes:
-    judged = {
-        (method, seed): score.read(opened.storage, opened.id, f"{method}-{seed}")
-        for method, seed in opened.heads
-    }
+    judged = score.read_chosen(opened.storage, ScoreResult.model_validate(opened.manifest("score")))
     drawn = report.figures(metrics, judged, sweep=opened.manifest("sweep"))
     return drawn["accuracy_detection.png"]

@@ -17,15 +17,15 @@ from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
 from pipelines.fitted import fit
 from pipelines.fitted import plan as fit_plan
-from pipelines.fitted.fit import HeadFits, Mode, Progress
-from pipelines.fitted.plan import Fit, FitData
+from pipelines.fitted.fit import HeadToFit, Mode, Progress
+from pipelines.fitted.plan import FitData, ScoreFit
 from pipelines.methods import MethodConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import cache as fitted_records
 from pipelines.tracking import Tracker
 
 # For each head, by record name: what was fitted, and its address.
-Fitted: TypeAlias = list[dict[str, tuple[Fit, str]]]
+Fitted: TypeAlias = list[dict[str, tuple[ScoreFit, str]]]
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class FitStage:
     def prepare(self, searched: Iterable[str]) -> None:
         """Train, for the sweep, the energy models that methods not `searched` are judged by.
 
-        A method whose own settings are searched trains its own in its trials.
+        A method whose settings are searched trains energy models of its own in its trials.
         """
         if not set(self.methods) - set(searched):
             return
         names = [name for name in scoring.with_parts(self.scores) if name in scoring.TRAINED]
         settings = {name: fit_plan.settings_of(name, self.methods.values()) for name in names}
         fit.run(
-            [Fit(name, {}, density) for name, density in settings.items()],
+            [ScoreFit(name, {}, density) for name, density in settings.items()],
             self.data,
             self.storage,
             compute=self.compute,
@@ -68,7 +68,7 @@ class FitStage:
             on_progress=self.on_progress,
         )
 
-    def fit_heads(self, heads: Sequence[HeadFits]) -> Fitted:
+    def fit_heads(self, heads: Sequence[HeadToFit]) -> Fitted:
         """Fit what every head's scores need.
 
         Raises:
@@ -91,7 +91,7 @@ class FitStage:
             on_progress=self.on_progress,
         )
 
-    def _applying(self, head: HeadFits) -> HeadFits:
+    def _applying(self, head: HeadToFit) -> HeadToFit:
         """The head with those of its scores that it can be judged by."""
         predictor = load_predictor(self.storage, head.address)
         kept = {n: p for n, p in head.scores.items() if fit_plan.applies(n, predictor)}

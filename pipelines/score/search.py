@@ -34,7 +34,7 @@ class PostHocConfig(Section):
     c: list[int] = Field([1, 2, 3], min_length=1, description="values of DeltaEnergy's c")
     gamma: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1, description="of gen")
     weight: list[float] = Field(
-        [0.5, 1.0, 2.0], min_length=1, description="of the patches in gl_mcm"
+        [0.5, 1.0, 2.0], min_length=1, description="of the local features in gl_mcm"
     )
     k: list[int] = Field([1, 5, 10, 20, 50, 100, 200], min_length=1, description="of knn")
 
@@ -90,7 +90,7 @@ def fitted_settings(score: str, config: PostHocConfig, *, num_train: int) -> lis
 
 def defaults(score: str, *, num_train: int) -> dict[str, float]:
     """The parameters of a score, a fitted one or a sum included, where nothing is searched."""
-    if scoring.JOIN in score:
+    if scoring.is_sum(score):
         parts = {part: defaults(part, num_train=num_train) for part in scoring.parts(score)}
         return scoring.joined_params(parts)
     if score in SCORES:
@@ -103,8 +103,8 @@ def method_defaults(
 ) -> dict[str, dict[str, float]]:
     """The parameters of every score under a method where nothing is searched.
 
-    Of a score in the method's `score_params` these are they, so that a sweep's choice stands there
-    as it was; only knn's k, which has no default of its own, is filled in.
+    Those in the method's `score_params` come first, so that a sweep's choice is repeated as it
+    was; only knn's k, whose default follows the number of training images, is filled in.
     """
     found = {}
     for score in scores:
@@ -146,12 +146,12 @@ def _value_problems(
 ) -> list[str]:
     found = []
     for part in scoring.parts(score):
-        own = scoring.part_params(score, part, params)
-        if "k" in own and part not in SCORES and own["k"] not in range(1, num_train + 1):
-            found.append(f"score_params.{score}: k={own['k']}: allowed: 1 to {num_train}")
+        of_part = scoring.part_params(score, part, params)
+        if "k" in of_part and part not in SCORES and of_part["k"] not in range(1, num_train + 1):
+            found.append(f"score_params.{score}: k={of_part['k']}: allowed: 1 to {num_train}")
         try:
             if part in USABLE:
-                scores_of(part, np.zeros((1, num_classes), np.float32), 1.0, own)
+                scores_of(part, np.zeros((1, num_classes), np.float32), 1.0, of_part)
         except (ValueError, TypeError) as error:
             found.append(f"score_params.{score}: {error}")
     return found
@@ -211,7 +211,7 @@ def _delta_energy_settings(
 ) -> list[Setting]:
     """All settings of DeltaEnergy at once: one search for the top similarities.
 
-    Each cell is judged as soon as it is computed, so that the grid of scores is never held.
+    Each setting is judged as soon as it is computed, so that the grid of scores is never held.
     """
     taus = sorted({params["tau"] for params in tried})
     cs = sorted({int(params["c"]) for params in tried})

@@ -29,8 +29,7 @@ from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import Section, UserError, digest, group_names, plain
-from pipelines.data.benchmarks import role
-from pipelines.data.feature_sets import TRAINING_ROLES, FeatureSet, FeatureSets
+from pipelines.data.feature_sets import FeatureSet, FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune import columns as training_columns
 from pipelines.finetune.cache import head_code
@@ -39,6 +38,7 @@ from pipelines.fitted import search as fitted_search
 from pipelines.fitted.plan import FitData
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import NOT_TRAINED
+from pipelines.records import SetName
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import search as posthoc
@@ -245,7 +245,7 @@ def run(
     shared = Shared(
         training_data(view, methods.values()), view.load("validation"), ood, judged_on, backbone,
         storage, tuple(scores), settings.posthoc, fit_data, methods,
-        comparing_search.patches(view, ["validation", *ood], methods, scores), records,
+        comparing_search.local_features(view, ["validation", *ood], methods, scores), records,
     )  # fmt: skip
     trials = _trials(methods, settings, shared, sets, compute, on_progress)
     chosen = {
@@ -351,7 +351,7 @@ def _trials(
 
 def _facts(shared: Shared, sets: FeatureSets) -> dict[str, Any]:
     """What decides a trial's result besides its setting."""
-    opened = [n for n in sets.benchmark.sets if role(n) in TRAINING_ROLES]
+    opened = [n for n in sets.benchmark.sets if SetName.parse(n).trains]
     return {
         "data": sets.address(opened),
         "judged_on": shared.judged_on,

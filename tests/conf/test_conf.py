@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from pipelines.config import CONF, compose, group_names, load
-from pipelines.data.benchmarks import role
 from pipelines.methods import METHODS
 from pipelines.ood import SCORES
+from pipelines.records import SetName
 from pipelines.score.by_name import FITTED
 from pipelines.settings import PipelineConfig
 from pipelines.sweep.space import settings, with_values
@@ -90,7 +90,7 @@ def test_a_mistake_is_a_line_and_exit_status_2(
 def test_benchmarks(name: str) -> None:
     config = pipeline(f"benchmark={name}", "sweep=none").benchmark
     assert config.name == name
-    roles = {role(set_name) for set_name in config.sets}
+    roles = {SetName.parse(set_name).role for set_name in config.sets}
     assert {"test", "ood"} <= roles
     files = [c.partition("#") for s in config.sets.values() for c in (s.classes or [])]
     for file, mark, key in files:

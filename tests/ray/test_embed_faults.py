@@ -75,8 +75,8 @@ def go(source: SlowSource, backbone: BackboneConfig, folder: Path) -> FeatureCac
 
 
 def shards(cache: FeatureCache) -> dict[str, bytes]:
-    assert cache.manifest["rows"] == 30
-    return {Path(path).name: Path(path).read_bytes() for path in cache.shards()}
+    assert cache.manifest.rows == 30
+    return {s.file: Path(cache.path(s.file)).read_bytes() for s in cache.manifest.shards}
 
 
 def notes(source: SlowSource) -> list[tuple[int, str]]:

@@ -25,12 +25,14 @@ from pipelines.fitted import negative_words as negative_classes
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS
 from pipelines.ood.negatives import NegativeLabels, mine_negatives
+from pipelines.records import HeadKey
 from pipelines.register.detector import Detector
 from pipelines.run import Run
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import stage as score
 from pipelines.score.judge import judge
+from pipelines.score.result import HeadScores
 from pipelines.score.search import PostHocConfig
 from pipelines.settings import PipelineConfig, with_local_features
 from pipelines.sweep import stage as sweep
@@ -205,26 +207,20 @@ def stored(folder: Path, head: str) -> tuple[Storage, Predictor]:
     trained = Trained(known, known, 0, ())
     keep(head, TrainingJob(METHODS["zero_shot"].Config(), 0), toy_data(), trained, storage)
     content = scoring.to_bytes(words())
-    storage.write_bytes(content, "cache", "scores", "words", "record.safetensors")
-    storage.write_json({}, "cache", "scores", "words", "manifest.json")
+    storage.write_bytes(content, "cache", "fitted", "words", "record.safetensors")
+    storage.write_json({}, "cache", "fitted", "words", "manifest.json")
     return storage, known
 
 
 @pytest.mark.parametrize("head", ["zero_shot", "gallop"])
-def test_the_score_stage_reads_the_patches_of_its_own_images(
-    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_score_stage_reads_the_patches_of_its_own_images(head: str, tmp_path: Path) -> None:
     sets = opened(tmp_path)
     storage, known = stored(tmp_path, head)
 
-    def in_process(units, work, _at_once):
-        for unit in units:
-            yield score.score_shard(unit, work)
-
-    monkeypatch.setattr(score, "_scored", in_process)
-    heads = [score.HeadScores("m-0", head, CHOSEN, {"neg_label": "words"})]
-    score.run(heads, sets, storage, "run")
-    table = score.read(storage, "run", "m-0").to_pydict()
+    key = HeadKey(method="m", seed=0)
+    heads = [HeadScores(key=key, address=head, scores=CHOSEN, fitted={"neg_label": "words"})]
+    result = score.run(heads, sets, storage, with_ray=False)
+    table = score.read_all(storage, result)[key].to_pydict()
     features, local = images(60)
     expected = judge(known, CHOSEN, features, {"neg_label": words()}, local)
     place = [int(key) for key in table["key"]]
@@ -235,9 +231,9 @@ def test_the_score_stage_reads_the_patches_of_its_own_images(
 
 def test_a_trial_searches_them_and_its_address_knows_the_words(tmp_path: Path) -> None:
     sets, data = opened(tmp_path), toy_data()
-    assert comparing_search.patches(sets, ["validation"], {}, ["mcm"]) == {}
+    assert comparing_search.local_features(sets, ["validation"], {}, ["mcm"]) == {}
     with pytest.raises(UserError, match="no local_features"):
-        comparing_search.patches(
+        comparing_search.local_features(
             opened(tmp_path / "b", local=False), ["validation"], {}, ["gl_mcm"]
         )
     shared = Shared(
@@ -308,12 +304,12 @@ class TestWords:
         listed = ["Dog", "polar bear", *(f"thing {n}" for n in range(20))]
         templates = ("a {}.", "one {}.")
         address = negative_classes.keep(listed, known, templates, backbone, storage)
-        manifest = storage.read_json("cache", "scores", address, "manifest.json")
+        manifest = storage.read_json("cache", "fitted", address, "manifest.json")
         assert manifest["candidates"] == 20
         assert len(manifest["words"]) == 3
         loaded = clip.load(backbone)
         kept = scoring.from_bytes(
-            "neg_label", storage.read_bytes("cache", "scores", address, "record.safetensors")
+            "neg_label", storage.read_bytes("cache", "fitted", address, "record.safetensors")
         )
         for word, row in zip(manifest["words"], kept.text_features, strict=True):
             both = loaded.encode_text([t.format(word) for t in templates]).mean(dim=0)
