@@ -23,9 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pipelines.backbones.threads import torch_threads
 from pipelines.config import digest
 from pipelines.data import digits
 from pipelines.data.storage import Storage
+from pipelines.ood.seeds import generator
 
 logger = logging.getLogger(__name__)
 
@@ -94,16 +96,16 @@ def train(on_progress: Progress | None = None) -> open_clip.CLIP:
         model = open_clip.CLIP(**ARCHITECTURE)
         images, concepts, styles = _training_images()
         captions = _captions()
-        generator = torch.Generator().manual_seed(SEED)
+        random = generator(SEED)
         optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=LR, total_steps=STEPS, pct_start=0.1
         )
         model.train()
         for step in range(STEPS):
-            rows = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
-            template = int(torch.randint(len(TEMPLATES), (1,), generator=generator))
-            styled = bool(torch.rand(1, generator=generator) < 0.5)
+            rows = torch.randint(len(images), (BATCH_SIZE,), generator=random)
+            template = int(torch.randint(len(TEMPLATES), (1,), generator=random))
+            styled = bool(torch.rand(1, generator=random) < 0.5)
             target = concepts[rows]
             if styled:
                 target = target * len(STYLES) + styles[rows]
@@ -159,11 +161,6 @@ def _repeatable(seed: int) -> Iterator[None]:
     One thread, because the order of sums follows the number of threads, and because two that
     wait for each other on a busy machine are slower than one.
     """
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch_threads(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield
