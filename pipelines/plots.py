@@ -16,8 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, MUTED, LINE, PAPER = "#1c2024", "#63696f", "#d5d9dd", "#fefefe"
-# Okabe and Ito's colour-blind safe hues.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3377", "#e69f00", "#56b4e9")
+# Okabe and Ito's colour-blind safe hues, and a few beside them.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
+    "#0072b2", "#d55e00", "#009e73", "#aa3377", "#e69f00", "#56b4e9",
+)  # fmt: skip
+PINK, BROWN, OLIVE, SHADE = "#cc79a7", "#8c564b", "#999933", "#fff1cc"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 
 # Colours that a page may replace, as CSS variables: the dark ones are too dark on a dark page.
 _VARIABLES = {
@@ -25,9 +29,9 @@ _VARIABLES = {
     MUTED: "muted",
     LINE: "line",
     PAPER: "paper",
-    "#0072b2": "blue",
-    "#d55e00": "vermilion",
-    "#aa3377": "purple",
+    BLUE: "blue",
+    VERMILION: "vermilion",
+    PURPLE: "purple",
 }
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -121,11 +125,28 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer.writerows([_cell(value, ".7g") for value in row] for row in rows)
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table, floats at three significant digits."""
-    lines = [header, ["---"] * len(header)]
-    lines += [[_cell(value, ".3g") for value in row] for row in rows]
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], *, num_texts: int | None = None
+) -> str:
+    """A Markdown table, floats at three significant digits.
+
+    Args:
+        header: the columns' names.
+        rows: a cell for each column, escaped where need be.
+        num_texts: how many columns from the left are texts, the others being aligned right;
+            by default no column is aligned.
+    """
+    texts = len(header) if num_texts is None else num_texts
+    rule = ["---"] * texts + ["---:"] * (len(header) - texts)
+    lines = [header, rule, *([_cell(value, ".3g") for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Text whose characters mean themselves in Markdown."""
+    for character in "\\|<>*_`[]$":
+        text = text.replace(character, f"\\{character}")
+    return text
 
 
 def _cell(value: object, spec: str) -> str:

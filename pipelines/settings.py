@@ -11,18 +11,19 @@ from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import ConfigError, Section, UserError
 from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
 from pipelines.embed.stage import EmbedConfig
+from pipelines.evaluate.compare import CompareConfig
 from pipelines.evaluate.stage import EvaluateConfig
 from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
-from pipelines.register.stage import RegisterConfig
+from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
-from pipelines.sweep.stage import SweepConfig
+from pipelines.sweep.config import SweepConfig
 
-# Keys that say where and how to compute, not what: they do not name another run.
-NOT_CONTENT = ("storage", "tracking_uri", "compute")
+# Keys that say where and how to compute and what is shown, not what: they name no other run.
+NOT_CONTENT = ("storage", "tracking_uri", "compute", "verbose")
 
 
 class PipelineConfig(Section):
@@ -57,6 +58,7 @@ class PipelineConfig(Section):
     )
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
     register_as: RegisterConfig = RegisterConfig()
     training: Literal["ray", "in_process"] = Field(
         "ray", description="ray: Ray Train; in_process: the same loop and bytes without it"
@@ -66,6 +68,7 @@ class PipelineConfig(Section):
     tracking_uri: str | None = Field(
         None, description="MLflow server; default: SQLite in the storage folder"
     )
+    verbose: bool = Field(False, description="jobs.pipeline: print every table, not one screen")
 
     @field_validator("scores", mode="before")
     @classmethod
@@ -137,3 +140,17 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def words_again(config: PipelineConfig) -> str:
+    """The words of the command line that a method's chosen setting needs beside it."""
+    again = {
+        "benchmark": config.benchmark.name,
+        "backbone": config.backbone.name,
+        "scores": f"[{','.join(config.scores)}]",
+        "seeds": config.seeds,
+        "shots": config.shots,
+        "imbalance": config.imbalance,
+        "target_tpr": config.target_tpr,
+    }
+    return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)

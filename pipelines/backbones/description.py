@@ -15,7 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -29,6 +29,17 @@ Precision = Literal["fp32", "bf16", "fp16"]
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow")
 # Plain data in open_clip's words.
 Description: TypeAlias = dict[str, Any]
+# open_clip's defaults (its PreprocessCfg), written down so that a backbone that is described by a
+# file is identified without importing open_clip (a second); a test compares the two.
+PREPROCESSING: Description = {
+    "size": 224,
+    "mode": "RGB",
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
 
 
 class BackboneConfig(Section):
@@ -122,15 +133,14 @@ def architecture(config: BackboneConfig) -> Architecture:
     Raises:
         UserError: for an unknown name, or a file that describes no model.
     """
-    import open_clip
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
     tag: Description = {}
     if config.config is not None:
         content = _read_json(config)
         model = content.get("model_cfg", content)
         tag = content.get("preprocess_cfg", {})
     else:
+        import open_clip
+
         model = open_clip.get_model_config(config.model)
         if model is None:
             raise UserError(
@@ -142,7 +152,8 @@ def architecture(config: BackboneConfig) -> Architecture:
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model)
     if missing:
         raise UserError(f"backbone {config.name}: {config.config} lacks {', '.join(missing)}")
-    preprocessing = merge_preprocess_dict(asdict(PreprocessCfg()), tag)
+    known = {key: tag[key] for key in PREPROCESSING if tag.get(key) is not None}
+    preprocessing = PREPROCESSING | known
     preprocessing["size"] = model["vision_cfg"].get("image_size", 224)
     return Architecture(model, preprocessing)
 

@@ -13,10 +13,9 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -28,6 +27,9 @@ from pipelines.config import digest
 from pipelines.data import digits
 from pipelines.data.storage import Storage
 from pipelines.ood.seeds import generator
+
+if TYPE_CHECKING:
+    import open_clip
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,8 @@ def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path,
 
 def train(on_progress: Progress | None = None) -> open_clip.CLIP:
     """Train the miniature model; the same bits every time on one machine."""
+    import open_clip
+
     if on_progress:
         on_progress(0, STEPS)
     with _repeatable(SEED):
@@ -133,6 +137,8 @@ def _train_indices() -> list[int]:
 
 def _training_images() -> tuple[Tensor, Tensor, Tensor]:
     """Normalised pixels (N, 3, H, W), concept (N,) and style (N,) of every training image."""
+    import open_clip
+
     transform = open_clip.image_transform(digits.SIZE, is_train=False)
     indices = _train_indices()
     keys = [f"digits/{i:04d}/{style}" for i in indices for style in STYLES]
@@ -145,6 +151,8 @@ def _training_images() -> tuple[Tensor, Tensor, Tensor]:
 
 def _captions() -> dict[bool, list[Tensor]]:
     """Tokens of every caption by template: without a style word (False) and with one (True)."""
+    import open_clip
+
     tokenize = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     bare = [tokenize([t.format(c) for c in CONCEPTS]) for t in TEMPLATES]
     styled = [

@@ -148,6 +148,13 @@ class Benchmark:
     sets: Mapping[str, Selection]
     address: str
 
+    def image(self, set_name: str, key: str) -> bytes | None:
+        """The encoded image of a set's key, or None where it cannot be read."""
+        chosen = self.sets[set_name]
+        source = self.sources[chosen.sources[chosen.keys.index(key)]]
+        (content,) = source.read([key])
+        return content if isinstance(content, bytes) else None
+
     def names(self, *roles: Role) -> list[str]:
         """The names of the sets with one of these roles."""
         return [name for name in self.sets if SetName.parse(name).role in roles]

@@ -1,4 +1,4 @@
-"""The seeds' claims as numerical experiments, published whatever they show.
+"""The papers' claims as numerical experiments, published whatever they show.
 
 `FIGURES` names the module of each: its `run(folder)` writes PNG and CSV files into a folder and
 returns a Markdown summary, which docs/ shows. A new experiment is a module and a row here.

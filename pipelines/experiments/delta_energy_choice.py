@@ -1,9 +1,9 @@
 """How far the (tau, c) that validation chose is from the best on the test images.
 
 `sweep=delta_energy` on PACS, each domain held out in turn, for the zero-shot prompts and for the
-EBM head: the AUROC of every (tau, c) of the grid on the test sets, beside the one that the sweep
-chose without seeing them. The whole test grid is computed here and nowhere else: no setting, head
-or threshold depends on it.
+head of `ebm`: the AUROC of every (tau, c) of the grid on the test sets, beside the one that the
+sweep chose without seeing them. The whole test grid is computed here and nowhere else: no
+setting, head or threshold depends on it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 
 from pipelines.config import UserError, load
 from pipelines.finetune.cache import load_predictor
-from pipelines.ood import auroc, paired_delta_interval
-from pipelines.ood.resampling import Interval as MetricInterval
+from pipelines.ood import Interval, auroc, paired_delta_interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
 from pipelines.run import Quiet, Run
 from pipelines.score import search as posthoc
 from pipelines.settings import PipelineConfig
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
-# mini_rn_64's logit scale is 11.5: the step and weight that docs/training.md's sweep chose for EBM.
+# mini_rn_64's logit scale is 11.5: the step and weight that docs/training.md's sweep chose for ebm.
 WORDS = (
     "sweep=delta_energy",
     "methods=[zero_shot,ebm]",
@@ -45,20 +44,20 @@ class Grid:
 
     domain: str
     method: str
-    cells: Sequence[tuple[float, int]]
+    places: Sequence[tuple[float, int]]
     validation: Sequence[float]
     test: Sequence[float]
     chosen: tuple[float, int]
-    lost: MetricInterval
+    lost: Interval
 
-    def at(self, cell: tuple[float, int]) -> float:
-        """The test AUROC of a cell."""
-        return self.test[self.cells.index(cell)]
+    def at(self, place: tuple[float, int]) -> float:
+        """The test AUROC of a (tau, c)."""
+        return self.test[self.places.index(place)]
 
     @property
     def best(self) -> tuple[float, int]:
-        """The cell that the test images like best."""
-        return self.cells[int(np.argmax(self.test))]
+        """The (tau, c) that the test images like best."""
+        return self.places[int(np.argmax(self.test))]
 
 
 def run(folder: Path) -> str:
@@ -77,10 +76,10 @@ def run(folder: Path) -> str:
         [
             grid.domain,
             grid.method,
-            _cell(grid.chosen),
+            _place(grid.chosen),
             f"{100 * max(grid.validation):.1f}",
             f"{100 * grid.at(grid.chosen):.2f}",
-            _cell(grid.best),
+            _place(grid.best),
             f"{100 * max(grid.test):.2f}",
             _interval(grid.lost),
             f"{100 * (max(grid.test) - min(grid.test)):.1f}",
@@ -96,13 +95,13 @@ def run(folder: Path) -> str:
     )  # fmt: skip
 
 
-def _interval(lost: MetricInterval) -> str:
+def _interval(lost: Interval) -> str:
     low, high = 100 * lost.low, 100 * lost.high
     return f"{100 * lost.value:.2f} [{low:.1f}, {high:.1f}]"
 
 
-def _cell(cell: tuple[float, int]) -> str:
-    return f"{cell[0]:g}, {cell[1]}"
+def _place(place: tuple[float, int]) -> str:
+    return f"{place[0]:g}, {place[1]}"
 
 
 def _grids(domain: str) -> list[Grid]:
@@ -122,19 +121,19 @@ def _grid(opened: Run, domain: str, method: str, surfaces: pa.Table) -> Grid:
         for row in surfaces.to_pylist()
         if (row["method"], row["score"]) == (method, "delta_energy")
     ]
-    cells = [(row["tau"], int(row["c"])) for row in rows]
-    chosen = opened.manifest("sweep")["methods"][method]["scores"]["delta_energy"]
-    predictor = load_predictor(opened.storage, opened.heads[method, 0])
+    grid = [(row["tau"], int(row["c"])) for row in rows]
+    chosen = opened.swept.methods[method].scores["delta_energy"]
+    predictor = load_predictor(opened.storage, opened.finetuned.head(method).address)
     (ood,) = (opened.sets.load(name) for name in opened.sets.names("ood"))
     known = predictor.similarity(opened.sets.load("test").features)
     unknown = predictor.similarity(ood.features)
     config = opened.config.sweep.posthoc
     tested = posthoc.search("delta_energy", known, {"ood": unknown}, predictor.logit_scale, config)
     found = {(s.params["tau"], int(s.params["c"])): s.auroc for s in tested}
-    choice, best = (chosen["tau"], int(chosen["c"])), max(found, key=lambda cell: found[cell])
+    choice, best = (chosen["tau"], int(chosen["c"])), max(found, key=lambda place: found[place])
 
-    def sides(cell: tuple[float, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        params = {"tau": cell[0], "c": cell[1]}
+    def sides(place: tuple[float, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        params = {"tau": place[0], "c": place[1]}
         first, second = (
             posthoc.scores_of("delta_energy", part, predictor.logit_scale, params)
             for part in (known, unknown)
@@ -144,23 +143,23 @@ def _grid(opened: Run, domain: str, method: str, surfaces: pa.Table) -> Grid:
     return Grid(
         domain,
         method,
-        cells,
+        grid,
         [row["auroc"] for row in rows],
-        [found[cell] for cell in cells],
+        [found[place] for place in grid],
         choice,
         paired_delta_interval(auroc, sides(best), sides(choice), num_resamples=NUM_RESAMPLES),
     )
 
 
 def _draw(grids: Sequence[Grid], path: Path) -> None:
-    """One panel a domain: the EBM head's AUROC over tau, one line for each c."""
+    """One panel a domain: the AUROC of the head of `ebm` over tau, one line for each c."""
     shown = [grid for grid in grids if grid.method == "ebm"]
     figure, axes = panels(len(shown), width=3.0)
     for axis, grid in zip(axes, shown, strict=True):
-        counts = sorted({c for _, c in grid.cells})
+        counts = sorted({c for _, c in grid.places})
         for c, colour in zip((counts[0], counts[-1]), COLOURS, strict=False):
-            places = [n for n, (_, known) in enumerate(grid.cells) if known == c]
-            taus = [grid.cells[n][0] for n in places]
+            places = [n for n, (_, known) in enumerate(grid.places) if known == c]
+            taus = [grid.places[n][0] for n in places]
             axis.plot(taus, [100 * grid.test[n] for n in places], color=colour, label=f"c = {c}")
             axis.plot(taus, [100 * grid.validation[n] for n in places], color=colour, linestyle=":")
         axis.plot(

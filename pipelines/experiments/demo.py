@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.config import UserError, load
-from pipelines.report import page as report
+from pipelines.experiments.result_runs import read_scores
+from pipelines.report.page import figures
+from pipelines.report.text import markdown_table
 from pipelines.run import Quiet, Run
-from pipelines.score import stage as score
-from pipelines.score.result import ScoreResult
 from pipelines.settings import PipelineConfig
 
 
@@ -21,9 +21,7 @@ def run(out_dir: Path) -> str:
     found = Run.open(load(PipelineConfig, "pipeline"), Quiet())
     if not found.has("evaluate"):
         raise UserError("the demo has not run in ./outputs yet: run make demo first")
-    metrics = found.storage.read_json("runs", found.id, "metrics.json")
-    tables = score.read_chosen(found.storage, ScoreResult.model_validate(found.manifest("score")))
-    pictures = report.figures(metrics, tables, sweep=found.manifest("sweep"))
-    for name, content in pictures.items():
+    metrics = found.metrics
+    for name, content in figures(metrics, read_scores(found)).items():
         (out_dir / f"demo_{name}").write_bytes(content)
-    return report.markdown_table(metrics)
+    return markdown_table(metrics)

@@ -1,4 +1,4 @@
-"""Runs that `jobs.pipeline` left in ./outputs, joined: several benchmarks or held-out domains.
+"""Runs that `jobs.pipeline` left in ./outputs, read and joined: several benchmarks or domains.
 
 A number of a group of runs is the mean over its runs; its standard deviation is over seeds, of
 the mean over runs of each seed. An interval's ends are the means of the ends of each run and
@@ -7,63 +7,47 @@ seed, which is wide rather than narrow: neither runs nor seeds cancel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import UserError, load
-from pipelines.evaluate.stage import FIGURES, Scored, groups
-from pipelines.ood import ood_metrics, paired_accuracy_interval, paired_delta_interval
-from pipelines.records import SetName
+from pipelines.evaluate.metrics import DifferenceMetric, Metrics
+from pipelines.evaluate.scored import FIGURES, Scored, heads_of
+from pipelines.ood import (
+    Interval,
+    ood_metrics,
+    paired_accuracy_interval,
+    paired_delta_interval,
+)
+from pipelines.records import HeadKey, Role, SetName
 from pipelines.run import Quiet, Run
 from pipelines.score import stage as score
-from pipelines.score.result import ScoreResult
 from pipelines.settings import PipelineConfig
 
 NUM_RESAMPLES = 300
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether 0 lies outside."""
-        return self.low > 0 or self.high < 0
-
-    @classmethod
-    def mean(cls, parts: Sequence[Any]) -> Interval:
-        """Means of values and of ends."""
-        columns = [(part.value, part.low, part.high) for part in parts]
-        return cls(*(float(np.mean(column)) for column in zip(*columns, strict=True)))
-
-
-@dataclass(frozen=True)
 class ResultRun:
-    """One finished run: its metrics and the scores of its heads by (method, seed)."""
+    """One finished run: its metrics and the scores of its heads."""
 
     name: str
-    metrics: dict[str, Any]
-    sweep: dict[str, Any]
-    heads: dict[tuple[str, int], Scored]
+    metrics: Metrics
+    heads: Mapping[HeadKey, Scored]
 
     @cached_property
     def ood(self) -> list[str]:
         """All OOD sets."""
-        return groups(list(next(iter(self.heads.values())).sets))["mean"]
+        return next(iter(self.heads.values())).ood
 
     def seeds(self, method: str) -> list[Scored]:
         """The heads of a method, seed by seed."""
-        return [head for (name, _), head in sorted(self.heads.items()) if name == method]
+        return heads_of(self.heads, method)
 
 
 def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[str]]:
@@ -76,7 +60,7 @@ def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[s
     for line in words:
         run = Run.open(load(PipelineConfig, "pipeline", line), Quiet())
         if run.has("evaluate"):
-            found.append(_read(run))
+            found.append(_result(run))
         else:
             missing.append(f"python -m jobs.pipeline {' '.join(line)}")
     if not found:
@@ -84,13 +68,17 @@ def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[s
     return found, missing
 
 
-def _read(run: Run) -> ResultRun:
-    result = ScoreResult.model_validate(run.manifest("score"))
-    tables = {place: Scored(t) for place, t in score.read_chosen(run.storage, result).items()}
+def _result(run: Run) -> ResultRun:
     config = run.config.benchmark
     name = config.name if config.held_out is None else f"{config.name} without {config.held_out}"
-    metrics = dict(run.storage.read_json("runs", run.id, "metrics.json"))
-    return ResultRun(name, metrics, run.manifest("sweep"), tables)
+    heads = {key: Scored(table) for key, table in read_scores(run).items()}
+    return ResultRun(name, run.metrics, heads)
+
+
+def read_scores(run: Run) -> dict[HeadKey, pa.Table]:
+    """The scores of every head under the chosen settings."""
+    tables = score.read_all(run.storage, run.scored)
+    return {key: table for key, table in tables.items() if key.variant == "chosen"}
 
 
 @dataclass(frozen=True)
@@ -107,8 +95,8 @@ COLUMNS = ("ID ACC", "OOD ACC", "AUROC", "FPR")
 
 def rows(runs: Sequence[ResultRun]) -> list[Row]:
     """Zhu 2025's layout: every method by every score."""
-    first = runs[0].metrics["rows"]
-    return [Row(r["method"], r["score"], _figures(runs, r["method"], r["score"])) for r in first]
+    first = runs[0].metrics.rows
+    return [Row(r.method, r.score, _figures(runs, r.method, r.score)) for r in first]
 
 
 def _figures(runs: Sequence[ResultRun], method: str, name: str) -> dict[str, tuple[float, float]]:
@@ -121,22 +109,21 @@ def _figures(runs: Sequence[ResultRun], method: str, name: str) -> dict[str, tup
 
 
 def _of_head(head: Scored, name: str, ood: Sequence[str]) -> list[float]:
-    shifted = [set_name for set_name in head.sets if SetName.parse(set_name).role == "shifted"]
     per_set = [ood_metrics(head.scores(name, "test"), head.scores(name, o)) for o in ood]
     return [
         head.accuracy("test"),
-        float(np.mean([head.accuracy(set_name) for set_name in shifted])),
+        float(np.mean([head.accuracy(set_name) for set_name in head.shifted])),
         float(np.mean([figures["auroc"] for figures in per_set])),
         float(np.mean([figures["fpr_at_tpr"] for figures in per_set])),
     ]
 
 
-def accuracy_gain(runs: Sequence[ResultRun], method: str, other: str, set_role: str) -> Interval:
+def accuracy_gain(runs: Sequence[ResultRun], method: str, other: str, role: Role) -> Interval:
     """Accuracy of `method` minus that of `other` on the sets of a role, paired by image."""
 
     def right(head: Scored) -> NDArray[np.bool_]:
-        chosen = [head.sets[name] for name in head.sets if SetName.parse(name).role == set_role]
-        return np.concatenate([c["predicted"] == c["label"] for c in chosen])
+        names = [name for name in head.sets if SetName.parse(name).role == role]
+        return np.concatenate([head.correct(name) for name in names])
 
     return _paired(
         runs, method, other, lambda _, a, b: paired_accuracy_interval(right(a), right(b))
@@ -144,25 +131,25 @@ def accuracy_gain(runs: Sequence[ResultRun], method: str, other: str, set_role: 
 
 
 def detection_gain(
-    runs: Sequence[ResultRun], cell: tuple[str, str], other: tuple[str, str], metric: str
+    runs: Sequence[ResultRun],
+    place: tuple[str, str],
+    other: tuple[str, str],
+    metric: DifferenceMetric,
 ) -> Interval:
-    """A metric (auroc, fpr) of (method, score) minus that of another cell, OOD images pooled."""
+    """A metric of (method, score) minus that of another pair, OOD images pooled."""
 
-    def interval(run: ResultRun, first: Scored, second: Scored) -> Any:
-        a, b = (
-            (head.scores(name, "test"), head.scores(name, *run.ood))
-            for head, name in ((first, cell[1]), (second, other[1]))
-        )
-        return paired_delta_interval(FIGURES[metric], a, b, num_resamples=NUM_RESAMPLES)
+    def interval(run: ResultRun, first: Scored, second: Scored) -> Interval:
+        pairs = first.pair(place[1], run.ood), second.pair(other[1], run.ood)
+        return paired_delta_interval(FIGURES[metric], *pairs, num_resamples=NUM_RESAMPLES)
 
-    return _paired(runs, cell[0], other[0], interval)
+    return _paired(runs, place[0], other[0], interval)
 
 
 def _paired(
     runs: Sequence[ResultRun],
     method: str,
     other: str,
-    interval: Callable[[ResultRun, Scored, Scored], Any],
+    interval: Callable[[ResultRun, Scored, Scored], Interval],
 ) -> Interval:
     parts = [
         interval(run, a, b)

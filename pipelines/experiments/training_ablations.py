@@ -94,10 +94,9 @@ class Bed:
         return Initial(head(context.features) * head.logit_scale, outliers)
 
     def chosen(self, method: str) -> tuple[MethodConfig, dict[str, float]]:
-        """The setting that the sweep chose, and its own score's parameters."""
-        found = self.run.manifest("sweep")["methods"][method]
-        config = sweep.parse_method(found["setting"])
-        return config, found["scores"][config.score]
+        """The setting that the sweep chose, and the parameters of its selection criterion."""
+        choice = self.run.swept.methods[method]
+        return choice.setting, choice.scores[choice.setting.score]
 
     def try_settings(
         self, method: str, keys: Sequence[str], settings: Iterable[tuple[Any, ...]]

@@ -2,7 +2,7 @@
 
 From the runs of `conf/results_pacs.yaml` (four) and `conf/results_digits.yaml`: every method by
 every score in Zhu 2025's layout, what training gained over zero-shot under the same score, what
-the method's own score gained over MCM under the same head, and Zhu 2025's claim (EBM +
+the score of the method's paper gained over MCM under the same head, and Zhu 2025's claim (EBM +
 DeltaEnergy against CoOp + MCM), each difference with its paired 95 % interval.
 """
 
@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 
 from pipelines.experiments.result_runs import (
     COLUMNS,
-    Interval,
     ResultRun,
     Row,
     accuracy_gain,
@@ -24,13 +23,14 @@ from pipelines.experiments.result_runs import (
     open_runs,
     rows,
 )
+from pipelines.ood import Interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 PACS = [("preset=results_pacs", f"benchmark.held_out={domain}") for domain in DOMAINS]
 DIGITS = [("preset=results_digits",)]
-# The score that each method's own paper judges it by.
-OWN = {
+# The score that each method's paper judges it by.
+CRITERIA = {
     "linear_probe": "max_logit",
     "coop": "mcm",
     "ebm": "delta_energy",
@@ -66,13 +66,13 @@ def run(folder: Path) -> str:
 
 
 def _section(title: str, runs: Sequence[ResultRun], table: Sequence[Row]) -> list[str]:
-    methods = [method for method in OWN if any(r.method == method for r in table)]
-    note = STAND_IN if runs[0].metrics["benchmark"] == "pacs" else runs[0].metrics["notes"]
+    methods = [method for method in CRITERIA if any(r.method == method for r in table)]
+    note = STAND_IN if runs[0].metrics.facts.benchmark == "pacs" else runs[0].metrics.facts.notes
     parts = [
         f"### {title}",
         f"Means over {len(runs)} runs: {', '.join(run.name for run in runs)}.",
         markdown_table(["method", "score", *COLUMNS], [_cells(r) for r in table]),
-        f"Percent, mean (std) over {len(runs[0].metrics['seeds'])} seeds; ID is positive, FPR at "
+        f"Percent, mean (std) over {len(runs[0].metrics.seeds)} seeds; ID is positive, FPR at "
         f"95 % TPR. {note}",
         "Gains over zero-shot, in points with 95 % paired intervals (the same score, MCM, on both "
         "sides of the detection columns):",
@@ -80,10 +80,10 @@ def _section(title: str, runs: Sequence[ResultRun], table: Sequence[Row]) -> lis
             ["method", "ID ACC", "OOD ACC", "AUROC (MCM)", "FPR (MCM)"],
             [_gain_row(runs, method) for method in methods],
         ),
-        "What the method's own score gains over MCM under the same head:",
+        "What the score of the method's paper gains over MCM under the same head:",
         markdown_table(
-            ["method", "own score", "AUROC", "FPR"],
-            [_score_row(runs, method) for method in methods if OWN[method] != "mcm"],
+            ["method", "score of its paper", "AUROC", "FPR"],
+            [_score_row(runs, method) for method in methods if CRITERIA[method] != "mcm"],
         ),
         _claim(runs),
         note,
@@ -106,9 +106,9 @@ def _gain_row(runs: Sequence[ResultRun], method: str) -> list[str]:
 
 
 def _score_row(runs: Sequence[ResultRun], method: str) -> list[str]:
-    start, end = (method, "mcm"), (method, OWN[method])
+    start, end = (method, "mcm"), (method, CRITERIA[method])
     gains = [detection_gain(runs, end, start, metric) for metric in ("auroc", "fpr")]
-    return [method, OWN[method], *map(_points, gains)]
+    return [method, CRITERIA[method], *map(_points, gains)]
 
 
 def _claim(runs: Sequence[ResultRun]) -> str:

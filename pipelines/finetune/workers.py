@@ -10,13 +10,9 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import ray
-import ray.train
-import ray.train.torch
 import torch.distributed
-from ray.util.queue import Empty, Queue
 
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
@@ -26,6 +22,10 @@ from pipelines.finetune.cache import is_trained, keep
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, train_in_process
 from pipelines.heads.base import TextModel
 from pipelines.heads.parallel import Workers
+
+if TYPE_CHECKING:  # Ray takes seconds to import: only where workers are started
+    import ray
+    from ray.util.queue import Queue
 
 OnEpoch: TypeAlias = Callable[[TrainingJob, EpochReport], None]
 # What a function on the workers is given: by name, anything that Ray can send.
@@ -89,6 +89,8 @@ def train_with_ray(
     on_epoch: OnEpoch | None,
 ) -> None:
     """Train the jobs one after the other in one Ray Train run, each on all of its workers."""
+    import ray
+
     report = None if on_epoch is None else lambda n, figures: on_epoch(jobs[n].job, figures)
     with forwarding(report) as reports:
         content = {
@@ -107,6 +109,8 @@ def run_on_workers(
     compute: ComputeConfig,
 ) -> None:
     """One Ray Train run: `worker(config)` on each of `compute.train_workers` workers."""
+    import ray.train.torch
+
     # Read by Ray Train's controller, which inherits it: the default polls every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     name = f"fit-{uuid.uuid4().hex[:8]}"
@@ -134,6 +138,8 @@ def run_on_workers(
 
 def _worker(config: Sent) -> None:
     """What every Ray Train worker runs: the missing jobs, one after the other."""
+    import ray.train.torch
+
     place = ray.train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
     sent: ray.ObjectRef[TrainingData] = config["data"]
@@ -188,6 +194,8 @@ def forwarding(on_report: Callable[[int, EpochReport], None] | None) -> Iterator
     if on_report is None:
         yield None
         return
+    from ray.util.queue import Empty, Queue
+
     reports, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
 
     def drain() -> None:

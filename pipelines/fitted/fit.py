@@ -22,9 +22,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import ray
-import ray.train
-import ray.train.torch
 import safetensors.numpy
 import torch
 
@@ -255,6 +252,8 @@ def _train_with_ray(
     compute: ComputeConfig,
     on_epoch: OnEpoch | None,
 ) -> None:
+    import ray
+
     report = None if on_epoch is None else lambda n, figures: on_epoch(fits[n], figures)
     with forwarding(report) as reports:
         content = {"fits": list(fits), "data": ray.put(data), "storage": storage}
@@ -271,6 +270,8 @@ def _raise_failures(fits: Sequence[ScoreFit], data: FitData, storage: Storage) -
 
 def _worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs: the trainings, one after the other."""
+    import ray.train.torch
+
     place = ray.train.get_context()
     workers = Workers(place.get_world_rank(), place.get_world_size())
     data, storage = ray.get(config["data"]), config["storage"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
@@ -19,13 +19,15 @@ from pipelines.fitted import fit
 from pipelines.fitted import plan as fit_plan
 from pipelines.fitted.fit import HeadToFit, Mode, Progress
 from pipelines.fitted.plan import FitData, ScoreFit
+from pipelines.fitted.result import EnergyModelHistory
 from pipelines.methods import MethodConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import cache as fitted_records
 from pipelines.tracking import Tracker
 
-# For each head, by record name: what was fitted, and its address.
-Fitted: TypeAlias = list[dict[str, tuple[ScoreFit, str]]]
+# By record name: what was fitted for a head, and its address.
+FittedOfHead: TypeAlias = dict[str, tuple[ScoreFit, str]]
+Fitted: TypeAlias = list[FittedOfHead]
 
 
 @dataclass(frozen=True)
@@ -98,28 +100,31 @@ class FitStage:
         return replace(head, scores=kept)
 
 
-def histories(fitted: Fitted, storage: Storage) -> list[dict[str, Any]]:
-    """What every energy model of these heads was trained with, and its epochs, each model once."""
+def histories(fitted: Fitted, storage: Storage) -> tuple[EnergyModelHistory, ...]:
+    """How every energy-based model of these heads was trained, each model once."""
     models = {
         address: training
         for records in fitted
         for training, address in records.values()
         if training.score in scoring.TRAINED
     }
-    return [
-        {"address": address, "score": training.score, "seed": training.seed}
-        | {k: v for k, v in fitted_records.read_manifest(storage, address).items() if k != "params"}
-        for address, training in models.items()
-    ]
+    histories = []
+    for address, training in models.items():
+        manifest = fitted_records.read_manifest(storage, address)
+        known = {key: manifest[key] for key in ("settings", "seconds", "history")}
+        histories.append(
+            EnergyModelHistory(score=training.score, seed=training.seed, address=address, **known)
+        )
+    return tuple(histories)
 
 
-def log(trainings: Sequence[Mapping[str, Any]], tracker: Tracker, parent: str) -> None:
+def log(trainings: Sequence[EnergyModelHistory], tracker: Tracker, parent: str) -> None:
     """Each training as an MLflow run of its own: its settings, and every epoch's figures."""
     for training in trainings:
-        name = f"fit {training['score']} seed {training['seed']}"
+        name = f"fit {training.score} seed {training.seed}"
         with tracker.run(name, parent=parent) as active:
-            about = {key: training[key] for key in ("score", "seed", "address")}
-            active.log_params({**about, **training["settings"]})
-            for report in training["history"]:
+            about = {"score": training.score, "seed": training.seed, "address": training.address}
+            active.log_params({**about, **training.settings})
+            for report in training.history:
                 figures = {key: value for key, value in report.items() if key != "epoch"}
                 active.log_metrics(figures, step=int(report["epoch"]))

@@ -56,7 +56,7 @@ class Config(MethodConfig):
             raise ValueError(
                 f"head={self.head.name}: method bayes_cal needs the Gaussian prompts and the "
                 "domain prompts of its own head; allowed: bayes_cal. For that head's "
-                "cross-entropy take method=cross_entropy"
+                "cross-entropy take name=cross_entropy"
             )
         return self
 

@@ -56,7 +56,7 @@ class Config(MethodConfig):
         if self.head.name != "croft":
             raise ValueError(
                 f"head={self.head.name}: method croft flattens the energy in the adapters of its "
-                "own head; allowed: croft. For that head's cross-entropy take method=cross_entropy"
+                "own head; allowed: croft. For that head's cross-entropy take name=cross_entropy"
             )
         return self
 

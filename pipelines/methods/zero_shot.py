@@ -24,7 +24,7 @@ class Config(MethodConfig):
         if self.head.trainable:
             raise ValueError(
                 f"head={self.head.name} is there to be trained, which method=zero_shot never "
-                "does; use method=cross_entropy"
+                "does; use name=cross_entropy"
             )
         if self.adjust_logits:
             raise ValueError(

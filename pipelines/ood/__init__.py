@@ -8,7 +8,6 @@ score; free energy, margins and priors live in the module of that name
 
 from pipelines.ood.density import (
     FITTED_SCORES,
-    KNN,
     SSD,
     GaussianMixture,
     KLMatching,
@@ -48,11 +47,11 @@ from pipelines.ood.metrics import (
     fpr_at_tpr,
     histogram_metrics,
     ood_metrics,
-    oscr,
     paired_accuracy_interval,
     paired_delta_interval,
     threshold_at_tpr,
 )
+from pipelines.ood.nearest_neighbours import KNN
 from pipelines.ood.records import FittedRecord, FittedScore, move, record_from_state, record_state
 from pipelines.ood.resampling import Interval
 from pipelines.ood.scores import (
@@ -139,7 +138,6 @@ __all__ = [
     "odin",
     "odin_perturb",
     "ood_metrics",
-    "oscr",
     "outlier_counts",
     "outlier_exposure",
     "paired_accuracy_interval",

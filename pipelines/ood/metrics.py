@@ -18,10 +18,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pipelines.ood import curves
-from pipelines.ood.checks import as_tensor, check_finite
 from pipelines.ood.curves import Rule, Steps, sort_both, steps_of_counts, steps_of_sorted
 from pipelines.ood.resampling import Interval, PairMetric, resampled_metric, resampled_shares
-from pipelines.ood.statistics import FloatArray, ScoreHistogram, Values, class_labels, score_array
+from pipelines.ood.statistics import FloatArray, ScoreHistogram, Values, score_array
 
 Convention: TypeAlias = Literal["first", "nearest", "percentile"]
 
@@ -207,51 +206,30 @@ def aurc(scores: Values, correct: Values) -> float:
     return _measured({"aurc": curves.RISK}, values[right], values[~right])["aurc"]
 
 
-def oscr(id_scores: Values, correct: Values, ood_scores: Values) -> float:
-    """Open-set classification rate: area under correct-classification rate against FPR.
-
-    Dhamija et al. 2018: P(ID sample is classified correctly and scores above an OOD sample), ties
-    counting half (the trapezoid rule). It is at most the accuracy.
-
-    Args:
-        id_scores: (N,).
-        correct: bool (N,), whether the ID prediction is right.
-        ood_scores: (M,).
-
-    Raises:
-        ValueError: A side is empty, holds NaN or inf, or lengths differ.
-    """
-    id_side, ood_side = _sides(id_scores, ood_scores)
-    right = _correct(correct, id_side.size)
-    return float(right.mean() * auroc(id_side[right], ood_side)) if right.any() else 0.0
-
-
-def expected_calibration_error(probabilities: Values, labels: Values, num_bins: int = 15) -> float:
+def expected_calibration_error(confidence: Values, correct: Values, num_bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over bins of equal width, weighted by their share.
 
-    Naeini et al. 2015; Guo et al. 2017, eq. 3. Bins are (i/B, (i+1)/B]; the prediction is the
-    most probable class, the first of equals.
+    Naeini et al. 2015; Guo et al. 2017, eq. 3. Bins are (i/B, (i+1)/B].
 
     Args:
-        probabilities: (N, K), rows sum to 1.
-        labels: int (N,).
+        confidence: (N,) probability of the predicted class.
+        correct: bool (N,), whether the prediction is right.
         num_bins: B.
 
     Raises:
-        ValueError: Empty, NaN, values outside [0, 1], rows that do not sum to 1, labels out of
-            range, lengths that differ, or no bins.
+        ValueError: Empty, NaN, values outside [0, 1], not boolean, lengths that differ, or no bins.
     """
-    table = _probabilities(probabilities)
-    classes = class_labels(labels, table.shape[1]).numpy()
-    if classes.size != len(table) or num_bins < 1:
-        raise ValueError(
-            f"need one label per row and num_bins >= 1, came {classes.size} labels for "
-            f"{len(table)} rows and {num_bins} bins"
-        )
-    confidence = table.max(axis=1)
-    place = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(np.int64)
-    gap = np.bincount(place, weights=(table.argmax(axis=1) == classes) - confidence)
-    return float(np.abs(gap).sum() / len(table))
+    values = _side(confidence, "confidence")
+    right = _correct(correct, values.size)
+    # A softmax may exceed 1 by its last digits.
+    if values.min() < 0 or values.max() > 1 + 1e-6 or num_bins < 1:
+        raise ValueError(f"confidence must lie in [0, 1] and num_bins be >= 1, came {num_bins}")
+    bins = np.clip(np.ceil(values * num_bins) - 1, 0, num_bins - 1)
+    gaps = [
+        abs(right[bins == b].mean() - values[bins == b].mean()) * (bins == b).mean()
+        for b in np.unique(bins)
+    ]
+    return float(np.sum(gaps))
 
 
 def bootstrap_interval(
@@ -261,7 +239,7 @@ def bootstrap_interval(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Stratified 95 % percentile bootstrap of a metric: ID and OOD are resampled apart.
+    """Stratified 95 % percentile bootstrap of a metric: ID and OOD are resampled separately.
 
     Args:
         metric: A name or row of `METRICS` or its function (all resamples at once, from counts),
@@ -290,7 +268,7 @@ def paired_delta_interval(
     """95 % interval of metric(first) - metric(second), two methods on the same samples.
 
     Each resample draws the same samples for both methods, so what makes a sample hard for both
-    cancels: much narrower than the two intervals apart. 0 outside it: the methods differ.
+    cancels: much narrower than the two separate intervals. 0 outside it: the methods differ.
 
     Args:
         metric: As in `bootstrap_interval`.
@@ -385,18 +363,6 @@ def _correct(correct: Values, size: int | None = None) -> npt.NDArray[np.bool_]:
             f"{right.shape}"
         )
     return right.astype(np.bool_)
-
-
-def _probabilities(probabilities: Values) -> FloatArray:
-    given = probabilities if isinstance(probabilities, Tensor) else np.asarray(probabilities)
-    table = as_tensor(given, "probabilities", rank=2).detach().cpu()
-    check_finite(table, "probabilities")
-    rows: FloatArray = table.double().numpy()
-    _check_some(len(rows), "probabilities")
-    # Half precision keeps three digits: rows then sum to 1 within about 1e-2.
-    if rows.min() < 0 or abs(rows.sum(axis=1) - 1).max() > 1e-2:
-        raise ValueError("probabilities must be >= 0 with rows that sum to 1; were they logits?")
-    return rows
 
 
 def _metric(metric: str | PairMetric) -> tuple[PairMetric, Rule | PairMetric]:

@@ -29,6 +29,20 @@ class Interval:
         low, high = np.quantile(resampled, [0.025, 0.975])
         return cls(float(value), float(low), float(high))
 
+    @classmethod
+    def mean(cls, parts: Sequence["Interval"]) -> Self:
+        """Means of the values and of the ends of several intervals, at least one.
+
+        Wide rather than narrow: what the parts have independent of each other does not cancel.
+        """
+        columns = [(part.value, part.low, part.high) for part in parts]
+        return cls(*(float(np.mean(column)) for column in zip(*columns, strict=True)))
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
 
 def resampled_metric(
     metric: Rule | PairMetric,

@@ -9,34 +9,31 @@ The library's front door, without Ray and without MLflow:
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig, Clip
 from pipelines.backbones.encoder import FEATURE, LOCAL, Encoder, Preparer
-from pipelines.config import UserError, plain
+from pipelines.config import UserError
 from pipelines.data.images import DEFAULT, Decoding
 from pipelines.heads import Predictor
-from pipelines.score.by_name import (
-    Records,
-    from_bytes,
-    reads_local,
-    to_bytes,
-)
+from pipelines.records import StoredRecord, Value
+from pipelines.score.by_name import Records, from_bytes, reads_local, to_bytes
 from pipelines.score.judge import judge
 
 # The folder of a detector among a registered model's artifacts.
 ARTIFACT = "detector"
+# What describes a detector in its folder, beside the files of its parts.
+FILE = "detector.json"
 
 VERDICTS = pa.schema(
     [
@@ -48,6 +45,24 @@ VERDICTS = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
+
+
+class DetectorRecord(StoredRecord):
+    """The content of `detector.json`; attributes are those of `Detector`.
+
+    Attributes:
+        backbone: its files by their names in the folder.
+        records: names of what was fitted for the score.
+    """
+
+    score: str
+    params: dict[str, int | float]
+    threshold: float
+    decoding: Decoding = DEFAULT
+    batch_size: int = 64
+    backbone: BackboneConfig | None = None
+    facts: dict[str, Value] = Field(default_factory=dict)
+    records: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class Detector:
     threshold: float
     decoding: Decoding = DEFAULT
     batch_size: int = 64
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Value] = field(default_factory=dict)
     records: Records = field(default_factory=dict)
 
     @cached_property
@@ -95,7 +110,7 @@ class Detector:
 
         Args:
             features: of N images.
-            local: (N, P, D) unit features of their patches, where a verdict `needs_local`.
+            local: (N, P, D) unit local features, where a verdict `needs_local`.
 
         Raises:
             UserError: where they are needed and missing.
@@ -135,59 +150,67 @@ class Detector:
         for name, record in self.records.items():
             (folder / _record_file(name)).write_bytes(to_bytes(record))
         backbone = None if self.backbone is None else _copy_backbone(self.backbone, folder)
-        description = {
-            "score": self.score,
-            "params": dict(self.params),
-            "threshold": self.threshold,
-            "decoding": asdict(self.decoding),
-            "batch_size": self.batch_size,
-            "backbone": backbone,
-            "facts": dict(self.facts),
-            "records": sorted(self.records),
-        }
-        text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False)
-        (folder / "detector.json").write_text(text + "\n", encoding="utf-8")
+        record = DetectorRecord(
+            score=self.score,
+            params=dict(self.params),
+            threshold=self.threshold,
+            decoding=self.decoding,
+            batch_size=self.batch_size,
+            backbone=backbone,
+            facts=dict(self.facts),
+            records=tuple(sorted(self.records)),
+        )
+        (folder / FILE).write_bytes(record.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> Detector:
         """Read what `save` wrote, wherever the folder lies now.
 
         Raises:
-            UserError: where the folder holds no detector.
+            UserError: where the folder holds no detector, or a damaged one.
         """
+        place = folder / FILE
         try:
-            text = (folder / "detector.json").read_text(encoding="utf-8")
+            record = DetectorRecord.from_json(place.read_bytes(), str(place))
         except FileNotFoundError:
-            raise UserError(f"{folder}: no detector there (no file detector.json)") from None
-        description = json.loads(text)
-        description["decoding"] = Decoding(**description["decoding"])
-        description["records"] = {
-            name: from_bytes(name, (folder / _record_file(name)).read_bytes())
-            for name in description.get("records", [])
-        }
-        detector = cls(predictor=Predictor.load(folder), **description)
-        if description["backbone"] is None:
-            return detector
-        return replace(detector, backbone=_find_backbone(description["backbone"], folder))
+            raise UserError(f"{folder}: no detector there (no file {FILE})") from None
+        backbone = record.backbone
+        return cls(
+            predictor=Predictor.load(folder),
+            backbone=None if backbone is None else _find_backbone(backbone, folder),
+            score=record.score,
+            params=record.params,
+            threshold=record.threshold,
+            decoding=record.decoding,
+            batch_size=record.batch_size,
+            facts=record.facts,
+            records={
+                name: from_bytes(name, (folder / _record_file(name)).read_bytes())
+                for name in record.records
+            },
+        )
 
 
 def _record_file(name: str) -> str:
     return f"score-{name}.safetensors"
 
 
-def _copy_backbone(backbone: BackboneConfig, folder: Path) -> dict[str, Any]:
+def _copy_backbone(backbone: BackboneConfig, folder: Path) -> BackboneConfig:
     """Copy the files of a resolved backbone; its configuration with their names there."""
     if backbone.path is None:
         raise UserError(f"backbone {backbone.name}: not resolved yet")
-    names = {"path": f"backbone{Path(backbone.path).suffix}", "builtin": None}
+    names: dict[str, str | None] = {
+        "path": f"backbone{Path(backbone.path).suffix}",
+        "builtin": None,
+    }
     if backbone.config is not None:
         names["config"] = "backbone.json"
         shutil.copyfile(backbone.config, folder / "backbone.json")
     shutil.copyfile(backbone.path, folder / str(names["path"]))
-    return {**plain(backbone), **names}
+    return backbone.model_copy(update=names)
 
 
-def _find_backbone(saved: Mapping[str, Any], folder: Path) -> BackboneConfig:
+def _find_backbone(saved: BackboneConfig, folder: Path) -> BackboneConfig:
     """The configuration that `_copy_backbone` returned, with full paths."""
-    files = {key: str(folder / saved[key]) for key in ("path", "config") if saved[key]}
-    return BackboneConfig(**{**saved, **files})
+    named = {"path": saved.path, "config": saved.config}
+    return saved.model_copy(update={k: str(folder / name) for k, name in named.items() if name})

@@ -11,33 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from pydantic import Field
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.config import Section, digest
+from pipelines.code_digest import Code, Entry, code_of
+from pipelines.config import digest
 from pipelines.data.images import DEFAULT, Decoding
+from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
+from pipelines.ood import FITTED_SCORES, SCORES
+from pipelines.records import Value
+from pipelines.register.choose import RegisterConfig
 from pipelines.register.detector import ARTIFACT, VERDICTS, Detector
+from pipelines.register.result import RegisterResult
+from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records, to_bytes
 from pipelines.tracking import Tracker, load_mlflow
 
 PACKAGE = Path(__file__).resolve().parents[1]
+# The module that MLflow runs to get the model.
+MODEL = "pipelines.register.mlflow_model"
 # What the model imports; MLflow's guess would take seconds and name much more.
 REQUIREMENTS = (
     "mlflow", "numpy", "omegaconf", "open_clip_torch", "pandas", "pillow", "pyarrow", "pydantic",
     "fsspec", "safetensors", "scikit-learn", "torch", "torchvision",
 )  # fmt: skip
-
-
-class RegisterConfig(Section):
-    """What is registered, and under which name."""
-
-    name: str = Field("energy-ood", pattern=r"^[\w. -]+$", description="name in the model registry")
-    alias: str = Field("champion", pattern=r"^[\w-]+$", description="alias of the version to use")
-    method: str = Field("auto", description="auto: chosen on validation data; or a method's name")
-    score: str = Field("auto", description="auto: chosen on validation data; or a score's name")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Candidate:
         method: that trained the head.
         score: name of the score that judges.
         params: its parameters.
-        threshold: a lower score is out of distribution.
+        threshold: set on ID validation; a lower score is out of distribution.
         target_tpr: share of ID validation images that the threshold accepts.
         class_names: of the predictor.
         facts: further tags of the version.
@@ -64,7 +62,7 @@ class Candidate:
     method: str
     score: str
     params: Mapping[str, float]
-    threshold: float
+    threshold: Threshold
     target_tpr: float
     class_names: tuple[str, ...]
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -72,15 +70,29 @@ class Candidate:
     batch_size: int = 64
     records: Records = field(default_factory=dict)
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """Facts of the version beside those of its method and score."""
+        return {
+            **self.facts,
+            "threshold_low": f"{self.threshold.low:.9g}",
+            "threshold_high": f"{self.threshold.high:.9g}",
+            "threshold_images": str(self.threshold.num_images),
+        }
+
     def detector(self) -> Detector:
-        """The record that is saved."""
-        facts = {"method": self.method, "target_tpr": self.target_tpr, **self.facts}
+        """The detector that is saved."""
+        facts: dict[str, Value] = {
+            "method": self.method,
+            "target_tpr": self.target_tpr,
+            **self.tags,
+        }
         return Detector(
             predictor=self.predictor,
             backbone=self.backbone,
             score=self.score,
             params=self.params,
-            threshold=self.threshold,
+            threshold=self.threshold.value,
             decoding=self.decoding,
             batch_size=self.batch_size,
             facts=facts,
@@ -94,24 +106,33 @@ class Candidate:
             {
                 "head": {name: hashlib.sha256(files[name]).hexdigest() for name in files},
                 "backbone": dict(clip.identity(self.backbone)),
-                "score": [self.score, dict(self.params), self.threshold, self.target_tpr],
+                "score": [self.score, dict(self.params), self.threshold.value, self.target_tpr],
                 "records": {
                     name: hashlib.sha256(to_bytes(record)).hexdigest()
                     for name, record in self.records.items()
                 },
                 "decoding": asdict(self.decoding),
-                "code": _code_digest(),
+                "code": model_code(self.predictor.head, self.score).digest,
             }
         )
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A version in the registry; `uri` is what `mlflow.pyfunc.load_model` takes."""
+def model_code(head: str, score: str) -> Code:
+    """The code that can decide a model's verdicts.
 
-    name: str
-    version: str
-    uri: str
+    Args:
+        head: the name of the head's kind.
+        score: the name of the score.
+    """
+    entries: list[Entry] = [MODEL, f"pipelines.heads.{head}"]
+    for name in scoring.with_parts([score]):
+        if name in SCORES:
+            entries.append(SCORES[name].function)
+        elif name in FITTED_SCORES:
+            entries.append(FITTED_SCORES[name].record)
+        elif name in scoring.TRAINED:
+            entries.append(scoring.TRAINED[name])
+    return code_of(*entries)
 
 
 def register(
@@ -120,7 +141,7 @@ def register(
     run_id: str,
     *,
     settings: RegisterConfig | None = None,
-) -> Registered:
+) -> RegisterResult:
     """Log the model into the run, register it, and let the alias point to it.
 
     The same content again finds the version that is there.
@@ -131,7 +152,15 @@ def register(
         candidate, tracker, run_id, settings.name, content
     )
     tracker.client.set_registered_model_alias(settings.name, settings.alias, version)
-    return Registered(settings.name, version, f"models:/{settings.name}@{settings.alias}")
+    return RegisterResult(
+        name=settings.name,
+        model_version=version,
+        uri=f"models:/{settings.name}@{settings.alias}",
+        method=candidate.method,
+        score=candidate.score,
+        params=dict(candidate.params),
+        threshold=candidate.threshold,
+    )
 
 
 def _find(tracker: Tracker, name: str, content: str) -> str | None:
@@ -157,6 +186,8 @@ def _create(candidate: Candidate, tracker: Tracker, run_id: str, name: str, cont
 
 def _log(candidate: Candidate) -> Any:
     """Log the model, self-contained, into MLflow's current run; gives MLflow's ModelInfo."""
+    import pandas as pd  # half a second, which the record of a finished run need not wait for
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / ARTIFACT
         candidate.detector().save(folder)
@@ -171,7 +202,7 @@ def _log(candidate: Candidate) -> Any:
             code_paths=[str(PACKAGE)],
             pip_requirements=requirements(),
             signature=signature(),
-            # A model that reads patches takes images only, and there is none at hand.
+            # A model that reads local features takes images only, and there is none at hand.
             input_example=None if detector.needs_local else example,
         )
 
@@ -210,16 +241,9 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "method": candidate.method,
         "score": candidate.score,
         **{f"score.{key}": f"{value:.17g}" for key, value in candidate.params.items()},
-        "threshold": f"{candidate.threshold:.17g}",
+        "threshold": f"{candidate.threshold.value:.17g}",
         "target_tpr": f"{candidate.target_tpr:g}",
         "backbone": candidate.backbone.name,
         "classes": str(len(candidate.class_names)),
-        **candidate.facts,
+        **candidate.tags,
     }
-
-
-def _code_digest() -> str:
-    files = sorted(PACKAGE.rglob("*.py"))
-    names = [str(path.relative_to(PACKAGE)) for path in files]
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return digest([names, hashes])

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pipelines.ood.pareto import pareto_front
 from pipelines.plots import INK, LINE, MUTED, new_figure
 from pipelines.report.figures import score_style
 from pipelines.report.tables import Value
@@ -38,34 +39,29 @@ class Point:
         return 100 * self.accuracy.mean, 100 * self.auroc.mean
 
 
-def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one equals or beats in both and beats in one, by accuracy.
-
-    Of equal points all are on the front.
-    """
-
-    def beaten(x: float, y: float) -> bool:
-        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in (p.place for p in points))
-
-    return sorted((p for p in points if not beaten(*p.place)), key=lambda p: p.place)
+def front_of(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front of points, by accuracy; of equal points all are on it."""
+    front = pareto_front(np.array([point.place for point in points]))
+    chosen = [point for point, on_front in zip(points, front, strict=True) if on_front]
+    return sorted(chosen, key=lambda point: point.place)
 
 
-def accuracy_detection(own: Sequence[Point], others: Sequence[Point], x_label: str) -> Figure:
+def accuracy_detection(labelled: Sequence[Point], others: Sequence[Point], x_label: str) -> Figure:
     """Up and to the right is better.
 
     Args:
-        own: every method with its own score; labelled, and joined by the Pareto front.
+        labelled: every method under its selection criterion, with the Pareto front over them.
         others: the methods under other scores, shown small.
         x_label: the kind of accuracy.
     """
-    front = pareto_front(own)
-    with new_figure(6.6, max(3.6, _PITCH * len(own) + 1.3)) as figure:
+    front = front_of(labelled)
+    with new_figure(6.6, max(3.6, _PITCH * len(labelled) + 1.3)) as figure:
         axes = figure.subplots()
         if others:
             x, y = zip(*(p.place for p in others), strict=True)
             axes.plot(x, y, "o", color=MUTED, alpha=0.35, markersize=2.5, markeredgewidth=0)
-        names = list(dict.fromkeys(p.score for p in own))
-        for number, point in enumerate(own):
+        names = list(dict.fromkeys(p.score for p in labelled))
+        for number, point in enumerate(labelled):
             _draw(axes, point, names, _MARKERS[number % len(_MARKERS)])
         axes.margins(0.06)
         _draw_front(axes, front)
@@ -73,7 +69,7 @@ def accuracy_detection(own: Sequence[Point], others: Sequence[Point], x_label: s
         axes.grid(color=LINE, linewidth=0.6)
         axes.set_axisbelow(True)
         _explain(figure, bool(others))
-        _label(figure, axes, own, front)
+        _label(figure, axes, labelled, front)
     return figure
 
 
@@ -115,20 +111,20 @@ def _explain(figure: Figure, others: bool) -> None:
     """What the marks mean, below the axes."""
     dot: dict[str, Any] = {"marker": "o", "linestyle": "", "color": MUTED}
     marks = [
-        Line2D([], [], markersize=7, label="a method with its own score", **dot),
+        Line2D([], [], markersize=7, label="a method under its selection criterion", **dot),
         Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front"),
     ]
     if others:
-        marks.insert(1, Line2D([], [], markersize=2.5, label="with another score", **dot))
+        marks.insert(1, Line2D([], [], markersize=2.5, label="under another score", **dot))
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), handletextpad=0.4)
 
 
-def _label(figure: Figure, axes: Axes, own: Sequence[Point], front: Sequence[Point]) -> None:
+def _label(figure: Figure, axes: Axes, labelled: Sequence[Point], front: Sequence[Point]) -> None:
     """Every point's name in a column at the right, in the order of the points' heights."""
     figure.draw_without_rendering()  # fixes the layout, which the labels are fitted to
     inches = axes.get_window_extent().height / figure.dpi
     low, high = axes.get_ylim()
-    ordered = sorted(own, key=lambda p: p.place[::-1], reverse=True)
+    ordered = sorted(labelled, key=lambda p: p.place[::-1], reverse=True)
     wanted = [(p.place[1] - low) / (high - low) for p in ordered]
     for point, height in zip(ordered, _spread(wanted, _PITCH / inches), strict=True):
         axes.annotate(

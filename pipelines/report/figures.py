@@ -20,26 +20,43 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipelines.ood import auroc
-from pipelines.plots import INK, LINE, MUTED, PAPER, new_figure
+from pipelines.plots import (
+    BLUE,
+    BROWN,
+    GREEN,
+    INK,
+    LINE,
+    MUTED,
+    OLIVE,
+    ORANGE,
+    PAPER,
+    PINK,
+    PURPLE,
+    SHADE,
+    SKY,
+    VERMILION,
+    new_figure,
+)
+from pipelines.records import SetName
 from pipelines.report import tables
 
-# Okabe and Ito's colour-blind safe hues: blues for the known classes, warm hues for the others.
-_KINDS = {"ID": "#0072b2", "shifted": "#56b4e9", "near": "#e69f00", "far": "#d55e00"}
-_OTHER_GROUPS = ("#cc79a7", "#009e73", "#8c564b", "#999933")
+# Blues for the known classes, warm hues for the others.
+_KINDS = {"ID": BLUE, "shifted": SKY, "near": ORANGE, "far": VERMILION}
+_OTHER_GROUPS = (PINK, GREEN, BROWN, OLIVE)
 _SCORES: dict[str, tuple[str, Any]] = {
-    "delta_energy": ("#aa3377", "-"),
-    "mcm": ("#009e73", "-"),
+    "delta_energy": (PURPLE, "-"),
+    "mcm": (GREEN, "-"),
     "energy": (INK, "-"),
     "max_logit": (INK, (0, (4, 2))),
     "msp": (MUTED, (0, (1, 1.5))),
 }
-_OTHER_SCORES = ("#e69f00", "#0072b2", "#d55e00", "#56b4e9", "#999933", "#8c564b")
+_OTHER_SCORES = (ORANGE, BLUE, VERMILION, SKY, OLIVE, BROWN)
 _MINUS = "\u2212"  # as on the axes
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A method's scores of one seed, and the score that is its own."""
+class ScoredMethod:
+    """A method's scores of one seed, and its selection criterion with the threshold on it."""
 
     method: str
     score: str
@@ -89,10 +106,10 @@ class Judged:
 
 def kind(set_name: str) -> str:
     """`ID`, `shifted` or the group of an OOD set; empty for a set that is not for testing."""
-    role, *way = set_name.split("/")
-    if role == "ood" and way:
-        return way[0]
-    return {"test": "ID", "shifted": "shifted"}.get(role, "")
+    parsed = SetName.parse(set_name)
+    if parsed.role == "ood":
+        return parsed.group
+    return {"test": "ID", "shifted": "shifted"}.get(parsed.role, "")
 
 
 def kind_colour(name: str) -> str:
@@ -108,47 +125,47 @@ def score_style(name: str, names: Sequence[str]) -> tuple[str, Any]:
     return _OTHER_SCORES[others.index(name) % len(_OTHER_SCORES)], (0, (5, 1.5, 1, 1.5))
 
 
-def histogram(judged: Judged) -> Figure:
-    """The method's own score of each kind of set, one row each, with the threshold through all."""
-    kinds = judged.kinds
+def histogram(scored: ScoredMethod) -> Figure:
+    """The selection criterion on each kind of set, one row each, with the threshold through all."""
+    kinds = scored.kinds
     with new_figure(4.4, 0.62 * len(kinds) + 0.75) as figure:
-        _ridges(list(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]), judged)
+        _ridges(list(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]), scored)
     return figure
 
 
-def energy_change(judged: Judged) -> Figure | None:
+def energy_change(scored: ScoredMethod) -> Figure | None:
     """`delta_energy` of every set: median, middle half and middle 90 % of the images."""
-    if "delta_energy" not in judged.scores:
+    if "delta_energy" not in scored.scores:
         return None
-    with new_figure(4.4, 0.26 * len(judged.sets) + 0.8) as figure:
+    with new_figure(4.4, 0.26 * len(scored.sets) + 0.8) as figure:
         axes = figure.subplots()
-        for row, name in enumerate(judged.sets):
+        for row, name in enumerate(scored.sets):
             low, first, middle, third, high = np.quantile(
-                judged.values(name, "delta_energy"), [0.05, 0.25, 0.5, 0.75, 0.95]
+                scored.values(name, "delta_energy"), [0.05, 0.25, 0.5, 0.75, 0.95]
             )
             colour = kind_colour(kind(name))
             axes.plot([low, high], [row, row], color=colour, linewidth=1.2)
             axes.plot([first, third], [row, row], color=colour, linewidth=5, alpha=0.75)
             axes.plot([middle], [row], "o", color=PAPER, markeredgecolor=colour, markersize=5)
-        axes.set_yticks(range(len(judged.sets)), [tables.set_label(n) for n in judged.sets])
-        axes.set_ylim(len(judged.sets) - 0.5, -0.5)
+        axes.set_yticks(range(len(scored.sets)), [tables.set_label(n) for n in scored.sets])
+        axes.set_ylim(len(scored.sets) - 0.5, -0.5)
         axes.set_xlabel(f"energy change E1 {_MINUS} E0 (no unit)")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     return figure
 
 
-def roc(judged: Judged, group: str, target_tpr: float) -> Figure:
-    """ROC curves of every score for one group of OOD sets; the method's own score is thick."""
+def roc(scored: ScoredMethod, group: str, target_tpr: float) -> Figure:
+    """ROC curves of every score for one group of OOD sets; the selection criterion is thick."""
     with new_figure(3.5, 3.2) as figure:
         axes = figure.subplots()
-        for score in judged.scores:
-            false, true, area = _curve(judged, group, score)
-            colour, dashes = score_style(score, judged.scores)
-            own = score == judged.score
+        for score in scored.scores:
+            false, true, area = _curve(scored, group, score)
+            colour, dashes = score_style(score, scored.scores)
+            is_criterion = score == scored.score
             # The thick curve lies below, so that an equal one still shows.
             style: dict[str, Any] = (
-                {"linewidth": 2.4, "zorder": 2} if own else {"linewidth": 1.2, "zorder": 3}
+                {"linewidth": 2.4, "zorder": 2} if is_criterion else {"linewidth": 1.2, "zorder": 3}
             )
             label = f"{score}  {100 * area:.1f}"
             axes.plot(false, true, color=colour, linestyle=dashes, label=label, **style)
@@ -159,12 +176,12 @@ def roc(judged: Judged, group: str, target_tpr: float) -> Figure:
     return figure
 
 
-def histograms(judged: Sequence[Judged]) -> Figure:
-    """Every method's own score side by side, for the README."""
-    rows = max(len(item.kinds) for item in judged)
-    with new_figure(3.6 * len(judged), 0.62 * rows + 1.0) as figure:
+def histograms(scored: Sequence[ScoredMethod]) -> Figure:
+    """Every method under its selection criterion, side by side, for the README."""
+    rows = max(len(item.kinds) for item in scored)
+    with new_figure(3.6 * len(scored), 0.62 * rows + 1.0) as figure:
         for column, item in zip(
-            figure.subfigures(1, len(judged), squeeze=False)[0], judged, strict=True
+            figure.subfigures(1, len(scored), squeeze=False)[0], scored, strict=True
         ):
             column.suptitle(f"{item.method} + {item.score}", fontsize=10, fontweight="bold")
             _ridges(
@@ -174,7 +191,7 @@ def histograms(judged: Sequence[Judged]) -> Figure:
 
 
 def table_picture(shown: tables.Table) -> Figure:
-    """The main table as a picture, for the README; marked cells are shaded."""
+    """The main table as a picture, for the README; marked rows are shaded."""
     pitch, heads = 0.27, 2
     lines = heads + len(shown.rows) + len(shown.methods)
     stub, width = 1.7, 1.0
@@ -191,8 +208,8 @@ def table_picture(shown: tables.Table) -> Figure:
             axes.text(0.1, line + 0.5, method, va="center", fontweight="bold")
             for row in rows:
                 line += 1
-                if row.cell:
-                    axes.axhspan(line, line + 1, color="#fff1cc", zorder=0)
+                if row.label:
+                    axes.axhspan(line, line + 1, color=SHADE, zorder=0)
                 axes.text(0.25, line + 0.5, row.score, va="center")
                 for right, value in zip(rights, row.values, strict=True):
                     text = "-" if value is None else str(value)
@@ -201,17 +218,17 @@ def table_picture(shown: tables.Table) -> Figure:
     return figure
 
 
-def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
+def _ridges(rows: Sequence[Axes], scored: ScoredMethod) -> None:
     """A histogram per kind on a common axis, labelled at its left and with the share accepted."""
-    values = {name: judged.values(name) for name in judged.kinds}
+    values = {name: scored.values(name) for name in scored.kinds}
     low, high = np.quantile(np.concatenate(list(values.values())), [0.001, 0.999])
     pad = 0.02 * (high - low) or 1e-6
-    edges = np.linspace(min(low, judged.threshold) - pad, max(high, judged.threshold) + pad, 46)
+    edges = np.linspace(min(low, scored.threshold) - pad, max(high, scored.threshold) + pad, 46)
     for axes, (name, scores) in zip(rows, values.items(), strict=True):
         counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)
         axes.stairs(counts / counts.max(), edges, fill=True, color=kind_colour(name), alpha=0.85)
-        axes.axvline(judged.threshold, color=INK, linewidth=1)
-        accepted = 100 * np.mean(scores >= judged.threshold)
+        axes.axvline(scored.threshold, color=INK, linewidth=1)
+        accepted = 100 * np.mean(scores >= scored.threshold)
         side: dict[str, Any] = {"va": "center", "transform": axes.transAxes, "fontsize": 9}
         axes.text(-0.02, 0.35, name, ha="right", **side)
         axes.text(1.02, 0.35, f"{accepted:.1f} %", ha="left", **side)
@@ -220,7 +237,7 @@ def _ridges(rows: Sequence[Axes], judged: Judged) -> None:
         axes.tick_params(axis="x", length=3 if axes is rows[-1] else 0)
     rows[0].set_title("accepted", fontsize=8.5, color=MUTED, loc="right", x=1.16)
     rows[-1].locator_params(axis="x", nbins=5)
-    rows[-1].set_xlabel(f"{judged.score} (threshold {_minus(judged.threshold)})")
+    rows[-1].set_xlabel(f"{scored.score} (threshold {_minus(scored.threshold)})")
 
 
 def _minus(value: float) -> str:
@@ -229,10 +246,10 @@ def _minus(value: float) -> str:
 
 
 def _curve(
-    judged: Judged, group: str, score: str
+    scored: ScoredMethod, group: str, score: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """FPR and TPR in percent at no more than some 200 thresholds, and the exact AUROC."""
-    known, unknown = np.sort(judged.values("ID", score)), np.sort(judged.values(group, score))
+    known, unknown = np.sort(scored.values("ID", score)), np.sort(scored.values(group, score))
     both = np.sort(np.concatenate([known, unknown]))
     steps = np.linspace(0, len(both) - 1, 200).astype(np.int64)
     thresholds = np.append(np.unique(both[steps]), np.inf)

@@ -1,7 +1,6 @@
-"""What a run found, as one self-contained HTML page, as text for the terminal and for docs.
+"""What a run found, as one self-contained HTML page and as PNG files for docs.
 
-    page = report.write(metrics, scores, sweep=sweep, config_yaml=text, stamp=stamp, image=image)
-    print(report.text_table(metrics))
+    html = page.write(metrics, ReportInputs(scores, config_yaml=text, stamp=stamp, sweep=sweep))
 
 The page holds everything it shows (pictures as SVG or data URIs) and its bytes depend on nothing
 but what it is given. All text that comes from data is escaped.
@@ -9,75 +8,70 @@ but what it is given. All text that comes from data is escaped.
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jinja2
-import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from matplotlib.figure import Figure
 
 from pipelines import plots
+from pipelines.evaluate.metrics import Metrics, Rejected
+from pipelines.records import HeadKey
 from pipelines.report import figures as pictures
-from pipelines.report import tables
+from pipelines.report import statements, tables
 from pipelines.report.accuracy_detection import Point, accuracy_detection
-from pipelines.report.figures import Judged
-from pipelines.report.tables import markdown_table, text_table
+from pipelines.report.figures import ScoredMethod
+from pipelines.report.mistakes import Images, mistakes
 from pipelines.sweep import evidence as sweep_evidence
 from pipelines.sweep import figures as sweep_figures
+from pipelines.sweep.result import SweepResult
 
-__all__ = ["figures", "markdown_table", "text_table", "write"]
-
-_SAMPLES = 6
-_THUMBNAIL = 112
 _REJECTED_SHOWN = 10
 _TRIALS_SHOWN = 100
 
-
-Images = Callable[[str, str], bytes | None]
-Scores = Mapping[tuple[str, int], pa.Table]
+Scores: TypeAlias = Mapping[HeadKey, pa.Table]
+# A picture with its title, as SVG.
+Panel: TypeAlias = tuple[str, Markup]
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """An image that a method gets wrong: its thumbnail as a data URI, and what was said of it."""
+class ReportInputs:
+    """What the page shows beside the metrics.
 
-    set_label: str
-    key: str
-    truth: str
-    predicted: str
-    confidence: float
-    score: float
-    picture: str
-
-
-def write(
-    metrics: Mapping[str, Any],
-    scores: Scores,
-    *,
-    sweep: Mapping[str, Any],
-    config_yaml: str,
-    stamp: Mapping[str, str],
-    surfaces: pa.Table | None = None,
-    image: Images | None = None,
-) -> str:
-    """The whole report as one HTML page that loads nothing.
-
-    Args:
-        metrics: the content of `metrics.json`.
-        scores: the scores table of each (method, seed); the first seed is drawn.
-        sweep: the content of `sweep.json`; empty where nothing was swept.
+    Attributes:
+        scores: the scores table of each head; the first seed of the chosen ones is drawn.
         config_yaml: the resolved configuration.
         stamp: what the run was made with (git sha, versions, fingerprints).
+        sweep: the sweep's record; None where the page says nothing of it.
         surfaces: the post-hoc surfaces of the chosen trials, where the sweep wrote them.
         image: the encoded image of (set name, key), or None where it cannot be had.
     """
+
+    scores: Scores
+    config_yaml: str
+    stamp: Mapping[str, str]
+    sweep: SweepResult | None = None
+    surfaces: pa.Table | None = None
+    image: Images | None = None
+
+
+@dataclass
+class Pictures:
+    """Every panel of the page, under the name of its section; ROC curves by group of OOD sets."""
+
+    accuracy: list[Panel] = field(default_factory=list)
+    histogram: list[Panel] = field(default_factory=list)
+    energy: list[Panel] = field(default_factory=list)
+    roc: dict[str, list[Panel]] = field(default_factory=dict)
+    sweep: list[Panel] = field(default_factory=list)
+
+
+def write(metrics: Metrics, inputs: ReportInputs) -> str:
+    """The whole report as one HTML page that loads nothing."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -85,218 +79,120 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    judged = _judged(metrics, scores, sweep)
+    scored, sweep = scored_methods(metrics, inputs.scores), inputs.sweep
+    class_names, image = metrics.facts.class_names, inputs.image or _no_image
+    searched = sweep if sweep is not None and sweep.trials else None
     return environment.get_template("page.html.j2").render(
         metrics=metrics,
         sweep=sweep,
-        config_yaml=config_yaml,
-        stamp=stamp,
+        config_yaml=inputs.config_yaml,
+        stamp=inputs.stamp,
         tables=tables,
         main=tables.table(metrics, tables.main_columns(metrics)),
-        shifted=_once_per_method(tables.table(metrics, tables.shifted_columns(metrics))),
+        shifted=tables.once_per_method(tables.table(metrics, tables.shifted_columns(metrics))),
         by_set=tables.table(metrics, tables.set_columns(metrics)),
         further=tables.table(metrics, tables.further_columns()),
         thresholds=tables.table(metrics, tables.accepted_columns(metrics)),
-        threshold_of={(r["method"], r["score"]): r["threshold"] for r in metrics["rows"]},
-        compared=tables.comparisons(metrics),
-        order=list(_rows_by_method(metrics)),
-        threshold_note=_threshold_note(metrics),
-        pictures=_drawn(metrics, judged),
-        mistakes=[
-            (item, list(_mistakes(item, metrics["class_names"], image or _no_image)))
-            for item in judged
-        ],
-        rejected=_rejected(metrics.get("rejected") or []),
+        threshold_of={(row.method, row.score): row.threshold for row in metrics.rows},
+        compared=tables.comparison_table(metrics),
+        order=list(metrics.methods),
+        notes=statements.notes(metrics),
+        setting_of=statements.setting_of,
+        threshold_note=statements.threshold_note(metrics),
+        pictures=_drawn(metrics, scored, inputs),
+        mistakes=[(item, list(mistakes(item, class_names, image))) for item in scored],
+        rejected=_rejected(metrics.facts.rejected),
         trials_shown=_TRIALS_SHOWN,
-        evidence=_evidence(sweep, surfaces),
+        evidence=searched and sweep_evidence.evidence(searched, inputs.surfaces),
     )
 
 
-def figures(
-    metrics: Mapping[str, Any], scores: Scores, *, sweep: Mapping[str, Any]
-) -> dict[str, bytes]:
+def tracked_figures(metrics: Metrics) -> dict[str, float]:
+    """The main table as MLflow keeps it: METHOD/SCORE/FIGURE, means over seeds."""
+    figures: dict[str, float] = {}
+    for row in metrics.rows:
+        prefix = f"{row.method}/{row.score}"
+        figures[f"{prefix}/id_accuracy"] = row.id_accuracy.mean
+        if row.ood_accuracy is not None:
+            figures[f"{prefix}/ood_accuracy"] = row.ood_accuracy.mean
+        for metric, by_group in (("auroc", row.auroc), ("fpr", row.fpr)):
+            figures |= {f"{prefix}/{metric}/{group}": v.mean for group, v in by_group.items()}
+    return figures
+
+
+def figures(metrics: Metrics, scores: Scores) -> dict[str, bytes]:
     """PNG files for the README, by file name: table, histograms, accuracy against detection."""
     whole = tables.table(metrics, tables.main_columns(metrics))
     drawn = {"table.png": pictures.table_picture(whole)}
-    if judged := _judged(metrics, scores, sweep):
-        drawn["histograms.png"] = pictures.histograms(judged)
-        for x_label, own, others in _points(metrics, judged)[-1:]:
-            drawn["accuracy_detection.png"] = accuracy_detection(own, others, x_label)
+    if scored := scored_methods(metrics, scores):
+        drawn["histograms.png"] = pictures.histograms(scored)
+        for x_label, labelled, others in _points(metrics, scored)[-1:]:
+            drawn["accuracy_detection.png"] = accuracy_detection(labelled, others, x_label)
     return {name: plots.png(figure) for name, figure in drawn.items()}
+
+
+def scored_methods(metrics: Metrics, scores: Scores) -> list[ScoredMethod]:
+    """Each method under its selection criterion, where the first seed's scores are there."""
+    found = []
+    for method in metrics.methods:
+        table = scores.get(HeadKey(method=method, seed=metrics.seeds[0]))
+        if table is not None:
+            row = metrics.criterion_row(method)
+            found.append(ScoredMethod(method, row.score, row.threshold.value, table))
+    return found
 
 
 def _no_image(_set_name: str, _key: str) -> None:
     """Where no images are at hand."""
 
 
-def _judged(metrics: Mapping[str, Any], scores: Scores, sweep: Mapping[str, Any]) -> list[Judged]:
-    """Each method with its own score, where the first seed's scores table is there."""
-    found = []
-    for method, rows in _rows_by_method(metrics).items():
-        table = scores.get((method, metrics["seeds"][0]))
-        if table is not None:
-            row = _own(rows, (sweep.get("methods") or {}).get(method) or {})
-            value = float(row["threshold"]["value"])
-            found.append(Judged(method, row["score"], value, table))
-    return found
-
-
-def _own(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row of the method's own score: as its setting names it, else marked, else the first."""
-    own = (chosen.get("setting") or {}).get("score")
-    named = [row for row in rows if row["score"] == own]
-    marked = [row for row in rows if row.get("cell")]
-    return [*named, *marked, *rows][0]
-
-
-def _rows_by_method(metrics: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in metrics["rows"]:
-        found.setdefault(row["method"], []).append(row)
-    return found
-
-
-def _once_per_method(whole: tables.Table) -> tables.Table:
-    """Only the first row of each method: accuracy does not depend on the score."""
-    return tables.Table(whole.columns, tuple(rows[0] for _, rows in whole.methods))
-
-
-def _threshold_note(metrics: Mapping[str, Any]) -> str:
-    """One line on what the threshold, set on ID, does to shifted images."""
-    found = [
-        (tpr["mean"], name, row)
-        for row in metrics["rows"]
-        for name, tpr in row["tpr"].items()
-        if name.startswith("shifted/")
-    ]
-    target = f"{100 * metrics['target_tpr']:g} %"
-    if not found:
-        return f"Each threshold is set to accept {target} of the ID validation images."
-    least, name, row = min(found, key=lambda item: item[0])
-    return (
-        f"A threshold that accepts {target} of the ID validation images also rejects shifted "
-        f"images of the same classes: of {tables.set_label(name)}, {row['method']} + "
-        f"{row['score']} accepts {100 * least:.1f} %, the least here."
-    )
-
-
-def _drawn(metrics: Mapping[str, Any], judged: Sequence[Judged]) -> dict[str, Any]:
-    """Every panel as (title, SVG), under the name of its picture; ROC curves by group of sets."""
-    drawn: dict[str, Any] = {"accuracy": [], "histogram": [], "energy": [], "roc": {}}
-    for x_label, points, others in _points(metrics, judged):
+def _drawn(metrics: Metrics, scored: Sequence[ScoredMethod], inputs: ReportInputs) -> Pictures:
+    drawn = Pictures()
+    for x_label, points, others in _points(metrics, scored):
         figure = accuracy_detection(points, others, x_label)
-        drawn["accuracy"].append(_panel(x_label.removesuffix(" (%)") + " and detection", figure))
-    for item in judged:
-        own = f"{item.method} + {item.score}"
-        drawn["histogram"].append(_panel(own, pictures.histogram(item)))
+        drawn.accuracy.append(_panel(x_label.removesuffix(" (%)") + " and detection", figure))
+    for item in scored:
+        drawn.histogram.append(_panel(f"{item.method} + {item.score}", pictures.histogram(item)))
         if (change := pictures.energy_change(item)) is not None:
-            drawn["energy"].append(_panel(item.method, change))
+            drawn.energy.append(_panel(item.method, change))
         for group in item.groups:
-            figure = pictures.roc(item, group, metrics["target_tpr"])
-            drawn["roc"].setdefault(group, []).append(_panel(f"{item.method}, {group} OOD", figure))
+            figure = pictures.roc(item, group, metrics.target_tpr)
+            panel = _panel(f"{item.method}, {group} OOD", figure)
+            drawn.roc.setdefault(group, []).append(panel)
+    if inputs.sweep is not None and inputs.sweep.trials:
+        found = sweep_figures.drawn(inputs.sweep, inputs.surfaces)
+        drawn.sweep = [_panel(title, figure) for _, title, figure in found]
     return drawn
 
 
-def _evidence(sweep: Mapping[str, Any], surfaces: pa.Table | None) -> dict[str, Any]:
-    """What the trials say, and their pictures as (title, SVG)."""
-    if not sweep.get("trials"):
-        return {}
-    return {
-        **sweep_evidence.evidence(sweep, surfaces),
-        "pictures": [
-            _panel(title, figure) for _, title, figure in sweep_figures.drawn(sweep, surfaces)
-        ],
-    }
-
-
-def _panel(title: str, figure: Any) -> tuple[str, Markup]:
+def _panel(title: str, figure: Figure) -> Panel:
     return title, Markup(plots.svg(figure, title))  # matplotlib escapes its text
 
 
 def _points(
-    metrics: Mapping[str, Any], judged: Sequence[Judged]
+    metrics: Metrics, scored: Sequence[ScoredMethod]
 ) -> list[tuple[str, list[Point], list[Point]]]:
-    """For each kind of accuracy: its label, each method with its own score, and with others."""
-    own = {(item.method, item.score) for item in judged}
+    """For each kind of accuracy: its label, each method under its criterion, and under others."""
+    criteria = {(item.method, item.score) for item in scored}
     found = []
-    for key, label in (("id_accuracy", "ID ACC (%)"), ("ood_accuracy", "OOD ACC (%)")):
-        columns = [tables.Column("", "", (key,)), tables.Column("", "", ("auroc", "mean"))]
-        rows = tables.table(metrics, columns).rows
+    kinds = ((tables.id_accuracy, "ID ACC (%)"), (tables.ood_accuracy, "OOD ACC (%)"))
+    for accuracy, label in kinds:
+        columns = [tables.Column("", "", accuracy), tables.Column("", "", tables.auroc())]
         points = [
             Point(row.method, row.score, row.values[0], row.values[1])
-            for row in rows
+            for row in tables.table(metrics, columns).rows
             if row.values[0] and row.values[1]
         ]
-        marked = [point for point in points if (point.method, point.score) in own]
+        marked = [point for point in points if (point.method, point.score) in criteria]
         if marked:
             found.append((label, marked, [point for point in points if point not in marked]))
     return found
 
 
-def _mistakes(
-    judged: Judged, class_names: Sequence[str], image: Images
-) -> Iterator[tuple[str, int, list[Mistake]]]:
-    """Each kind of mistake: its name, how many there are, and the most confident of them."""
-    table = judged.table
-    kinds = judged.row_kinds
-    score = np.asarray(table[f"score_{judged.score}"], dtype=np.float64)
-    confidence = np.asarray(table["confidence"], dtype=np.float64)
-    wrong = np.asarray(table["predicted"]) != np.asarray(table["label"])
-    accepted, known = score >= judged.threshold, kinds == "ID"
-    found: list[tuple[str, NDArray[np.bool_], NDArray[np.float64]]] = [
-        ("ID taken for OOD", known & ~accepted, score),
-        ("ID with the wrong class", known & wrong, -confidence),
-        *(
-            (f"{group} OOD accepted", (kinds == group) & accepted, -score)
-            for group in judged.groups
-        ),
-    ]
-    named = table.append_column("score", pa.array(score))
-    for mistake, chosen, worst in found:
-        ranked = named.filter(pa.array(chosen)).append_column("worst", pa.array(worst[chosen]))
-        ranked = ranked.sort_by(
-            [("worst", "ascending"), ("set", "ascending"), ("key", "ascending")]
-        )
-        samples = ranked.slice(0, _SAMPLES).to_pylist()
-        yield mistake, len(ranked), [_mistake(sample, class_names, image) for sample in samples]
-
-
-def _mistake(sample: Mapping[str, Any], classes: Sequence[str], image: Images) -> Mistake:
-    return Mistake(
-        set_label=tables.set_label(sample["set"]),
-        key=sample["key"],
-        truth=classes[sample["label"]] if sample["label"] >= 0 else "",
-        predicted=classes[sample["predicted"]],
-        confidence=sample["confidence"],
-        score=sample["score"],
-        picture=_thumbnail(image(sample["set"], sample["key"])),
-    )
-
-
-def _thumbnail(encoded: bytes | None) -> str:
-    """A small copy of an image as a data URI; empty where there is none or it cannot be read."""
-    if encoded is None:
-        return ""
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            opened.draft("RGB", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return ""
-    small = max(image.size) <= 40  # few pixels: keep them sharp
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    form = "PNG" if small else "JPEG"
-    image.save(buffer, form, **({} if small else {"quality": 82}))
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _rejected(
-    entries: Sequence[Mapping[str, str]],
-) -> list[tuple[str, int, list[Mapping[str, str]]]]:
+def _rejected(entries: Sequence[Rejected]) -> list[tuple[str, int, list[Rejected]]]:
     """Rejected images by reason, the most frequent first: reason, count, the first few."""
-    found: dict[str, list[Mapping[str, str]]] = {}
-    for entry in sorted(entries, key=lambda e: (e["source"], e["key"])):
-        found.setdefault(entry["reason"], []).append(entry)
+    found: dict[str, list[Rejected]] = {}
+    for entry in sorted(entries, key=lambda e: (e.source, e.key)):
+        found.setdefault(entry.reason, []).append(entry)
     order = sorted(found, key=lambda reason: (-len(found[reason]), reason))
     return [(reason, len(found[reason]), found[reason][:_REJECTED_SHOWN]) for reason in order]

@@ -100,9 +100,10 @@ def test_every_fitted_score_is_frozen_walks_blocks_and_survives_saving(name, mon
     assert torch.equal(again(rows), values)
     assert torch.equal(move(fitted, torch.device("cpu"))(rows), values)
     torch.testing.assert_close(fitted(rows.numpy()), values, rtol=0, atol=0)
-    monkeypatch.setattr("pipelines.ood.density._BLOCK", 40)
-    monkeypatch.setattr("pipelines.ood.density._QUERIES", 7)
-    monkeypatch.setattr("pipelines.ood.density._NEIGHBOURS", 9)
+    for module in ("density", "nearest_neighbours"):
+        monkeypatch.setattr(f"pipelines.ood.{module}._BLOCK", 40)
+    monkeypatch.setattr("pipelines.ood.nearest_neighbours._QUERIES", 7)
+    monkeypatch.setattr("pipelines.ood.nearest_neighbours._NEIGHBOURS", 9)
     # A matrix product may round differently in another shape.
     torch.testing.assert_close(fitted(rows), values, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(row.fit(arrays)(rows), values, rtol=1e-6, atol=1e-7)
@@ -332,9 +333,10 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", FITTED_SCORES)
 def test_no_score_holds_more_than_its_input_and_a_block(name, monkeypatch):
-    monkeypatch.setattr("pipelines.ood.density._BLOCK", 8_000)
-    monkeypatch.setattr("pipelines.ood.density._QUERIES", 20)
-    monkeypatch.setattr("pipelines.ood.density._NEIGHBOURS", 300)
+    for module in ("density", "nearest_neighbours"):
+        monkeypatch.setattr(f"pipelines.ood.{module}._BLOCK", 8_000)
+    monkeypatch.setattr("pipelines.ood.nearest_neighbours._QUERIES", 20)
+    monkeypatch.setattr("pipelines.ood.nearest_neighbours._NEIGHBOURS", 300)
     arrays, _ = problem(num_rows=1_500)
     row = FITTED_SCORES[name]
     rows = scored(row, arrays, arrays["features"][:200])

@@ -204,7 +204,7 @@ def test_the_winning_yaml_gives_the_same_numbers_again(backbones: Path, tmp_path
     heads = json.loads((folder / "finetune.json").read_text())
     assert len(heads["defaults"]["ebm"]) == 1  # of the first seed only
     assert heads["defaults"]["ebm"][0] not in heads["heads"]["ebm"]
-    pipeline(again, f"method=@{folder}/best/ebm.yaml", "sweep=none", "seeds=2")
+    pipeline(again, f"methods=@{folder}/best/ebm.yaml", "sweep=none", "seeds=2")
     repeated = json.loads(metrics(again))
     assert repeated["rows"] == found["rows"]
     assert repeated["paired"] == found["paired"]

@@ -19,7 +19,8 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.sweep import stage as sweep
-from pipelines.sweep.stage import SweepConfig
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.result import SweepResult
 from tests.ray.processes import descendants, kill, title
 from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
 
@@ -46,21 +47,23 @@ def run(
     epochs: int = 2,
     methods: Mapping[str, MethodConfig] | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> SweepResult:
+    config = SweepConfig(posthoc={"budget": 4}, **settings)
+    inputs = inputs_of(sets, backbone, methods or {"coop": coop(epochs)})
+    return sweep.run(inputs, config, compute=ComputeConfig())[0]
+
+
+def inputs_of(
+    sets: FeatureSets,  # noqa: F811
+    backbone: BackboneConfig,
+    methods: Mapping[str, MethodConfig],
+) -> sweep.Inputs:
     storage: Storage = next(iter(sets.caches.values())).storage
-    return sweep.run(
-        methods or {"coop": coop(epochs)},
-        ("mcm", "energy"),
-        sets,
-        backbone,
-        storage,
-        settings=SweepConfig(posthoc={"budget": 4}, **settings),
-        compute=ComputeConfig(),
-    )
+    return sweep.Inputs(methods, ("mcm", "energy"), sets, backbone, storage)
 
 
-def statuses(found: Mapping[str, Any]) -> list[str]:
-    return [trial["status"] for trial in found["trials"]]
+def statuses(found: SweepResult) -> list[str]:
+    return [trial.status for trial in found.trials]
 
 
 @contextmanager
@@ -106,8 +109,8 @@ def test_a_killed_worker_is_a_failed_trial_and_the_rest_goes_on(
         found = run(sets, backbone, space=space)
     assert len(killed) == 2
     assert statuses(found) == ["done", "done", "failed", "done"]
-    assert "the worker was killed" in found["trials"][2]["reason"]
-    assert found["methods"]["coop"]["chosen"]["training.epochs"] in (2, 3, 4)
+    assert "the worker was killed" in str(found.trials[2].reason)
+    assert found.methods["coop"].chosen["training.epochs"] in (2, 3, 4)
 
 
 def test_a_failing_setting_stops_nothing(
@@ -115,21 +118,15 @@ def test_a_failing_setting_stops_nothing(
     backbone: BackboneConfig,
 ) -> None:
     notes: list[str] = []
-    storage: Storage = next(iter(sets.caches.values())).storage
-    found = sweep.run(
-        {"coop": coop()},
-        ("mcm", "energy"),
-        sets,
-        backbone,
-        storage,
-        settings=SweepConfig(
-            posthoc={"budget": 4}, space={"coop": {"training.lr": [0.05, 1e30, 0.02]}}
-        ),
+    config = SweepConfig(posthoc={"budget": 4}, space={"coop": {"training.lr": [0.05, 1e30, 0.02]}})
+    found, _ = sweep.run(
+        inputs_of(sets, backbone, {"coop": coop()}),
+        config,
         compute=ComputeConfig(),
         on_progress=lambda done, total, note: notes.append(f"{done}/{total} {note}"),
     )
     assert statuses(found) == ["done", "failed", "done"]
-    assert "try a smaller training.lr" in found["trials"][1]["reason"]
+    assert "try a smaller training.lr" in str(found.trials[1].reason)
     # The live view: what runs, what failed, the best so far.
     assert notes[0] == "0/3 trials"
     assert any("running" in note for note in notes)
@@ -151,13 +148,14 @@ def test_asha_stops_the_weak_early(
         grace_epochs=1, objectives=["accuracy"],
     )  # fmt: skip
     assert {"done", "stopped"} == set(statuses(found))
-    stopped = [t for t in found["trials"] if t["status"] == "stopped"]
-    assert all(t["reason"].startswith("stopped after epoch") for t in stopped)
-    assert all(0 <= t["accuracy"] <= 1 for t in stopped)
+    stopped = [t for t in found.trials if t.status == "stopped"]
+    assert all(str(t.reason).startswith("stopped after epoch") for t in stopped)
+    assert all(t.accuracy is not None and 0 <= t.accuracy <= 1 for t in stopped)
     # A stopped trial is never the choice, whatever its figures.
-    chosen = found["methods"]["coop"]["trial"]
-    assert found["trials"][chosen]["status"] == "done"
-    assert found["methods"]["coop"]["scores"].keys() == {"mcm", "energy"}
+    chosen = found.methods["coop"].trial
+    assert chosen is not None
+    assert found.trials[chosen].status == "done"
+    assert found.methods["coop"].scores.keys() == {"mcm", "energy"}
 
 
 @pytest.mark.slow
@@ -173,7 +171,9 @@ def test_the_median_rule_ends_with_a_finished_choice(
     assert "failed" not in statuses(found)
     # The three that hardly learn come last, below the median of those before them.
     assert "stopped" in statuses(found)[3:]
-    assert found["trials"][found["methods"]["coop"]["trial"]]["status"] == "done"
+    chosen = found.methods["coop"].trial
+    assert chosen is not None
+    assert found.trials[chosen].status == "done"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_optuna_proposes_settings_of_the_space(
         space={"energy_margin": space}, objectives=objectives, seed=3,
     )  # fmt: skip
     assert statuses(found) == ["done"] * 5
-    tried = [t["settings"] for t in found["trials"]]
+    tried = [t.settings for t in found.trials]
     assert len({tuple(v.values()) for v in tried}) == 5
     assert all(-15 <= v["m_in"] < v["m_out"] <= -5 for v in tried)
     assert all(1e-3 <= v["training.lr"] <= 1e-1 for v in tried)
@@ -212,5 +212,5 @@ def test_when_the_time_is_up_what_is_done_counts(
     space = {"coop": {"training.epochs": [2, 10_000_000]}}
     found = run(sets, backbone, space=space, time_budget_s=10.0)
     assert statuses(found) == ["done", "failed"]
-    assert found["trials"][1]["reason"] == "not run: the sweep's time was up"
-    assert found["methods"]["coop"]["chosen"] == {"training.epochs": 2}
+    assert found.trials[1].reason == "not run: the sweep's time was up"
+    assert found.methods["coop"].chosen == {"training.epochs": 2}

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
+from pipelines.ood.pareto import pareto_front
 from pipelines.report.accuracy_detection import Point, accuracy_detection, pareto_front
 from pipelines.report.tables import Value
 

@@ -105,7 +105,7 @@ def test_the_winning_yaml_is_the_setting_to_the_last_digit(tmp_path: Path) -> No
     )
     file = tmp_path / "coop.yaml"
     file.write_text(text)
-    again = load(PipelineConfig, "pipeline", [f"method=@{file}", "sweep=none"])
+    again = load(PipelineConfig, "pipeline", [f"methods=@{file}", "sweep=none"])
     (method,) = again.methods.values()
     assert list(again.methods) == ["coop"]
     assert method == coop(

@@ -1,0 +1,150 @@
+"""Which rows of the tables are compared: the configuration's section `compare` and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.config import Section
+from pipelines.evaluate.metrics import Comparison, Gain, Step
+from pipelines.evaluate.scored import DIFFERENCES, Pair, Scored, heads_of, paired_difference
+from pipelines.ood import Interval
+from pipelines.records import HeadKey
+from pipelines.score import by_name as scoring
+
+
+class MarkedRow(Section):
+    """A row of the tables that is marked: a method judged by a score."""
+
+    method: str = Field(description="name of a method of the run")
+    score: str = Field(description="name of a score of the run")
+    label: str = Field(min_length=1, description="what the tables say of the row")
+
+
+class CompareConfig(Section):
+    """What is compared with what; a name that is not in the run compares nothing."""
+
+    reference: str | None = Field(
+        None, description="score whose difference to every other one gets a paired interval"
+    )
+    start: MarkedRow | None = Field(
+        None, description="row {method, score, label} from which gains are counted"
+    )
+    end: MarkedRow | None = Field(
+        None, description="row {method, score, label} that they lead to: training, score, both"
+    )
+
+    @field_validator("reference")
+    @classmethod
+    def _known_reference(cls, name: str | None) -> str | None:
+        if name is not None and (wrong := scoring.problem(name)):
+            raise ValueError(wrong)
+        return name
+
+    @model_validator(mode="after")
+    def _both_rows(self) -> CompareConfig:
+        if (self.start is None) != (self.end is None):
+            raise ValueError("give both of start and end, or none of them")
+        return self
+
+    def label(self, method: str, score: str) -> str:
+        """What the tables say of a row; empty for one that is not marked."""
+        for row in (self.start, self.end):
+            if row is not None and (row.method, row.score) == (method, score):
+                return row.label
+        return ""
+
+
+def comparisons(
+    method: str,
+    scores: Sequence[str],
+    heads: Sequence[Scored],
+    *,
+    reference: str | None,
+    num_resamples: int,
+) -> list[Comparison]:
+    """The reference score minus each other score under the same heads, by group of OOD sets."""
+    if reference is None or reference not in scores:
+        return []
+    return [
+        Comparison(
+            method=method,
+            first=reference,
+            second=other,
+            group=group,
+            metric=metric,
+            difference=paired_difference(
+                metric,
+                [head.pair(reference, names) for head in heads],
+                [head.pair(other, names) for head in heads],
+                num_resamples,
+            ),
+        )
+        for group, names in heads[0].ood_groups.items()
+        for other in scores
+        for metric in DIFFERENCES
+        if names and other != reference
+    ]
+
+
+def gains(
+    compare: CompareConfig,
+    scored: Mapping[HeadKey, Scored],
+    rows: Sequence[tuple[str, str]],
+    num_resamples: int,
+) -> tuple[Gain, ...]:
+    """What training gained and what the score gained on the way from `start` to `end`.
+
+    Args:
+        compare: which names both rows; else, or where one is not in the run, there are no gains.
+        scored: of all heads.
+        rows: (method, score) of every row of the run.
+        num_resamples: of the bootstrap.
+    """
+    if compare.start is None or compare.end is None:
+        return ()
+    start = (compare.start.method, compare.start.score)
+    end = (compare.end.method, compare.end.score)
+    turn = (end[0], start[1])
+    if not any(head.ood for head in scored.values()) or not {start, end, turn} <= set(rows):
+        return ()
+
+    def gained(before: tuple[str, str], after: tuple[str, str]) -> list[Interval]:
+        sides = _pairs(scored, *after), _pairs(scored, *before)
+        return [paired_difference(metric, *sides, num_resamples) for metric in DIFFERENCES]
+
+    steps: dict[Step, tuple[tuple[str, str], tuple[str, str]]] = {
+        "training": (start, turn),
+        "score": (turn, end),
+        "both": (start, end),
+    }
+    found = []
+    for step, (before, after) in steps.items():
+        auroc, fpr = gained(before, after)
+        found.append(Gain(step=step, auroc=auroc, fpr=fpr))
+    return tuple(found)
+
+
+def _pairs(scored: Mapping[HeadKey, Scored], method: str, score: str) -> list[Pair]:
+    return [head.pair(score, head.ood) for head in heads_of(scored, method)]
+
+
+def sentence(compare: CompareConfig, found: Sequence[Gain]) -> str:
+    """The gains in words; empty where there are none."""
+    start, end = compare.start, compare.end
+    if start is None or end is None or not found:
+        return ""
+    said = {gain.step: f"AUROC {points(gain.auroc)}, FPR {points(gain.fpr)}" for gain in found}
+    return (
+        f"From {start.method} + {start.score} to {end.method} + {end.score}, all OOD images "
+        f"pooled, in points with 95 % paired intervals: training ({end.method} for "
+        f"{start.method}, {start.score} kept) changed {said['training']}; the score ({end.score} "
+        f"for {start.score}, {end.method} kept) changed {said['score']}; together {said['both']}."
+    )
+
+
+def points(difference: Interval) -> str:
+    """A difference in percentage points with its interval: +1.2 [+0.3, +2.1]."""
+    ends = (difference.value, difference.low, difference.high)
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * end for end in ends))

@@ -1,0 +1,109 @@
+"""The scores of a trained head as arrays, by set, and paired intervals between two heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.evaluate.metrics import MEAN, DifferenceMetric
+from pipelines.ood import Interval, paired_delta_interval
+from pipelines.records import HeadKey, SetName
+
+# The metrics of `pipelines.ood.METRICS` that tables show, by their short names.
+FIGURES = {"auroc": "auroc", "fpr": "fpr_at_tpr", "aupr_id": "aupr_id", "aupr_ood": "aupr_ood"}
+DIFFERENCES: tuple[DifferenceMetric, ...] = ("auroc", "fpr")
+
+# The scores of ID and of OOD images.
+Pair: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one head (one method, one seed)."""
+
+    table: pa.Table
+
+    @cached_property
+    def sets(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Columns as arrays, by set."""
+        names = np.asarray(self.table["set"].to_pylist(), dtype=object)
+        columns = {c: self.table[c].to_numpy() for c in self.table.column_names if c != "set"}
+        return {n: {c: v[names == n] for c, v in columns.items()} for n in sorted(set(names))}
+
+    @property
+    def shifted(self) -> list[str]:
+        """The names of the shifted sets."""
+        return [name for name in self.sets if SetName.parse(name).role == "shifted"]
+
+    @property
+    def ood_groups(self) -> dict[str, list[str]]:
+        """The OOD sets by group, and all of them as the group `mean`."""
+        names = [SetName.parse(name) for name in self.sets]
+        ood = [name for name in names if name.role == "ood"]
+        found: dict[str, list[str]] = {}
+        for name in ood:
+            found.setdefault(name.group, []).append(str(name))
+        return {**found, MEAN: [str(name) for name in ood]}
+
+    @property
+    def ood(self) -> list[str]:
+        """The names of all OOD sets."""
+        return self.ood_groups[MEAN]
+
+    def has(self, score: str) -> bool:
+        """Whether this head was judged by that score."""
+        return f"score_{score}" in self.table.column_names
+
+    def scores(self, score: str, *names: str) -> NDArray[np.float64]:
+        """The scores of these sets, one set after the other."""
+        return np.concatenate([self.sets[name][f"score_{score}"] for name in names])
+
+    def pair(self, score: str, ood: Sequence[str]) -> Pair:
+        """The scores of ID test and of these OOD sets, pooled."""
+        return self.scores(score, "test"), self.scores(score, *ood)
+
+    def correct(self, name: str) -> NDArray[np.bool_]:
+        """Where the predicted class is the label, in one set."""
+        chosen = self.sets[name]
+        right: NDArray[np.bool_] = chosen["predicted"] == chosen["label"]
+        return right
+
+    def accuracy(self, name: str) -> float:
+        """The share of the set's images whose predicted class is their label."""
+        return float(self.correct(name).mean())
+
+
+def heads_of(
+    scored: Mapping[HeadKey, Scored], method: str, variant: str = "chosen"
+) -> list[Scored]:
+    """The heads of a method, seed by seed.
+
+    Args:
+        scored: of all heads.
+        method: its name.
+        variant: of its chosen or of its default setting.
+    """
+    keys = [key for key in scored if (key.method, key.variant) == (method, variant)]
+    return [scored[key] for key in sorted(keys, key=lambda key: key.seed)]
+
+
+def paired_difference(
+    metric: DifferenceMetric, first: Sequence[Pair], second: Sequence[Pair], num_resamples: int
+) -> Interval:
+    """Mean over seeds of first - second, with its 95 % paired bootstrap interval.
+
+    The images of a group's sets are pooled. The ends of the interval are means of the ends of
+    each seed's interval, which is wide rather than narrow: seeds do not cancel.
+    """
+    return Interval.mean(
+        [
+            paired_delta_interval(FIGURES[metric], a, b, num_resamples=num_resamples)
+            for a, b in zip(first, second, strict=True)
+        ]
+    )
