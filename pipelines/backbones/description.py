@@ -233,9 +233,9 @@ def _cached(hub: str) -> str | None:
     if not repository:
         return None
     for file in [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]:
-        found = try_to_load_from_cache(repository, file)
-        if isinstance(found, str):
-            return found
+        path = try_to_load_from_cache(repository, file)
+        if isinstance(path, str):
+            return path
     return None
 
 

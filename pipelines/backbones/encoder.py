@@ -157,8 +157,8 @@ def _drop_not_finite(encoded: Encoded) -> Encoded:
     if finite.all():
         return encoded
     bad = Rejected("not_finite", "the feature is not a finite number")
-    found = iter(finite.tolist())
-    verdicts = [v if v is not None or next(found) else bad for v in encoded.verdicts]
+    is_finite = iter(finite.tolist())
+    verdicts = [v if v is not None or next(is_finite) else bad for v in encoded.verdicts]
     return Encoded({name: c[finite] for name, c in encoded.columns.items()}, verdicts)
 
 

@@ -124,7 +124,7 @@ def train(on_progress: Progress | None = None) -> open_clip.CLIP:
 
 
 def _caption_loss(model: Any, images: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each image over every caption of the template, one of which is its own."""
+    """Cross-entropy of each image over every caption of the template, one of which is right."""
     image = model.encode_image(images, normalize=True)
     text = model.encode_text(tokens, normalize=True)
     return cross_entropy(model.logit_scale.exp() * image @ text.T, target)
@@ -164,7 +164,7 @@ def _captions() -> dict[bool, list[Tensor]]:
 
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """A fixed seed and one thread inside, the caller's own random state and threads after.
+    """A fixed seed and one thread inside, the caller's random state and threads after.
 
     One thread, because the order of sums follows the number of threads, and because two that
     wait for each other on a busy machine are slower than one.

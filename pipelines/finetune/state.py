@@ -101,8 +101,8 @@ def _local(
     if LOCAL not in method.head.columns:
         return dict.fromkeys(columns)
     return {
-        name: torch.tensor(found[LOCAL], device=device) if LOCAL in found else None
-        for name, found in columns.items()
+        name: torch.tensor(held[LOCAL], device=device) if LOCAL in held else None
+        for name, held in columns.items()
     }
 
 
@@ -271,7 +271,7 @@ def _outputs(run: TrainingRun, given: Sequence[Tensor], batch: Batch) -> Outputs
         similarity, image_features = shared(encoded.similarity), shared(encoded.image_features)
         rows = {name: shared(part) for name, part in encoded.rows.items()}
     elif workers.split == "rows":
-        encoded = run.head.encode(*(part[workers.own(count)] for part in given))
+        encoded = run.head.encode(*(part[workers.part(count)] for part in given))
         similarity = workers.gather(encoded.similarity, count)
         image_features = workers.gather(encoded.image_features, count)
         rows = {name: workers.gather(part, count) for name, part in encoded.rows.items()}

@@ -41,7 +41,7 @@ class Config(MarginConfig):
 
     name: Literal["balanced_energy"] = "balanced_energy"
     head: AnyHead = CoOpConfig()
-    score: str = Field("energy", description="the method's own score")
+    score: str = Field("energy", description="the selection criterion")
     weight: float = Field(0.1, ge=0, description="of the margin loss; 0 is cross-entropy")
     alpha: float = Field(10.0, ge=0, description="how far Z moves an outlier's margin")
     gamma: float = Field(0.05, ge=0, description="power of the prior in Z; 0: uniform")

@@ -39,7 +39,7 @@ class Config(MarginConfig):
 
     name: Literal["energy_margin"] = "energy_margin"
     head: AnyHead = CoOpConfig()
-    score: str = Field("energy", description="the method's own score")
+    score: str = Field("energy", description="the selection criterion")
     weight: float = Field(0.1, ge=0, description="of the margin loss; 0 is cross-entropy")
     hinge: Literal["double", "single"] = Field(
         "double", description="single: one hinge on the gap of the batch means, m_out - m_in"

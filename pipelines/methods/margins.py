@@ -1,4 +1,4 @@
-"""Margins on energies, shared by the methods that push images and outliers apart."""
+"""Margins on energies, shared by the methods that move images and outliers to either side."""
 
 from __future__ import annotations
 

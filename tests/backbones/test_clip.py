@@ -2,6 +2,7 @@ import io
 import json
 import pickle
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,9 @@ def test_templates_fill_once() -> None:
 @pytest.mark.parametrize("name", sorted(templates.NAMES))
 def test_every_template_set_fills(name: str) -> None:
     assert all("cat" in text for text in templates.prompts(["cat"], templates.templates(name)))
+
+
+def test_the_preprocessing_of_a_file_is_open_clips_default() -> None:
+    from open_clip.transform import PreprocessCfg
+
+    assert asdict(PreprocessCfg()) == description.PREPROCESSING
