@@ -41,7 +41,7 @@ def discover(package: str, path: list[str], kind: type[PluginT]) -> Table[Plugin
 
 
 def tagged_union(plugins: Mapping[str, Plugin]) -> Any:
-    """The pydantic type of any plug-in's `Config`, told apart by `name`.
+    """The pydantic type of any plug-in's `Config`, chosen by `name`.
 
     A bare name stands for that plug-in with its defaults (`head=linear_probe`).
     """

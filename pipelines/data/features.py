@@ -123,7 +123,7 @@ class FeatureCache:
 
         Args:
             keys: N keys of the source.
-            column: `feature` (N, D), `local_features` (N, P, D) or `views` (N, V, D).
+            column: `feature` (N, D) or `local_features` (N, P, D).
 
         Raises:
             UserError: where a key has no feature, or a shard's bytes are not those written.

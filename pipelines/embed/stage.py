@@ -22,7 +22,6 @@ from pydantic import Field, field_validator
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.backbones.encoder import Views
 from pipelines.backbones.odin import Odin
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
@@ -58,9 +57,6 @@ class EmbedConfig(Section):
         images.MAX_PIXELS, ge=1, le=images.MAX_PIXELS, description="larger images are rejected"
     )
     local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
-    views: int = Field(0, ge=0, description="augmented views an image, for training")
-    view_seed: int = Field(0, description="decides the views, with the image's key")
-    view_scale: float = Field(0.5, gt=0, le=1, description="smallest share of the area in a view")
     decode: Literal["auto", "actors", "tasks"] = Field(
         "auto",
         description="where images are decoded: in the encoding actors, or in separate tasks "
@@ -239,13 +235,11 @@ def _named(about: Mapping[str, Any], source: Source, keys: Sequence[str] | None)
 def _work(
     backbone: BackboneConfig, storage: Storage, settings: EmbedConfig, compute: ComputeConfig
 ) -> Work:
-    views = Views(settings.views, settings.view_seed, settings.view_scale)
     return Work(
         backbone=backbone,
         storage=storage,
         how=settings.decoding(),
         batch_size=settings.batch_size,
-        views=views if settings.views else None,
         local_features=settings.local_features,
         threads=compute.embed_threads,
         device="cuda" if compute.embed_gpus else "cpu",

@@ -159,7 +159,7 @@ def _margin_map(bed: Bed) -> tuple[tuple[float, float], list[Found]]:
     """Liu 2020's figure 4b: margins around the mean energies, wherever they stay in order."""
     config, _ = bed.chosen("energy_margin")
     found = margins(config.model_copy(update={"m_in": None, "m_out": None}), bed.initial)  # type: ignore[arg-type]
-    m_in, m_out = float(found["m_in"]), float(found["m_out"])
+    m_in, m_out = found.m_in, found.m_out
     grid = itertools.product(SHIFTS, SHIFTS)
     settings = [(m_in + a, m_out + b) for a, b in grid if m_in + a < m_out + b]
     return (m_in, m_out), bed.try_settings("energy_margin", ("m_in", "m_out"), settings)

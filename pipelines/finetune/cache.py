@@ -6,11 +6,12 @@ cache/heads/ADDRESS/manifest.json   written last: a `HeadRecord`
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.code_digest import Code, code_of
+from pipelines.code_digest import ROOT, Code, code_of
 from pipelines.config import digest
 from pipelines.data.storage import Storage
 from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
@@ -19,13 +20,17 @@ from pipelines.heads import HEADS, Predictor
 from pipelines.methods import METHODS, MethodConfig, training_setting
 
 
-def head_code(method: MethodConfig) -> Code:
+def head_code(method: MethodConfig, *, root: Path = ROOT) -> Code:
     """The code that decides a head of this method: the loop, the method, its losses, the head.
 
     Other methods and heads are not in it, nor is anything that judges.
+
+    Args:
+        method: whose settings name the method and the head.
+        root: the folder that holds the project's packages.
     """
     plugins = (METHODS[method.name], HEADS[method.head.name])
-    return code_of(train_in_process, *(plugin.Config.__module__ for plugin in plugins))
+    return code_of(train_in_process, *(plugin.Config.__module__ for plugin in plugins), root=root)
 
 
 def address(job: TrainingJob, data: TrainingData, backbone: BackboneConfig) -> str:

@@ -6,7 +6,6 @@ The loops that use it are `pipelines.finetune.loop` (one head) and `pipelines.fi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import Batch, Initial, Outputs, TrainingConfig
 from pipelines.ood.energy import adjust_logits
+from pipelines.ood.seeds import generator, stream
 
 # Figures by name, added up over steps.
 Totals: TypeAlias = dict[str, float]
@@ -86,8 +86,8 @@ def start(job: TrainingJob, data: TrainingData, clip: TextModel, workers: Worker
         validation_local=local["validation"],
         prepared=_prepare(job.method, context, outliers, data.outlier_counts),
         workers=workers,
-        order=torch.Generator().manual_seed(stream(job.seed, "order")),
-        outlier_order=torch.Generator().manual_seed(stream(job.seed, "outlier order")),
+        order=generator(stream(job.seed, "order")),
+        outlier_order=generator(stream(job.seed, "outlier order")),
         parameters=parameters,
         optimizer=_optimizer(job.method.training, parameters) if parameters else None,
     )
@@ -101,8 +101,8 @@ def _local(
     if LOCAL not in method.head.columns:
         return dict.fromkeys(columns)
     return {
-        name: torch.tensor(found[LOCAL], device=device) if LOCAL in found else None
-        for name, found in columns.items()
+        name: torch.tensor(held[LOCAL], device=device) if LOCAL in held else None
+        for name, held in columns.items()
     }
 
 
@@ -131,11 +131,6 @@ def _prepare(
         return prepare(method, initial)
     except ValueError as error:
         raise UserError(f"method={method.name}: {error}") from None
-
-
-def stream(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that no two random streams are the same."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "big")
 
 
 def _optimizer(config: TrainingConfig, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
@@ -276,7 +271,7 @@ def _outputs(run: TrainingRun, given: Sequence[Tensor], batch: Batch) -> Outputs
         similarity, image_features = shared(encoded.similarity), shared(encoded.image_features)
         rows = {name: shared(part) for name, part in encoded.rows.items()}
     elif workers.split == "rows":
-        encoded = run.head.encode(*(part[workers.own(count)] for part in given))
+        encoded = run.head.encode(*(part[workers.part(count)] for part in given))
         similarity = workers.gather(encoded.similarity, count)
         image_features = workers.gather(encoded.image_features, count)
         rows = {name: workers.gather(part, count) for name, part in encoded.rows.items()}

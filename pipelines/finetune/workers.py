@@ -113,7 +113,7 @@ def run_on_workers(
 
     # Read by Ray Train's controller, which inherits it: the default polls every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    name = f"fit-{uuid.uuid4().hex[:8]}"
+    name = f"train-{uuid.uuid4().hex[:8]}"
     trainer = ray.train.torch.TorchTrainer(
         worker,
         train_loop_config=config,
@@ -132,7 +132,7 @@ def run_on_workers(
     )
     trainer.fit()
     if storage.is_local:
-        # Ray Train's own state of this fit; ours lies with the heads.
+        # What Ray Train keeps of the run; the state of each training lies with its head.
         shutil.rmtree(storage.local("cache", "ray_train", name), ignore_errors=True)
 
 

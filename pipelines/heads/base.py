@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipelines.config import Section, UserError
 from pipelines.ood.energy import adjust_logits
+from pipelines.ood.seeds import generator
 
 # Arrays of a predictor by name, in float64 where a rule computes with them.
 Arrays: TypeAlias = Mapping[str, NDArray[np.float64]]
@@ -339,12 +340,10 @@ def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def normal(shape: tuple[int, ...], std: float, seed: int) -> Tensor:
-    """N(0, std) on the CPU from a generator of its own: the same on every device and worker."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * std
+    """N(0, std), drawn on the CPU: the same on every device and worker."""
+    return torch.randn(shape, generator=generator(seed)) * std
 
 
 def uniform(shape: tuple[int, ...], bound: float, seed: int) -> Tensor:
-    """Uniform in +-bound on the CPU from a generator of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    """Uniform in +-bound, drawn on the CPU: the same on every device and worker."""
+    return (torch.rand(shape, generator=generator(seed)) * 2 - 1) * bound

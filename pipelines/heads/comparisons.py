@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.heads.base import Arrays, Predictor, Rule, Settings
 
-# Arrays of a head that has learned its own negative prompts (M, D): they stand for the words.
-OWN_NEGATIVES = "negative_text_features"
+# Array of a head that has learned negative prompts (M, D): they stand for the words.
+LEARNED_NEGATIVES = "negative_text_features"
 
 
 def compares(head: str) -> bool:
@@ -39,8 +39,8 @@ def local_similarity(predictor: Predictor, local: NDArray[np.float32]) -> NDArra
 def negative_similarity(
     predictor: Predictor, features: NDArray[np.float32], negatives: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Similarities (N, M) of images (N, D) with negatives (M, D), or with the head's own."""
-    learned = predictor.arrays.get(OWN_NEGATIVES, negatives)
+    """Similarities (N, M) of images (N, D) with negatives (M, D), or with learned ones."""
+    learned = predictor.arrays.get(LEARNED_NEGATIVES, negatives)
     text, compared = learned.astype(np.float64).T, _compared(predictor)
 
     def rule(arrays: Arrays, settings: Settings, rows: NDArray[np.float64]) -> NDArray[np.float64]:

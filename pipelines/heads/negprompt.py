@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.heads import base, coop
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
-from pipelines.heads.comparisons import OWN_NEGATIVES
+from pipelines.heads.comparisons import LEARNED_NEGATIVES
 from pipelines.heads.coop import CoOp
 
 
@@ -63,7 +63,7 @@ class NegPrompt(nn.Module):
         with torch.no_grad():
             arrays = {
                 "text_features": base.to_numpy(self.text_features()),
-                OWN_NEGATIVES: base.to_numpy(self.negative_features().flatten(0, 1)),
+                LEARNED_NEGATIVES: base.to_numpy(self.negative_features().flatten(0, 1)),
             }
         return Predictor("negprompt", arrays, {}, self.logit_scale, self.class_names)
 

@@ -68,8 +68,8 @@ class ZeroShot(nn.Module):
 
 def build(config: Config, context: HeadContext, seed: int) -> ZeroShot:  # noqa: ARG001
     """Encode the classes' prompts; `seed` changes nothing."""
-    own = tuple(config.templates or context.templates)
-    text = template_features(replace(context, templates=own))
+    chosen = tuple(config.templates or context.templates)
+    text = template_features(replace(context, templates=chosen))
     return ZeroShot(text, context.clip.logit_scale, context.class_names)
 
 

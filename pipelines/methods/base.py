@@ -61,7 +61,7 @@ class MethodConfig(Section):
 
     name: str
     head: AnyHead
-    score: str = Field(description="the method's own score")
+    score: str = Field(description="the selection criterion")
     adjust_logits: float = Field(
         0.0, ge=0, description="predicted class from f - this x log(share of the class in training)"
     )

@@ -41,7 +41,7 @@ class Config(MethodConfig):
 
     name: Literal["bayes_cal"] = "bayes_cal"
     head: AnyHead = BayesCALConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     domain_weight: float = Field(0.01, ge=0, description="of the domains' cross-entropy")
     irm_weight: float = Field(0.5, ge=0, description="of the invariant-risk penalty")
     orthogonality_weight: float = Field(

@@ -17,7 +17,7 @@ class Config(MethodConfig):
 
     name: Literal["cocoop"] = "cocoop"
     head: AnyHead = CoCoOpConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     training: TrainingConfig = TrainingConfig(epochs=10, batch_size=4)
 
 

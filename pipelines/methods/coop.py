@@ -24,7 +24,7 @@ class Config(MethodConfig):
 
     name: Literal["coop"] = "coop"
     head: AnyHead = CoOpConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
 
 
 def loss(outputs: Outputs, batch: Batch, config: MethodConfig) -> Losses:  # noqa: ARG001

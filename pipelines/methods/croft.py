@@ -44,7 +44,7 @@ class Config(MethodConfig):
 
     name: Literal["croft"] = "croft"
     head: AnyHead = CRoFTConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     covariate_weight: float = Field(1.0, ge=0, description="of the generated features' loss")
     push: float = Field(5.0, ge=0, description="how hard generated features leave their class")
     gradient_weight: float = Field(

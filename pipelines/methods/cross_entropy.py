@@ -17,7 +17,7 @@ class Config(MethodConfig):
 
     name: Literal["cross_entropy"] = "cross_entropy"
     head: AnyHead = LinearProbeConfig()
-    score: str = Field("max_logit", description="the method's own score")
+    score: str = Field("max_logit", description="the selection criterion")
     needs_trainable_head: ClassVar[bool] = False
 
 

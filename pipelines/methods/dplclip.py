@@ -17,7 +17,7 @@ class Config(MethodConfig):
 
     name: Literal["dplclip"] = "dplclip"
     head: AnyHead = DPLCLIPConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
 
 
 PLUGIN = MethodPlugin(Config, coop.loss)

@@ -1,4 +1,4 @@
-"""EBM: learned prompts, cross-entropy and the DeltaEnergy bound, judged by DeltaEnergy.
+"""EBM (Zhu 2025): learned prompts, cross-entropy and the DeltaEnergy bound, judged by DeltaEnergy.
 
 Zhu 2025 states the bound (Theorems 3.4 and 3.5) but not the loss; ours is what the theorems
 imply, mean(E0 - E2) as in `pipelines.ood.losses.delta_energy_bound`. E2 - E0 is often negative;
@@ -32,7 +32,7 @@ class Config(MethodConfig):
 
     name: Literal["ebm"] = "ebm"
     head: AnyHead = CoOpConfig()
-    score: str = Field("delta_energy", description="the method's own score")
+    score: str = Field("delta_energy", description="the selection criterion")
     weight: float = Field(1.0, ge=0, description="of the bound; 0 is CoOp")
     keep: float = Field(0.5, gt=0, le=1, description="share of the feature's entries kept")
     tau: float = Field(1.0, gt=0, description="temperature of the energies in the bound")

@@ -20,7 +20,7 @@ class Config(EnergyModelConfig):
     """Mixture, correction and sampler."""
 
     name: Literal["energy_correction"] = "energy_correction"
-    score: str = Field("energy_correction", description="the method's own score")
+    score: str = Field("energy_correction", description="the selection criterion")
     T: float = Field(1.0, gt=0, description="temperature of the network's energy")
     T_G: float | None = Field(
         None, gt=0, description="temperature of the mixture; null: from the features' distances"

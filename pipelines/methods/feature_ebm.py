@@ -19,7 +19,7 @@ class Config(EnergyModelConfig):
     """Network and sampler."""
 
     name: Literal["feature_ebm"] = "feature_ebm"
-    score: str = Field("feature_ebm", description="the method's own score")
+    score: str = Field("feature_ebm", description="the selection criterion")
     T: float = Field(1e-2, gt=0, description="temperature of the network's energy")
     l2_weight: float = Field(0.1, ge=0, description="of the mean squared energies in the loss")
     steps: int = Field(200, ge=1, description="SGLD steps of a chain")

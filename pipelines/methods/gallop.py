@@ -29,7 +29,7 @@ class Config(MethodConfig):
 
     name: Literal["gallop"] = "gallop"
     head: AnyHead = GalLoPConfig()
-    score: str = Field("gl_mcm", description="the method's own score")
+    score: str = Field("gl_mcm", description="the selection criterion")
     dropout: float = Field(
         0.75, ge=0, lt=1, description="share of the global prompts that an image does not see"
     )

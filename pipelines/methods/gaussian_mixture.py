@@ -20,7 +20,7 @@ class Config(MethodConfig):
 
     name: Literal["gaussian_mixture"] = "gaussian_mixture"
     head: AnyHead = ZeroShotConfig()
-    score: str = Field("gaussian_mixture", description="the method's own score")
+    score: str = Field("gaussian_mixture", description="the selection criterion")
     T_G: float = Field(1e3, gt=0, description="temperature; it changes no ranking")
     weighted: bool = Field(False, description="with the classes' shares")
     shrinkage: float | None = Field(

@@ -40,7 +40,7 @@ class Config(MethodConfig):
 
     name: Literal["negprompt"] = "negprompt"
     head: AnyHead = NegPromptConfig()
-    score: str = Field("gl_mcm", description="the method's own score")
+    score: str = Field("gl_mcm", description="the selection criterion")
     image_weight: float = Field(1.0, ge=0, description="images away from negative prompts")
     class_weight: float = Field(0.1, ge=0, description="negative prompts away from their class's")
     spread_weight: float = Field(0.05, ge=0, description="negative prompts away from each other")

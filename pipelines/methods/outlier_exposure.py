@@ -26,7 +26,7 @@ class Config(MethodConfig):
 
     name: Literal["outlier_exposure"] = "outlier_exposure"
     head: AnyHead = CoOpConfig()
-    score: str = Field("msp", description="the method's own score")
+    score: str = Field("msp", description="the selection criterion")
     weight: float = Field(0.5, ge=0, description="of the outliers' loss; 0 is cross-entropy")
     needs_outliers: ClassVar[bool] = True
 

@@ -16,7 +16,7 @@ class Config(MethodConfig):
 
     name: Literal["zero_shot"] = "zero_shot"
     head: AnyHead = ZeroShotConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     needs_trainable_head: ClassVar[bool] = False
 
     @model_validator(mode="after")

@@ -104,7 +104,7 @@ def test_features_are_those_of_the_moved_image(
     encoded = Encoder(loaded, 4, odin=odin).encode(batches)
     features = encoded.columns["feature"]
     assert [None if v is None else v.reason for v in encoded.verdicts] == [None] * 5 + ["empty"]
-    good = [item[0] for batch in batches for item in batch[:5] if isinstance(item, np.ndarray)]
+    good = [item for batch in batches for item in batch[:5] if isinstance(item, np.ndarray)]
     expected, probabilities = [], []
     for crop in good:
         image = torch.from_numpy(crop.copy()).permute(2, 0, 1).double() / 255

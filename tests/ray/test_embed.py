@@ -267,7 +267,6 @@ def test_the_address_follows_everything_that_changes_a_byte(
             ("exif", "apply"),
             ("max_pixels", 10),
             ("local_features", True),
-            ("views", 1),
         )
     ]
     others.append(address(backbone=backbone.model_copy(update={"precision": "bf16"})))

@@ -380,7 +380,7 @@ def test_a_detector_judges_images_by_their_local_features(
     verdicts = Detector.load(tmp_path).judge_images(contents).to_pylist()
     pixels = [np.asarray(loaded.crop(Image.open(io.BytesIO(c)).convert("RGB"))) for c in contents]
     features, local = loaded.encode_with_local(loaded.normalize(torch.tensor(np.stack(pixels))))
-    assert local.shape[:2] == (3, loaded.num_patches)
+    assert local.shape[:2] == (3, loaded.num_local)
     for row, verdict in enumerate(verdicts):
         expected = gl_mcm_by_hand(known, features[row].tolist(), local[row].tolist())
         assert verdict["score"] == pytest.approx(expected, abs=1e-6)
