@@ -1,14 +1,15 @@
 """Figures 1 and 2 of the energy-correction paper (Lafon 2022): what the correction adds.
 
 Data in the plane: one cross (two long, narrow Gaussians at right angles) and nine crosses on a
-3 x 3 grid, a class each. Three models of each: the Gaussian mixture, the stand-alone EBM and the
-corrected mixture. Both trained models have the same network, the same number of optimiser steps
-and the same sampler, tuned for this plane (noise^2 = 2 x step, so that it is Langevin's); only
-where chains start differs, from the mixture or from a normal distribution as wide as the data.
+3 x 3 grid, a class each. Three models of each: the Gaussian mixture, the energy-based model in
+feature space by itself (`feature_ebm`) and the corrected mixture. Both trained models have the
+same network, the same number of optimiser steps and the same sampler, tuned for this plane
+(noise^2 = 2 x step, so that it is Langevin's); only where chains start differs, from the mixture
+or from a normal distribution as wide as the data.
 
-Mode bias: with m_i the mass that exp(-E) puts into cell i of the grid (by quadrature over the box
-that the nine cells fill, outside of which the EBM's density is not even normalisable), the total
-variation 1/2 sum_i |m_i - 1/9|. 0 is even, 8/9 is all in one cell.
+Mode bias: with m_i the mass that exp(-E) puts into square i of the grid (by quadrature over the
+box that the nine squares fill, outside of which the density of `feature_ebm` is not even
+normalisable), the total variation 1/2 sum_i |m_i - 1/9|. 0 is even, 8/9 is all in one square.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SEEDS = range(5)
 # Between crosses; standard deviations along and across an arm.
 SPACING, LONG, SHORT = 4.0, 0.8, 0.15
 PER_CROSS = 150
-# T_G = 2 makes exp(-E_G / T_G) a component's own Gaussian: the seed writes E_G without the 1/2.
+# T_G = 2 makes exp(-E_G / T_G) a component's own Gaussian: Lafon 2022 writes E_G without the 1/2.
 SETTINGS = EnergySettings(
     T_G=2.0,
     l2_weight=0.05,
@@ -46,7 +47,7 @@ SETTINGS = EnergySettings(
     width=64,
 )
 _NODES = 20  # of the quadrature, to a unit of length
-_SHOWN = 12.0  # energies above the lowest that pictures tell apart
+_SHOWN = 12.0  # energies above the lowest that pictures distinguish
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -113,9 +114,9 @@ class Outcome:
 
 
 def outcomes(seed: int) -> list[Outcome]:
-    """Mixture, corrected model and EBM of the grid."""
+    """Mixture, corrected model and `feature_ebm` of the grid."""
     found = []
-    for name, reference in (("corrected", True), ("EBM", False)):
+    for name, reference in (("corrected", True), ("feature_ebm", False)):
         mixture, trained = fit("grid", seed, reference=reference)
         coverage = trained.history[-1]["coverage"]
         if reference:
@@ -152,25 +153,25 @@ def _or_dash(value: float | None) -> float | str:
 
 def _summary(found: list[Outcome]) -> str:
     rows = []
-    for name in ("mixture", "EBM", "corrected"):
-        own = [outcome for outcome in found if outcome.model == name]
-        biases = [outcome.bias for outcome in own]
+    for name in ("mixture", "feature_ebm", "corrected"):
+        chosen = [outcome for outcome in found if outcome.model == name]
+        biases = [outcome.bias for outcome in chosen]
         rows.append(
             [
                 name,
                 f"{mean(biases):.3f} ({stdev(biases):.3f})",
                 f"{max(biases):.3f}",
-                f"{9 * min(o.least for o in own):.2f} / 9",
-                f"{9 * max(o.most for o in own):.2f} / 9",
+                f"{9 * min(o.least for o in chosen):.2f} / 9",
+                f"{9 * max(o.most for o in chosen):.2f} / 9",
             ]
         )
-    header = ["model", "mode bias, mean (std)", "largest", "least cell", "fullest cell"]
+    header = ["model", "mode bias, mean (std)", "largest", "least square", "fullest square"]
     table = markdown_table(header, rows)
-    return f"Nine crosses, {len(SEEDS)} seeds; every cell's true mass is 1/9:\n\n{table}"
+    return f"Nine crosses, {len(SEEDS)} seeds; every square's true mass is 1/9:\n\n{table}"
 
 
 def _draw(kind: str, path: Path) -> None:
-    """Energies of the mixture, the EBM, the correction alone and the corrected model."""
+    """Energies of the mixture, `feature_ebm`, the correction alone and the corrected model."""
     points, _ = data(kind, 0)
     mixture, corrected = fit(kind, 0, reference=True)
     _, alone = fit(kind, 0, reference=False)
@@ -179,7 +180,7 @@ def _draw(kind: str, path: Path) -> None:
     figure, axes = panels(4, width=3.0, height=3.1)
     energies: list[tuple[str, Energy]] = [
         ("Gaussian mixture", _energy_of(mixture)),
-        ("EBM alone", alone.model.energy),
+        ("feature_ebm", alone.model.energy),
         ("the correction alone", network),
         ("corrected mixture", corrected.model.energy),
     ]

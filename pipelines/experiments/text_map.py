@@ -20,7 +20,7 @@ class TextMap:
 
     Attributes:
         prototypes: (K, D) features of the class names alone; zeros for none.
-        offsets: (K, H) what tells the classes apart inside the map.
+        offsets: (K, H) what distinguishes the classes inside the map.
         weight_in: (H, P).
         weight_out: (D, H).
     """

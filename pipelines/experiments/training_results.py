@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from pipelines.evaluate.metrics import DifferenceMetric
 from pipelines.experiments.result_runs import (
     COLUMNS,
     ResultRun,
@@ -25,6 +26,7 @@ from pipelines.experiments.result_runs import (
 )
 from pipelines.ood import Interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
+from pipelines.records import Role
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 PACS = [("preset=results_pacs", f"benchmark.held_out={domain}") for domain in DOMAINS]
@@ -38,6 +40,7 @@ CRITERIA = {
     "outlier_exposure": "msp",
     "balanced_energy": "energy",
 }
+METRICS: tuple[DifferenceMetric, ...] = ("auroc", "fpr")
 STAND_IN = (
     "The stand-in backbone saw the train splits of all four PACS domains and of all Caltech "
     "classes: only test rows are scored, and the numbers say nothing of a pretrained CLIP."
@@ -99,15 +102,16 @@ def _cells(row: Row) -> list[str]:
 
 
 def _gain_row(runs: Sequence[ResultRun], method: str) -> list[str]:
-    cells = [accuracy_gain(runs, method, "zero_shot", r) for r in ("test", "shifted")]
+    roles: tuple[Role, ...] = ("test", "shifted")
+    gains = [accuracy_gain(runs, method, "zero_shot", role) for role in roles]
     start, end = ("zero_shot", "mcm"), (method, "mcm")
-    cells += [detection_gain(runs, end, start, metric) for metric in ("auroc", "fpr")]
-    return [method, *map(_points, cells)]
+    gains += [detection_gain(runs, end, start, metric) for metric in METRICS]
+    return [method, *map(_points, gains)]
 
 
 def _score_row(runs: Sequence[ResultRun], method: str) -> list[str]:
     start, end = (method, "mcm"), (method, CRITERIA[method])
-    gains = [detection_gain(runs, end, start, metric) for metric in ("auroc", "fpr")]
+    gains = [detection_gain(runs, end, start, metric) for metric in METRICS]
     return [method, CRITERIA[method], *map(_points, gains)]
 
 
@@ -116,8 +120,8 @@ def _claim(runs: Sequence[ResultRun]) -> str:
     steps = {"training (MCM kept)": (turn, start), "the score (EBM kept)": (end, turn)}
     steps["both: Zhu 2025's claim"] = (end, start)
     table = [
-        [name, *(_points(detection_gain(runs, *cells, metric)) for metric in ("auroc", "fpr"))]
-        for name, cells in steps.items()
+        [name, *(_points(detection_gain(runs, *pair, metric)) for metric in METRICS)]
+        for name, pair in steps.items()
     ]
     probe = accuracy_gain(runs, "coop", "linear_probe", "test")
     return "\n\n".join(
@@ -133,10 +137,10 @@ def _by_run(runs: Sequence[ResultRun]) -> list[str]:
     lines = []
     for run in runs:
         start, end = ("coop", "mcm"), ("ebm", "delta_energy")
-        gains = [detection_gain([run], end, start, metric) for metric in ("auroc", "fpr")]
+        gains = [detection_gain([run], end, start, metric) for metric in METRICS]
         table = {(r.method, r.score): r for r in rows([run])}
-        cells = [_cells(table[cell])[2:] for cell in (start, end)]
-        lines.append([run.name, *(" / ".join(c) for c in cells), *map(_points, gains)])
+        figures = [_cells(table[place])[2:] for place in (start, end)]
+        lines.append([run.name, *(" / ".join(f) for f in figures), *map(_points, gains)])
     head = ["run", "CoOp + MCM", "EBM + DeltaEnergy", "AUROC gained", "FPR gained"]
     return ["By held-out domain (ID ACC / OOD ACC / AUROC / FPR):", markdown_table(head, lines)]
 

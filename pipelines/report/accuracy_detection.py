@@ -1,7 +1,7 @@
 """The picture of accuracy against detection: a point per method, and the Pareto front.
 
 Labels stand in a column beside the axes, each with a line to its point, so that twenty methods
-stay readable; colours are those of the scores (Okabe and Ito's), shapes tell the points apart.
+stay readable; colours are those of the scores (Okabe and Ito's), shapes distinguish the points.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _label(figure: Figure, axes: Axes, labelled: Sequence[Point], front: Sequenc
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights near the `wanted` ones (from the top down), at least `gap` apart, within [0, 1].
+    """Heights near the `wanted` ones (from the top down), `gap` or more from each other, in [0, 1].
 
     Where they do not fit, they are spread evenly.
     """

@@ -24,15 +24,15 @@ def biases(rows, model):
     return [float(row["mode bias"]) for row in rows if row["model"] == model]
 
 
-def test_mixture_and_corrected_model_keep_every_mode_and_the_ebm_is_no_better(written):
+def test_mixture_and_corrected_model_keep_every_mode_and_feature_ebm_is_no_better(written):
     _, summary, rows = written
     assert len(rows) == 3 * len(figure.SEEDS) == 15
     for model in ("mixture", "corrected"):
         assert max(biases(rows, model)) <= 0.1
         least = [float(row["least mass"]) for row in rows if row["model"] == model]
         assert min(least) >= 0.5 / 9
-    assert np.mean(biases(rows, "EBM")) >= np.mean(biases(rows, "corrected"))
-    for model in ("mixture", "EBM", "corrected"):
+    assert np.mean(biases(rows, "feature_ebm")) >= np.mean(biases(rows, "corrected"))
+    for model in ("mixture", "feature_ebm", "corrected"):
         assert f"| {model} | {np.mean(biases(rows, model)):.3f} " in summary
 
 

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from pipelines.ood import metrics
+from pipelines.ood import Interval, metrics
 from pipelines.ood.curves import steps_of_sorted
 from pipelines.ood.metrics import METRICS, bootstrap_interval, fpr_at_tpr, ood_metrics
-from pipelines.ood.resampling import Interval
 from pipelines.ood.statistics import ScoreHistogram, merge_all
 
 RATES = st.sampled_from([0.05, 0.5, 0.8, 0.9, 0.95, 1.0])

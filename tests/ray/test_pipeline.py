@@ -93,7 +93,7 @@ def test_it_leaves_the_evidence(first: Finished) -> None:
     assert [(r["method"], r["score"]) for r in found["rows"]] == [
         (m, s) for m in METHODS for s in SCORES
     ]
-    assert {r["cell"] for r in found["rows"] if r["cell"]} == {
+    assert {r["label"] for r in found["rows"] if r["label"]} == {
         "Zhu 2025: CoOp + MCM",
         "Zhu 2025: EBM + DeltaEnergy",
     }
@@ -112,7 +112,7 @@ def test_the_registered_model_judges_an_image(first: Finished, tmp_path: Path) -
     client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
     version = client.get_model_version_by_alias("energy-ood", "champion")
     registered = json.loads((run_folder(storage) / "register.json").read_text())
-    assert str(registered["version"]) == str(version.version)
+    assert str(registered["model_version"]) == str(version.version)
     (image,) = DigitsSource().read(["digits/0003/plain"])
     assert isinstance(image, bytes)
     (tmp_path / "digit.png").write_bytes(image)
@@ -182,8 +182,8 @@ def test_the_chosen_settings_stand_beside_the_default_ones(first: Finished) -> N
     assert compared
     assert "Chosen against default settings (seed 0" in done.stdout
     methods = {method for method, _ in compared}
-    default = {path.name for path in (folder / "scores").iterdir() if "@" in path.name}
-    assert {f"{method}@default-0" for method in methods} <= default
+    default = {p.name for p in (folder / "scores").iterdir() if p.name.endswith("-default")}
+    assert {f"{method}-0-default" for method in methods} <= default
     heads = json.loads((folder / "finetune.json").read_text())
     assert all(heads["defaults"][m] == heads["heads"][m][:1] for m in methods)
 
@@ -204,7 +204,7 @@ def test_the_winning_yaml_gives_the_same_numbers_again(backbones: Path, tmp_path
     pipeline(again, f"methods=@{folder}/best/ebm.yaml", "sweep=none", "seeds=2")
     repeated = json.loads(metrics(again))
     assert repeated["rows"] == found["rows"]
-    assert repeated["paired"] == found["paired"]
+    assert repeated["comparisons"] == found["comparisons"]
     assert repeated["best_against_default"] == []
     assert [row["params"] for row in repeated["rows"]] == [
         chosen["scores"][row["score"]] for row in repeated["rows"]

@@ -15,7 +15,7 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.stage import EmbedConfig
-from pipelines.evaluate.stage import Scored
+from pipelines.evaluate.scored import Scored
 from pipelines.finetune import stage as finetune
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.methods.zero_shot import Config as ZeroShot

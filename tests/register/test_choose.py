@@ -68,4 +68,9 @@ def test_where_nothing_was_searched_the_last_methods_selection_criterion() -> No
 def test_a_criterion_that_is_not_in_the_run_gives_way_to_the_first_score_that_applies() -> None:
     assert chosen({"ebm": Validated()}, ("msp", "max_logit")) == ("ebm", "msp")
     # neg_label compares images with text, which a linear probe has none of.
-    assert chosen({"linear_probe": Validated()}, ("neg_label", "gen")) == ("linear_probe", "gen")
+    probe = METHODS["cross_entropy"].Config(head={"name": "linear_probe"}, score="mcm")
+    found = champion(
+        {"linear_probe": probe}, ("neg_label", "gen"), {"linear_probe": Validated()},
+        RegisterConfig(), accuracy_tolerance=0.01,
+    )  # fmt: skip
+    assert found == ("linear_probe", "gen")
