@@ -9,8 +9,9 @@ import torch
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import is_trained
-from pipelines.finetune.loop import TrainingData
-from pipelines.finetune.stage import CLASS_PARALLEL_FROM, TrainingJob, _split, train
+from pipelines.finetune.loop import TrainingData, TrainingJob
+from pipelines.finetune.stage import train
+from pipelines.finetune.workers import CLASS_PARALLEL_FROM, _split
 from pipelines.methods import METHODS
 from tests.ray.small_backbone import write_backbone
 

@@ -17,13 +17,14 @@ from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
-from pipelines.data.benchmarks import Benchmark, Selection, role
+from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
 from pipelines.fitted import fit
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.ood import SCORES
+from pipelines.records import SetName
 from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
 from pipelines.sweep import known, worker
@@ -66,7 +67,7 @@ def sets(tmp_path: Path) -> FeatureSets:
     chosen, caches = {}, {}
     for name, size in SIZES.items():
         source = name.replace("/", "-")
-        known = role(name) in ("train", "validation", "test", "shifted")
+        known = SetName.parse(name).role in ("train", "validation", "test", "shifted")
         labels = [n % 3 if known else -1 for n in range(size)]
         rows = random.normal(size=(size, 16)) + (2 * centres[labels] if known else 0)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -87,7 +88,7 @@ def method(name: str, **changes: Any) -> MethodConfig:
 
 def without(sets: FeatureSets, missing: str) -> FeatureSets:
     """The same features without the sets of a role."""
-    left = {n: s for n, s in sets.benchmark.sets.items() if role(n) != missing}
+    left = {n: s for n, s in sets.benchmark.sets.items() if SetName.parse(n).role != missing}
     benchmark = Benchmark("toy", CLASSES, ("a photo of a {}.",), "", {}, left, "address")
     return FeatureSets(benchmark, sets.caches)
 
