@@ -30,4 +30,4 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    main("benchmark", BenchmarkConfig, benchmark, __doc__ or "")
+    main("benchmark", lambda: BenchmarkConfig, benchmark, __doc__)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from jobs import main
-from jobs.console import Console
-from pipelines.embed import own_images
-from pipelines.pipeline import run
-from pipelines.settings import PipelineConfig
+from jobs import main, stage_main
 
-
-def embed_benchmark(config: PipelineConfig) -> None:
-    """Embed the benchmark's images and say where the result lies."""
-    done = run(config, Console(), only="embed")
-    print(f"embed: {done.storage.path('runs', done.id, 'embed.json')}")
+if TYPE_CHECKING:
+    from pipelines.embed.own_images import FolderJob
 
 
-def embed_folder(config: own_images.FolderJob) -> None:
+def section() -> type[FolderJob]:
+    """What `source=FOLDER` takes."""
+    from pipelines.embed.own_images import FolderJob
+
+    return FolderJob
+
+
+def embed_folder(config: FolderJob) -> None:
     """Embed the images of one source, say what was rejected and where the features lie."""
-    console, began = Console(), time.perf_counter()
-    console.started("embed", 1, 1)
-    cache = own_images.run(
-        config,
-        lambda done, total, bad: console.progress(done, total, f"images, {bad:,} rejected"),
-    ).cache
-    console.finished("embed", time.perf_counter() - began, found=False)
-    rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]
+    from jobs.console import Console
+    from pipelines.embed import own_images
+
+    began = time.perf_counter()
+    with Console() as console:
+        console.started("embed", 1, 1)
+        cache = own_images.run(
+            config,
+            lambda done, total, bad: console.progress(done, total, f"images, {bad:,} rejected"),
+        ).cache
+        console.finished("embed", time.perf_counter() - began, found=False)
+    rows, rejected = cache.manifest.rows, cache.manifest.rejected
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in cache.reasons().items())
     folder = cache.storage.path("cache", "features", cache.address)
     bad = f"{rejected:,} rejected" + (f" ({reasons})" if reasons else "")
@@ -35,8 +40,7 @@ def embed_folder(config: own_images.FolderJob) -> None:
 
 
 if __name__ == "__main__":
-    about = __doc__ or ""
     if any(word.startswith("source") for word in sys.argv[1:]):
-        main("embed_folder", own_images.FolderJob, embed_folder, about)
+        main("embed_folder", section, embed_folder, __doc__)
     else:
-        main("embed", PipelineConfig, embed_benchmark, about)
+        stage_main("embed", __doc__)

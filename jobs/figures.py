@@ -26,4 +26,4 @@ def draw(config: FiguresConfig) -> None:
 
 
 if __name__ == "__main__":
-    main("figures", FiguresConfig, draw, __doc__ or "")
+    main("figures", lambda: FiguresConfig, draw, __doc__)

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from jobs import main
-from jobs.console import Console
-from pipelines.evaluate.metrics import Metrics
-from pipelines.pipeline import run
-from pipelines.report.text import text_table
-from pipelines.settings import PipelineConfig
+from typing import TYPE_CHECKING
+
+from jobs import main, run_section
+
+if TYPE_CHECKING:
+    from pipelines.settings import PipelineConfig
 
 
 def pipeline(config: PipelineConfig) -> None:
-    """Run what is not done yet, then print the table and what to do next."""
-    done = run(config, Console())
-    folder = done.storage.path("runs", done.id)
-    registered = done.manifest("register")
-    store = config.tracking_uri or done.tracker.uri
-    metrics = done.storage.read_bytes("runs", done.id, "metrics.json")
-    print("\n" + text_table(Metrics.from_json(metrics, f"{folder}/metrics.json")))
-    print(f"\nreport     {folder}/report.html")
-    print(f"model      {registered['uri']} ({registered['method']} + {registered['score']})")
-    print(f"MLflow     mlflow ui --backend-store-uri {store}")
-    print(f"one image  python -m jobs.predict source=PATH storage={done.storage.root}")
+    """Run what is not done yet, then print what came out on one screen, and what to do next."""
+    from jobs.console import Console, show
+    from pipelines.pipeline import run
+    from pipelines.tracking import store_uri
+
+    with Console() as console:
+        done = run(config, console)
+    store = store_uri(done.storage, config.tracking_uri)
+    commands = [
+        ("report", done.storage.path("runs", done.id, "report.html")),
+        ("MLflow", f"mlflow ui --backend-store-uri {store}"),
+        ("one image", f"python -m jobs.predict source=PATH storage={done.storage.root}"),
+    ]
+    print()
+    if not config.verbose:
+        from pipelines.report.screen import summary
+
+        show(summary(done.metrics, done.registered, commands))
+        return
+    from pipelines.report.text import text_table
+
+    champion = done.registered
+    print(text_table(done.metrics))
+    print(f"\nmodel      {champion.uri} ({champion.method} + {champion.score})")
+    for name, command in commands:
+        print(f"{name:<9}  {command}")
 
 
 if __name__ == "__main__":
-    main("pipeline", PipelineConfig, pipeline, __doc__ or "")
+    main("pipeline", run_section, pipeline, __doc__)

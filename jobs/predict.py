@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jobs import main
-from pipelines.predict.stage import PredictConfig, run
+
+if TYPE_CHECKING:
+    from pipelines.predict.stage import PredictConfig
+
+
+def section() -> type[PredictConfig]:
+    """What the job takes."""
+    from pipelines.predict.stage import PredictConfig
+
+    return PredictConfig
 
 
 def predict(config: PredictConfig) -> None:
     """Print class, score, threshold and decision of every image."""
+    from pipelines.predict.stage import run
+
     for found in run(config):
         if found.error is not None:
             print(f"{found.path}: not judged, {found.error}")
@@ -20,4 +33,4 @@ def predict(config: PredictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main("predict", PredictConfig, predict, __doc__ or "")
+    main("predict", section, predict, __doc__)

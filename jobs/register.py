@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from jobs import main
-from jobs.console import Console
-from pipelines.pipeline import run
-from pipelines.settings import PipelineConfig
-
-
-def register(config: PipelineConfig) -> None:
-    """Run the stage and say where its result lies."""
-    done = run(config, Console(), only="register")
-    print(f"register: {done.storage.path('runs', done.id, 'register.json')}")
-
+from jobs import stage_main
 
 if __name__ == "__main__":
-    main("register", PipelineConfig, register, __doc__ or "")
+    stage_main("register", __doc__)

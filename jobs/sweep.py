@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from jobs import main
-from jobs.console import Console
-from pipelines.pipeline import run
-from pipelines.settings import PipelineConfig
-from pipelines.sweep import text as sweep_text
+from typing import TYPE_CHECKING
+
+from jobs import main, run_section
+
+if TYPE_CHECKING:
+    from pipelines.settings import PipelineConfig
 
 
 def sweep(config: PipelineConfig) -> None:
     """Run the stages, then print what was chosen and where the evidence lies."""
-    done = run(config, Console(), last="sweep")
-    print("\n" + sweep_text.summary(done.manifest("sweep")))
-    print(f"\nsweep      {done.storage.path('runs', done.id, 'sweep.json')}")
+    from jobs.console import Console, show
+    from pipelines.pipeline import run
+    from pipelines.sweep import text as sweep_text
+
+    with Console() as console:
+        done = run(config, console, last="sweep")
+    print()
+    show(sweep_text.summary(done.swept))
+    print(f"\nsweep      {done.storage.path(*done.place('sweep'))}")
     print("next       python -m jobs.pipeline with the same words: train, judge, report, register")
 
 
 if __name__ == "__main__":
-    main("sweep", PipelineConfig, sweep, __doc__ or "")
+    main("sweep", run_section, sweep, __doc__)

@@ -2,15 +2,22 @@
 
 The map, from the top down; imports point down only (import-linter proves it):
 
-    pipeline run            all stages in order; one run: configuration, name, manifests
-    embed sweep finetune score evaluate register    the stages, in the order they run
-    predict registered_model detector               the finished model: images to verdicts
-    prior fit fit_stage fitted_search               what is measured on training features
-    trained_heads fitted_records                    heads and fitted scores, found by content
-    report tracking figures speed                   tables, MLflow, pictures, benchmarks
-    training posthoc scoring                        the training loop; scores by name
-    methods models          fine-tuning methods, one file each; backbones and heads
-    data                    sources of images, benchmarks, table schemas, storage
-    config compute          words to frozen sections; Ray's workers
+    experiments speed       figures of the docs; benchmarks of the project's own speed
+    pipeline run settings   all stages in order; one run: configuration, name, manifests
+    report                  the page, its tables and pictures
+    predict                 a registered model judges images
+    sweep                   settings chosen on validation data, with the evidence
+    evaluate register       scores to figures; the chosen model into the registry
+    fitted                  scores that are fitted to training features
+    score                   every head judges every image, scores by name
+    finetune                features to trained heads: the loop, its state, Ray Train workers
+    embed                   images to features, once per content address
+    methods heads           plug-ins, one file each: what trains, and what classifies
+    backbones tracking      what encodes images and texts; MLflow
+    data compute            sources, benchmarks, schemas, storage; Ray's cluster
+    config plots records    words to frozen sections; how pictures look; what stages hand over
     ood                     the maths alone: scores, losses, densities, metrics, statistics
+
+A stage's pydantic section lives beside its code, and every command reads it first. So Ray, MLflow,
+open_clip, pandas and matplotlib are imported by the functions that use them.
 """

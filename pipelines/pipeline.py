@@ -1,56 +1,57 @@
 """All stages in order: embed, sweep, finetune, score, evaluate, register.
 
-A stage reads what earlier ones wrote and writes its own manifest last, so it is done when
-`runs/RUN/STAGE.json` exists, and a killed run goes on where it was (`pipelines.run`).
+A stage reads the records of earlier ones and writes its own. It is found where its stamp is still
+true (`pipelines.run`), so a killed run goes on where it was, and a stage whose code changed is
+repeated. The functions here hand each stage what it works on; `STAGES` is their order.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 
-from pipelines.backbones import clip
 from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, to_yaml
-from pipelines.data.benchmarks import Benchmark
-from pipelines.embed import leaks
 from pipelines.embed import stage as embed
+from pipelines.embed.result import EmbedResult
 from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate.against_default import DefaultSetting
-from pipelines.evaluate.metrics import EnergyModelHistory, Facts, MetricRow, Metrics, Rejected
-from pipelines.finetune import outlier_prior as prior
+from pipelines.evaluate.metrics import Facts, Metrics, Rejected
+from pipelines.finetune import outlier_prior
 from pipelines.finetune import stage as finetune
-from pipelines.finetune.cache import load_predictor, read_manifest
-from pipelines.finetune.epoch_log import EpochLog
-from pipelines.finetune.loop import TrainingData, TrainingJob
+from pipelines.finetune.cache import load_predictor
+from pipelines.finetune.data import TrainingData, TrainingJob
+from pipelines.finetune.logged import train_logged
 from pipelines.fitted import stage as fit_stage
-from pipelines.fitted.fit import HeadFits
+from pipelines.fitted.fit import HeadToFit
+from pipelines.fitted.result import FinetuneResult
+from pipelines.fitted.stage import FittedOfHead
 from pipelines.heads import HEADS
-from pipelines.methods import METHODS
-from pipelines.ood import SCORES
-from pipelines.records import HeadKey, Params
+from pipelines.methods import METHODS, MethodConfig
+from pipelines.records import HeadKey, HeadRef, Params, StoredRecord
 from pipelines.register import choose
 from pipelines.register import stage as register
-from pipelines.report import page as report
+from pipelines.register.result import RegisterResult
 from pipelines.run import Observer, Run
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
 from pipelines.score.cache import load_records
-from pipelines.settings import PipelineConfig
+from pipelines.score.code import score_rows_used
+from pipelines.score.result import HeadScores, ScoreResult
+from pipelines.settings import PipelineConfig, words_again
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult
+from pipelines.sweep.surfaces import read_surfaces
 
 
 def run(
@@ -91,12 +92,12 @@ def run(
             if reason is None:
                 observer.finished(name, 0.0, found=True)
                 continue
+            observer.started(name, number, len(names), reason)
             if stage.needs_ray and not connected:
                 stack.enter_context(connect(config.compute))
                 connected = True
-            observer.started(name, number, len(names), reason)
             start = time.perf_counter()
-            current.finish(name, as_json(stage.run(current)), code(), before(name))
+            current.finish(name, stage.run(current).to_json(), code(), before(name))
             observer.finished(name, time.perf_counter() - start, found=False)
     return current
 
@@ -108,8 +109,12 @@ def before(stage: str) -> list[str]:
 
 def _refuse_stale(current: Run, name: str) -> None:
     """An earlier stage has to be done, and still true, when a later one runs alone."""
-    current.manifest(name)
     code = functools.partial(stage_code, name, current.config)
+    if not current.has(name):
+        raise UserError(
+            f"run {current.id} has no {name} yet: run python -m jobs.{name} (or jobs.pipeline) "
+            "with the same words first"
+        )
     if reason := current.reason_to_run(name, code, before(name)):
         raise UserError(
             f"run {current.id}: {name} has to be repeated first ({reason}): run python -m "
@@ -127,133 +132,54 @@ def stage_code(name: str, config: PipelineConfig) -> Code:
     plugins: list[Entry] = []
     if stage.uses_plugins:
         for method in config.methods.values():
-            plugins += [METHODS[method.name], HEADS[method.head.name]]
-        plugins += [
-            SCORES[part].function if part in SCORES else scoring.FITTED[part]
-            for part in scoring.with_parts(config.scores)
-            if scoring.JOIN not in part
-        ]
+            modules = METHODS[method.name], HEADS[method.head.name]
+            plugins += [module.Config.__module__ for module in modules]
+        plugins += score_rows_used(config.scores)
     return code_of(*stage.entries, *plugins, alone=[stage.run])
 
 
-def as_json(record: Mapping[str, Any]) -> bytes:
-    """The content of a stage's file."""
-    return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _embed(run: Run) -> dict[str, Any]:
-    _write_index(run)
-    keys = run.benchmark.keys_by_source()
-    caches = embed.embed_sources(
-        {name: run.benchmark.sources[name] for name in keys},
-        run.backbone,
-        run.storage,
-        settings=run.config.embed,
-        compute=run.config.compute,
-        keys=keys,
-        on_progress=lambda done, total, rejected: run.observer.progress(
-            done, total, f"images, {rejected} rejected" if rejected else "images"
-        ),
-    )
-    leaks.refuse(run.benchmark, caches, run.storage, ("runs", run.id, "shared_images.json"))
-    return {
-        "benchmark": run.benchmark.name,
-        "backbone": dict(clip.identity(run.backbone)),
-        "sources": {
-            name: {
-                "address": cache.address,
-                "rows": cache.manifest["rows"],
-                "rejected": cache.rejected().to_pylist(),
-            }
-            for name, cache in caches.items()
-        },
-    }
-
-
-def _write_index(run: Run) -> None:
-    """Which images train, after shots and imbalance: source, key, label."""
+def _embed(run: Run) -> EmbedResult:
     if "train" in run.benchmark.sets:
+        # Which images train, after shots and imbalance.
         chosen = run.benchmark.sets["train"]
         names = ("source", "key", "label")
         columns = [pa.array(c) for c in (chosen.sources, chosen.keys, chosen.labels)]
         run.storage.write_table(pa.table(columns, names=names), "runs", run.id, "train.parquet")
+    return embed.embed_benchmark(
+        run.benchmark,
+        run.backbone,
+        run.storage,
+        settings=run.config.embed,
+        compute=run.config.compute,
+        shared_images=("runs", run.id, "shared_images.json"),
+        on_progress=lambda done, total, rejected: run.observer.progress(
+            done, total, f"images, {rejected} rejected" if rejected else "images"
+        ),
+    )
 
 
-def _sweep(run: Run) -> dict[str, Any]:
+def _sweep(run: Run) -> SweepResult:
     stage = run.fit_stage if run.config.sweep.enabled else None
     if stage is not None:
         stage.prepare(name for name, space in run.config.sweep.space.items() if space)
-    found = sweep.run(
-        run.config.methods,
-        run.config.scores,
-        run.sets,
-        run.backbone,
-        run.storage,
-        settings=run.config.sweep,
-        compute=run.config.compute,
+    inputs = sweep.Inputs(
+        methods=run.config.methods,
+        scores=run.config.scores,
+        sets=run.sets,
+        backbone=run.backbone,
+        storage=run.storage,
         fit_data=stage.data if stage is not None else None,
         records=load_records(run.storage, run.mined),
+    )
+    result, surfaces = sweep.run(
+        inputs,
+        run.config.sweep,
+        compute=run.config.compute,
         on_progress=run.observer.progress,
     )
-    if rows := found.pop("surfaces", []):
-        table = pa.Table.from_pylist(rows, schema=sweep.SURFACES)
-        run.storage.write_table(table, "runs", run.id, "surfaces.parquet")
     place = sweep_record.Place(run.storage, run.id, run.tracker, run.tracking_run)
-    sweep_record.keep(place, found, words_again(run.config))
-    return found
-
-
-def words_again(config: PipelineConfig) -> str:
-    """The words of the command line that a method's chosen setting needs beside it."""
-    again = {
-        "benchmark": config.benchmark.name,
-        "backbone": config.backbone.name,
-        "scores": f"[{','.join(config.scores)}]",
-        "seeds": config.seeds,
-        "shots": config.shots,
-        "imbalance": config.imbalance,
-        "target_tpr": config.target_tpr,
-    }
-    return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
-
-
-def _train_and_fit(run: Run) -> dict[str, Any]:
-    """The heads, and then what their scores need fitted: addresses by method, seed and name."""
-    trained, stage = _finetune(run), run.fit_stage
-    heads = [(m, seed, a) for m, found in trained["heads"].items() for seed, a in enumerate(found)]
-    defaults = [(m, s, a) for m, found in trained["defaults"].items() for s, a in enumerate(found)]
-    fitted: fit_stage.Fitted = [{} for _ in (*heads, *defaults)]
-    if stage is not None:
-        choices, settings = _sweep_result(run).methods, _default_settings(run)
-        fitted = stage.fit_heads(
-            [HeadFits(choices[m].setting, seed, a, choices[m].scores) for m, seed, a in heads]
-            + [HeadFits(settings[m].method, s, a, settings[m].scores) for m, s, a in defaults]
-        )
-    models = fit_stage.histories(fitted[: len(heads)], run.storage)
-    fit_stage.log(models, run.tracker, run.tracking_run)
-    return {
-        **trained,
-        "records": _records(heads, fitted[: len(heads)], run.mined),
-        "default_records": _records(defaults, fitted[len(heads) :], run.mined),
-        "energy_models": models,
-    }
-
-
-def _records(
-    heads: Iterable[tuple[str, int, str]], fitted: fit_stage.Fitted, mined: Mapping[str, str]
-) -> dict[str, list[dict[str, str]]]:
-    """Addresses of what was fitted or mined, by method, seed and name."""
-    records: dict[str, list[dict[str, str]]] = {}
-    for (method, _, _), found in zip(heads, fitted, strict=True):
-        fitted_here = {name: a for name, (_, a) in found.items()}
-        records.setdefault(method, []).append({**fitted_here, **mined})
-    return records
-
-
-def _sweep_result(run: Run) -> SweepResult:
-    run.manifest("sweep")
-    place = ("runs", run.id, "sweep.json")
-    return SweepResult.from_json(run.storage.read_bytes(*place), run.storage.path(*place))
+    sweep_record.keep(place, result, surfaces, words_again(run.config))
+    return result
 
 
 def _default_settings(run: Run) -> dict[str, DefaultSetting]:
@@ -262,152 +188,110 @@ def _default_settings(run: Run) -> dict[str, DefaultSetting]:
         return {}
     return against_default.default_settings(
         run.config.methods,
-        _sweep_result(run).methods,
+        run.swept.methods,
         run.config.scores,
         num_train=len(run.benchmark.sets["train"]),
     )
 
 
-def _finetune(run: Run) -> dict[str, Any]:
-    choices = _sweep_result(run).methods
-    cells = {
+def _finetune(run: Run) -> FinetuneResult:
+    """The heads of the chosen and of the default settings, and what their scores need fitted."""
+    choices, defaults = run.swept.methods, _default_settings(run)
+    jobs = {
         HeadKey(method=name, seed=seed): TrainingJob(choices[name].setting, seed)
         for name in run.config.methods
         for seed in range(run.config.seeds)
     }
-    defaults = _default_settings(run)
-    cells |= against_default.trainings(defaults, num_seeds=run.config.seeds)
-    total = sum(c.method.training.epochs for c in cells.values() if c.method.head.trainable)
-    seen: set[tuple[str, float]] = set()
-    log = EpochLog(lambda name: run.tracker.run(name, parent=run.tracking_run))
-
-    def on_epoch(cell: TrainingJob, report: Mapping[str, float]) -> None:
-        # Methods with the same setting share a cell; it is shown under the first one's name.
-        name = next(_training_name(key) for key, known in cells.items() if known == cell)
-        seen.add((name, report["epoch"]))
-        run.observer.progress(len(seen), total, f"epochs, {name}")
-        log.add(name, report)
-
-    data = _training_data(run, cells.values())
-    addresses = finetune.train(
-        list(cells.values()),
-        data,
-        run.backbone,
+    every = {**jobs, **against_default.trainings(defaults, num_seeds=run.config.seeds)}
+    data = _training_data(run, [job.method for job in every.values()])
+    addresses = train_logged(
+        every,
+        lambda jobs, on_epoch: finetune.train(
+            jobs,
+            data,
+            run.backbone,
+            run.storage,
+            compute=run.config.compute,
+            mode=run.config.training,
+            on_epoch=on_epoch,
+        ),
         run.storage,
-        compute=run.config.compute,
-        mode=run.config.training,
-        on_epoch=on_epoch,
+        tracker=run.tracker,
+        parent=run.tracking_run,
+        on_progress=run.observer.progress,
     )
-    trained = dict(zip(cells, addresses, strict=True))
-    for key, address in trained.items():
-        _log_training(run, log, key, address)
-    heads: dict[str, list[str]] = {name: [] for name in run.config.methods}
-    for key, address in trained.items():
-        if key.variant == "chosen":
-            heads[key.method].append(address)
-    of_default: dict[str, list[str]] = {}
-    for key, address in against_default.default_heads(defaults, trained).items():
-        of_default.setdefault(key.method, []).append(address)
+    heads = {key: addresses[key] for key in jobs}
+    heads |= against_default.default_heads(defaults, addresses)
+    fitted = _fitted(run, heads, defaults)
+    models = fit_stage.histories([fitted[key] for key in jobs], run.storage)
+    fit_stage.log(models, run.tracker, run.tracking_run)
     counts = data.outlier_counts
-    return {
-        "heads": heads,
-        "defaults": of_default,
-        "outlier_counts": None if counts is None else counts.tolist(),
-    }
+    return FinetuneResult(
+        heads=tuple(
+            HeadRef(
+                key=key,
+                address=address,
+                fitted={**{name: a for name, (_, a) in fitted[key].items()}, **run.mined},
+            )
+            for key, address in heads.items()
+        ),
+        outlier_counts=None if counts is None else tuple(counts.tolist()),
+        energy_models=models,
+    )
 
 
-def _training_data(run: Run, cells: Iterable[TrainingJob]) -> TrainingData:
+def _training_data(run: Run, methods: Sequence[MethodConfig]) -> TrainingData:
     """Features and labels; with the outliers counted by class where a method asks for it."""
-    view, methods = run.sets.for_training(), [cell.method for cell in cells]
+    view = run.sets.for_training()
     data = sweep.training_data(view, methods)
     if not any(method.needs_outlier_counts for method in methods):
         return data
-    return replace(data, outlier_counts=prior.measure(view, run.backbone, run.storage))
+    return replace(data, outlier_counts=outlier_prior.measure(view, run.backbone, run.storage))
 
 
-def _training_name(key: HeadKey) -> str:
-    """The name of a training, in MLflow and on the terminal."""
-    return f"finetune {key}"
+def _fitted(
+    run: Run, heads: Mapping[HeadKey, str], defaults: Mapping[str, DefaultSetting]
+) -> dict[HeadKey, FittedOfHead]:
+    """What the scores of every head need fitted, by name."""
+    stage, choices = run.fit_stage, run.swept.methods
+    if stage is None:
+        return {key: {} for key in heads}
+    asked = []
+    scores: Mapping[str, Params]
+    for key, address in heads.items():
+        if key.variant == "chosen":
+            method, scores = choices[key.method].setting, choices[key.method].scores
+        else:
+            method, scores = defaults[key.method].method, defaults[key.method].scores
+        asked.append(HeadToFit(method, key.seed, address, scores))
+    return dict(zip(heads, stage.fit_heads(asked), strict=True))
 
 
-def _log_training(run: Run, log: EpochLog, key: HeadKey, address: str) -> None:
-    """The settings of a training, and the epochs that were not sent while it went on."""
-    with run.tracker.run(_training_name(key), parent=run.tracking_run) as active:
-        active.log_params({"method": key.method, "seed": key.seed, "address": address})
-    log.finish(_training_name(key), read_manifest(run.storage, address)["history"])
-
-
-def _score_folder(key: HeadKey) -> str:
-    name = f"{key.method}-{key.seed}"
-    return name if key.variant == "chosen" else f"{name}-default"
-
-
-def _score(run: Run) -> dict[str, Any]:
-    choices, settings, records = _sweep_result(run).methods, _default_settings(run), run.records
-    manifest = run.manifest("finetune")
+def _score(run: Run) -> ScoreResult:
+    choices, defaults = run.swept.methods, _default_settings(run)
     heads = []
-    for (method, seed), address in run.heads.items():
-        key, params = HeadKey(method=method, seed=seed), choices[method].scores
-        heads.append(_to_score(run, key, address, params, records[method][seed]))
-    for method, addresses in manifest["defaults"].items():
-        for seed, address in enumerate(addresses):
-            key = HeadKey(method=method, seed=seed, variant="default")
-            fitted = manifest["default_records"][method][seed]
-            heads.append(_to_score(run, key, address, settings[method].scores, fitted))
-    names = score.run(
+    for head in run.finetuned.heads:
+        of = choices if head.key.variant == "chosen" else defaults
+        kind = run.config.methods[head.key.method].head.name
+        scores = against_default.applicable(kind, of[head.key.method].scores, head.fitted)
+        heads.append(HeadScores(**dict(head), scores=scores))
+    return score.run(
         heads,
         run.sets,
         run.storage,
-        run.id,
         at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
-    return {"scores": names}
 
 
-def _to_score(
-    run: Run, key: HeadKey, address: str, params: Mapping[str, Params], fitted: Mapping[str, str]
-) -> score.HeadScores:
-    head = run.config.methods[key.method].head.name
-    known = against_default.applicable(head, params, fitted)
-    return score.HeadScores(_score_folder(key), address, known, fitted)
+def _evaluate(run: Run) -> Metrics:
+    from pipelines.report import page as report  # draws: a found run needs none of it
 
-
-def _tables(run: Run) -> dict[HeadKey, pa.Table]:
-    """The scores of every head, those of the default settings among them."""
-    defaults = run.manifest("finetune")["defaults"]
-    keys = [HeadKey(method=method, seed=seed) for method, seed in run.heads]
-    keys += [
-        HeadKey(method=method, seed=seed, variant="default")
-        for method, heads in defaults.items()
-        for seed in range(len(heads))
-    ]
-    return {key: score.read(run.storage, run.id, _score_folder(key)) for key in keys}
-
-
-def _facts(run: Run) -> Facts:
-    sources = run.manifest("embed")["sources"]
-    return Facts(
-        benchmark=run.benchmark.name,
-        backbone=run.config.backbone.name,
-        class_names=run.benchmark.class_names,
-        notes=run.benchmark.notes,
-        sets={name: len(chosen) for name, chosen in run.benchmark.sets.items()},
-        rejected=tuple(
-            Rejected(source=name, **entry)
-            for name, source in sources.items()
-            for entry in source["rejected"]
-        ),
-    )
-
-
-def _evaluate(run: Run) -> dict[str, Any]:
-    run.manifest("score")
-    tables, sweep_result, records = _tables(run), _sweep_result(run), run.records
+    result, tables = run.swept, score.read_all(run.storage, run.scored)
     choices = {}
-    for name, choice in sweep_result.methods.items():
+    for name, choice in result.methods.items():
         head = run.config.methods[name].head.name
-        known = against_default.applicable(head, choice.scores, records[name][0])
+        known = against_default.applicable(head, choice.scores, run.finetuned.head(name).fitted)
         # JSON keeps keys sorted, the user did not.
         ordered = {score: known[score] for score in run.config.scores if score in known}
         choices[name] = choice.model_copy(update={"scores": ordered})
@@ -415,81 +299,66 @@ def _evaluate(run: Run) -> dict[str, Any]:
         tables,
         evaluate.Evaluation(
             facts=_facts(run),
-            criterion=sweep_result.criterion,
+            criterion=result.criterion,
             choices=choices,
             target_tpr=run.config.target_tpr,
             settings=run.config.evaluate,
             compare=run.config.compare,
             defaults=_default_settings(run),
-            energy_models=[
-                EnergyModelHistory.model_validate(model)
-                for model in run.manifest("finetune")["energy_models"]
-            ],
+            energy_models=run.finetuned.energy_models,
         ),
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),
     )
-    run.storage.write_bytes(metrics.to_json(), "runs", run.id, "metrics.json")
-    _write_report(run, metrics, tables, sweep_result)
-    return {"report": run.storage.path("runs", run.id, "report.html")}
-
-
-def _write_report(
-    run: Run, metrics: Metrics, tables: Mapping[HeadKey, pa.Table], sweep_result: SweepResult
-) -> None:
+    run.observer.progress(1, 3, "parts, report")
     page = report.write(
         metrics,
         report.ReportInputs(
             scores=tables,
             config_yaml=to_yaml(run.config),
             stamp=stamp(run=run.id),
-            sweep=sweep_result,
-            surfaces=sweep_record.surfaces(run.storage, run.id),
-            image=lambda set_name, key: image(run.benchmark, set_name, key),
+            sweep=result,
+            surfaces=read_surfaces(run.storage, run.id),
+            image=run.benchmark.image,
         ),
     )
     run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")
+    run.observer.progress(2, 3, "parts, MLflow")
     with run.tracker.run("", run_id=run.tracking_run) as active:
-        for row in metrics.rows:
-            active.log_metrics(_row_figures(row))
-        for name in ("report.html", "metrics.json", "sweep.json", "config.yaml"):
-            content = run.storage.read_bytes("runs", run.id, name).decode()
-            active.log_text(content, name)
+        active.log_metrics(report.tracked_figures(metrics))
+        active.log_text(page, "report.html")
+        active.log_text(metrics.to_json().decode(), "metrics.json")
+        active.log_text(result.to_json().decode(), "sweep.json")
+        active.log_text(to_yaml(run.config), "config.yaml")
+    return metrics
 
 
-def image(benchmark: Benchmark, set_name: str, key: str) -> bytes | None:
-    """The encoded image of a set's key, or None where it cannot be read."""
-    chosen = benchmark.sets[set_name]
-    source = benchmark.sources[chosen.sources[chosen.keys.index(key)]]
-    (content,) = source.read([key])
-    return content if isinstance(content, bytes) else None
+def _facts(run: Run) -> Facts:
+    return Facts(
+        benchmark=run.benchmark.name,
+        backbone=run.config.backbone.name,
+        class_names=run.benchmark.class_names,
+        notes=run.benchmark.notes,
+        sets={name: len(chosen) for name, chosen in run.benchmark.sets.items()},
+        rejected=tuple(
+            Rejected(source=name, **dict(entry))
+            for name, source in run.embedded.sources.items()
+            for entry in source.rejected
+        ),
+    )
 
 
-def _row_figures(row: MetricRow) -> dict[str, float]:
-    prefix = f"{row.method}/{row.score}"
-    figures = {f"{prefix}/id_accuracy": row.id_accuracy.mean}
-    if row.ood_accuracy is not None:
-        figures[f"{prefix}/ood_accuracy"] = row.ood_accuracy.mean
-    for metric, by_group in (("auroc", row.auroc), ("fpr", row.fpr)):
-        figures |= {f"{prefix}/{metric}/{group}": v.mean for group, v in by_group.items()}
-    return figures
-
-
-def _register(run: Run) -> dict[str, Any]:
-    run.manifest("evaluate")
-    place = ("runs", run.id, "metrics.json")
-    metrics = Metrics.from_json(run.storage.read_bytes(*place), run.storage.path(*place))
+def _register(run: Run) -> RegisterResult:
     method, name = choose.champion(
         run.config.methods,
         run.config.scores,
-        _sweep_result(run).methods,
+        run.swept.methods,
         run.config.register_as,
         accuracy_tolerance=run.config.sweep.accuracy_tolerance,
     )
-    row = metrics.row(method, name)
-    addresses = run.records[method][0]
-    needed = {record: addresses[record] for record in scoring.records_read(name)}
+    row, head = run.metrics.row(method, name), run.finetuned.head(method)
+    needed = {record: head.fitted[record] for record in scoring.records_read(name)}
     candidate = register.Candidate(
-        predictor=load_predictor(run.storage, run.heads[method, 0]),
+        predictor=load_predictor(run.storage, head.address),
         backbone=run.backbone,
         method=method,
         score=name,
@@ -502,10 +371,9 @@ def _register(run: Run) -> dict[str, Any]:
         facts={"run": run.id, "benchmark": run.benchmark.name},
         records=load_records(run.storage, needed),
     )
-    done = register.register(
+    return register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as
     )
-    return done.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -513,29 +381,29 @@ class Stage:
     """A stage of the pipeline.
 
     Attributes:
-        run: gives the content of the stage's file; it hands `entries` what they work on.
+        run: gives the record of the stage; it hands `entries` what they work on.
         entries: where the computation starts.
         uses_plugins: whether heads, methods and scores decide what it gives.
         needs_ray: whether Ray has to run.
     """
 
-    run: Callable[[Run], dict[str, Any]]
+    run: Callable[[Run], StoredRecord]
     entries: tuple[Entry, ...]
     uses_plugins: bool = True
     needs_ray: bool = True
 
 
 STAGES: dict[str, Stage] = {
-    "embed": Stage(_embed, (embed.embed_sources, leaks.refuse), uses_plugins=False),
+    "embed": Stage(_embed, (embed.embed_benchmark,), uses_plugins=False),
     "sweep": Stage(_sweep, (sweep.run, sweep_record.keep)),
     "finetune": Stage(
-        _train_and_fit,
-        (finetune.train, fit_stage.FitStage, prior.measure, against_default.default_settings),
+        _finetune,
+        (finetune.train, fit_stage.FitStage, outlier_prior.measure, against_default.trainings),
     ),
     "score": Stage(_score, (score.run,)),
     "evaluate": Stage(
         _evaluate,
-        (evaluate.run, report.write),
+        (evaluate.run, "pipelines.report.page.write"),
         uses_plugins=False,
         needs_ray=False,
     ),

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 INK, MUTED, LINE, PAPER = "#1c2024", "#63696f", "#d5d9dd", "#fefefe"
 # Okabe and Ito's colour-blind safe hues, and a few beside them.
@@ -117,24 +115,6 @@ def label(panel: Axes, *, title: str, x: str, y: str) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes do not depend on the machine's date or library version."""
     figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
-def pareto_front(
-    points: NDArray[np.float64], *, maximised: tuple[bool, bool] = (True, True)
-) -> NDArray[np.bool_]:
-    """Which points no other one equals or beats in both figures and beats in one, (N,).
-
-    Of equal points all are on the front or none is.
-
-    Args:
-        points: (N, 2), two figures of each.
-        maximised: whether more is better, of each figure.
-    """
-    signed = np.where(maximised, points, -points)
-    as_good = np.all(signed[:, None, :] <= signed[None, :, :], axis=2)
-    better = np.any(signed[:, None, :] < signed[None, :, :], axis=2)
-    front: NDArray[np.bool_] = np.logical_not(np.any(as_good & better, axis=1))
-    return front
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

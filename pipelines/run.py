@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pipelines import tracking
 from pipelines.backbones import clip
@@ -25,15 +25,25 @@ from pipelines.data.benchmarks import Benchmark
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
+from pipelines.embed.result import EmbedResult
+from pipelines.evaluate.metrics import Metrics
 from pipelines.fitted import fit
 from pipelines.fitted import negative_words as negative_classes
 from pipelines.fitted.negative_words import read_words
 from pipelines.fitted.plan import FitData
+from pipelines.fitted.result import FinetuneResult
 from pipelines.fitted.stage import FitStage
 from pipelines.heads.base import LOCAL
 from pipelines.records import StoredRecord
+from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring
+from pipelines.score.result import ScoreResult
 from pipelines.settings import NOT_CONTENT, PipelineConfig, open_checked, with_local_features
+from pipelines.sweep.result import SweepResult
+
+# The file of a stage's record where it is not called after the stage.
+RECORDS = {"evaluate": "metrics.json"}
+RecordT = TypeVar("RecordT", bound=StoredRecord)
 
 
 class StageStamp(StoredRecord):
@@ -105,22 +115,57 @@ class Run:
         run.storage.write_bytes(to_yaml(config).encode(), "runs", run_id, "config.yaml")
         return run
 
-    def manifest(self, stage: str) -> dict[str, Any]:
-        """What a stage wrote.
+    def _record(self, stage: str, kind: type[RecordT]) -> RecordT:
+        """What a stage wrote, read by validation.
 
         Raises:
-            UserError: where it has not run yet.
+            UserError: where it has not run yet, or its file is damaged.
         """
-        if not self.storage.exists("runs", self.id, f"{stage}.json"):
+        place = self.place(stage)
+        if not self.storage.exists(*place):
             raise UserError(
                 f"run {self.id} has no {stage} yet: run python -m jobs.{stage} (or "
                 "jobs.pipeline) with the same words first"
             )
-        return dict(self.storage.read_json("runs", self.id, f"{stage}.json"))
+        return kind.from_json(self.storage.read_bytes(*place), self.storage.path(*place))
+
+    @property
+    def embedded(self) -> EmbedResult:
+        """What embed wrote."""
+        return self._record("embed", EmbedResult)
+
+    @property
+    def swept(self) -> SweepResult:
+        """What the sweep chose."""
+        return self._record("sweep", SweepResult)
+
+    @property
+    def finetuned(self) -> FinetuneResult:
+        """The trained heads."""
+        return self._record("finetune", FinetuneResult)
+
+    @property
+    def scored(self) -> ScoreResult:
+        """The tables of scores."""
+        return self._record("score", ScoreResult)
+
+    @property
+    def metrics(self) -> Metrics:
+        """Every figure of the run."""
+        return self._record("evaluate", Metrics)
+
+    @property
+    def registered(self) -> RegisterResult:
+        """The version in the model registry."""
+        return self._record("register", RegisterResult)
+
+    def place(self, stage: str) -> tuple[str, ...]:
+        """Where a stage's record lies."""
+        return "runs", self.id, RECORDS.get(stage, f"{stage}.json")
 
     def has(self, stage: str) -> bool:
         """Whether a stage has written its record."""
-        return self.storage.exists("runs", self.id, f"{stage}.json")
+        return self.storage.exists(*self.place(stage))
 
     def finish(self, stage: str, record: bytes, code: Code, before: Sequence[str]) -> None:
         """Write what a stage gave, and then its stamp.
@@ -131,7 +176,7 @@ class Run:
             code: that decided it.
             before: the stages that it reads.
         """
-        self.storage.write_bytes(record, "runs", self.id, f"{stage}.json")
+        self.storage.write_bytes(record, *self.place(stage))
         stamp = StageStamp(
             code=code.parts,
             files=dict(code.files),
@@ -158,7 +203,7 @@ class Run:
         if others := [n for n in before if stamp.inputs.get(n) != self._digest(n)]:
             return f"{', '.join(others)} gave something else"
         if self._digest(stage) != stamp.output:
-            return f"{stage}.json is missing or not as it was written"
+            return f"{self.place(stage)[-1]} is missing or not as it was written"
         return None
 
     def _stamp(self, stage: str) -> tuple[str, ...]:
@@ -166,7 +211,7 @@ class Run:
 
     def _digest(self, stage: str) -> str:
         """The digest of a stage's record as it is now; empty where there is none."""
-        place = ("runs", self.id, f"{stage}.json")
+        place = self.place(stage)
         if not self.storage.exists(*place):
             return ""
         return hashlib.sha256(self.storage.read_bytes(*place)).hexdigest()
@@ -174,8 +219,8 @@ class Run:
     @cached_property
     def sets(self) -> FeatureSets:
         """The embedded sets."""
-        sources = self.manifest("embed")["sources"]
-        caches = {n: FeatureCache(self.storage, s["address"]) for n, s in sources.items()}
+        sources = self.embedded.sources
+        caches = {name: FeatureCache(self.storage, s.address) for name, s in sources.items()}
         return FeatureSets(self.benchmark, caches)
 
     @cached_property
@@ -233,22 +278,6 @@ class Run:
             active.log_params(_params(plain(self.config)))
             self.storage.write_json({"run_id": active.run_id}, *place)
             return str(active.run_id)
-
-    @property
-    def heads(self) -> dict[tuple[str, int], str]:
-        """The address of every trained head by (method, seed)."""
-        found = self.manifest("finetune")["heads"]
-        return {(m, seed): a for m in self.config.methods for seed, a in enumerate(found[m])}
-
-    @property
-    def records(self) -> dict[str, list[dict[str, str]]]:
-        """Addresses of what was fitted, by method, seed and name."""
-        found = self.manifest("finetune")
-        # A run of an earlier version has none, and no score that needs one.
-        none: dict[str, list[dict[str, str]]] = {
-            method: [{} for _ in heads] for method, heads in found["heads"].items()
-        }
-        return {**none, **found.get("records", {})}
 
 
 def _training(observer: Observer) -> Callable[[int, int], None]:

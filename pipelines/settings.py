@@ -20,10 +20,10 @@ from pipelines.methods import AnyMethod, MethodConfig
 from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
-from pipelines.sweep.stage import SweepConfig
+from pipelines.sweep.config import SweepConfig
 
-# Keys that say where and how to compute, not what: they do not name another run.
-NOT_CONTENT = ("storage", "tracking_uri", "compute")
+# Keys that say where and how to compute and what is shown, not what: they name no other run.
+NOT_CONTENT = ("storage", "tracking_uri", "compute", "verbose")
 
 
 class PipelineConfig(Section):
@@ -68,6 +68,7 @@ class PipelineConfig(Section):
     tracking_uri: str | None = Field(
         None, description="MLflow server; default: SQLite in the storage folder"
     )
+    verbose: bool = Field(False, description="jobs.pipeline: print every table, not one screen")
 
     @field_validator("scores", mode="before")
     @classmethod
@@ -139,3 +140,17 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def words_again(config: PipelineConfig) -> str:
+    """The words of the command line that a method's chosen setting needs beside it."""
+    again = {
+        "benchmark": config.benchmark.name,
+        "backbone": config.backbone.name,
+        "scores": f"[{','.join(config.scores)}]",
+        "seeds": config.seeds,
+        "shots": config.shots,
+        "imbalance": config.imbalance,
+        "target_tpr": config.target_tpr,
+    }
+    return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.data.benchmarks import Benchmark, Selection, role
+from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
+from pipelines.records import SetName
 from tests.feature_cache import make_cache
 
 SIZES = {"train": 60, "validation": 30, "test": 12, "validation_ood/a": 24, "ood/near/y": 12}
@@ -19,7 +20,7 @@ def clustered_sets(storage: Storage, *, dim: int = 16, seed: int = 0) -> Feature
     centres = 3 * random.normal(size=(3, dim)) / dim**0.5
     chosen, caches = {}, {}
     for name, size in SIZES.items():
-        known = role(name) in ("train", "validation", "test")
+        known = SetName.parse(name).role in ("train", "validation", "test")
         labels = [n % 3 if known else -1 for n in range(size)]
         rows = random.normal(size=(size, dim)) / dim**0.5 + (2 * centres[labels] if known else 0)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)

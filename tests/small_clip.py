@@ -68,7 +68,7 @@ def toy_data(seed: int = 0, *, per_class: int = 24, outliers: int = 40) -> Train
         labels = np.repeat(np.arange(len(CLASS_NAMES)), count)
         return np.concatenate([draw(k, count) for k in range(len(CLASS_NAMES))]), labels
 
-    def patches(features):
+    def local(features):
         """(N, 3, 16): an image's own direction, half of it, and another."""
         noise = rng.normal(size=(len(features), 3, 16))
         rows = features[:, None] * np.array([1.0, 0.5, 0.0])[:, None] + 0.3 * noise
@@ -88,7 +88,7 @@ def toy_data(seed: int = 0, *, per_class: int = 24, outliers: int = 40) -> Train
         validation_labels=validation_labels,
         outliers=auxiliary,
         address=f"toy-{seed}-{per_class}-{outliers}",
-        columns={**patches(features), **domains},
-        validation_columns=patches(validation_features),
-        outlier_columns=patches(auxiliary),
+        columns={**local(features), **domains},
+        validation_columns=local(validation_features),
+        outlier_columns=local(auxiliary),
     )

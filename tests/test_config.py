@@ -15,7 +15,6 @@ from pipelines.config import (
     Section,
     UserError,
     digest,
-    help_text,
     load,
     plain,
     to_yaml,
@@ -152,7 +151,7 @@ class TestPresets:
         assert found.share == 0.75
 
     def test_parts_for_methods_that_are_not_chosen_fall_away(self) -> None:
-        assert read("preset=small", "method=plain").methods == {"plain": Plain()}
+        assert read("preset=small", "methods=[plain]").methods == {"plain": Plain()}
 
     def test_from_a_file(self, conf: Path) -> None:
         assert read(f"preset=@{conf / 'small.yaml'}") == read("preset=small")
@@ -163,12 +162,9 @@ class TestPresets:
 
 @pytest.mark.usefixtures("conf")
 class TestMethods:
-    def test_method_names_one(self) -> None:
-        assert read("method=heavy").methods == {"heavy": Heavy(weight=2.0)}
-
-    def test_method_key_sets_a_parameter_of_it(self) -> None:
-        assert read("method=heavy", "method.weight=7").methods == {"heavy": Heavy(weight=7.0)}
-        assert read("methods=[heavy]", "method.weight=7").methods == {"heavy": Heavy(weight=7.0)}
+    def test_a_name_alone_is_a_list_of_one(self) -> None:
+        assert read("methods=[heavy]").methods == {"heavy": Heavy(weight=2.0)}
+        assert read("methods=heavy") == read("methods=[heavy]")
 
     def test_methods_key_by_name(self) -> None:
         assert read("methods.plain.epochs=8").methods["plain"].epochs == 8
@@ -182,18 +178,25 @@ class TestMethods:
     def test_a_method_from_a_file_is_called_by_its_name(self, tmp_path: Path) -> None:
         own = tmp_path / "own.yaml"
         own.write_text("name: heavy\nweight: 3\n")
-        assert read(f"method=@{own}", "method.epochs=2").methods == {
-            "heavy": Heavy(weight=3.0, epochs=2)
-        }
+        heavy = Heavy(weight=3.0, epochs=2)
+        assert read(f"methods=@{own}", "methods.heavy.epochs=2").methods == {"heavy": heavy}
+        both = read(f"methods=['@{own}', plain]", "methods.heavy.epochs=2").methods
+        assert both == {"heavy": heavy, "plain": Plain()}
 
-    def test_a_parameter_without_a_method(self) -> None:
-        (problem,) = problems("method.weight=1")
-        assert problem.startswith("method.weight: which method? Give method=NAME")
-
-    def test_both_words_at_once(self) -> None:
-        assert problems("method=plain", "methods=[heavy]") == [
-            "method=, methods=: give one of the two"
+    def test_a_name_that_is_not_there(self) -> None:
+        assert problems("methods=[heavi]") == [
+            "methods=heavi: no such method; allowed: heavy, plain (did you mean heavy?)"
         ]
+
+    def test_a_parameter_of_a_method_that_is_not_chosen(self) -> None:
+        (problem,) = problems("methods=[plain]", "methods.heavy.weight=1")
+        assert problem.startswith("methods.heavy")
+
+    def test_the_singular_is_no_word(self) -> None:
+        for word in ("method=plain", "method.weight=1"):
+            (problem,) = problems(word)
+            assert problem.startswith("method: unknown key; allowed: ")
+            assert problem.endswith("(did you mean methods?)")
 
 
 @pytest.mark.usefixtures("conf")
@@ -249,7 +252,7 @@ class TestProblems:
     def test_a_file_that_is_missing(self, tmp_path: Path) -> None:
         file = tmp_path / "nothing.yaml"
         assert problems(f"engine=@{file}") == [f"engine=@{file}: no such file"]
-        assert problems(f"method=@{file}") == [f"method=@{file}: no such file"]
+        assert problems(f"methods=@{file}") == [f"methods=@{file}: no such file"]
         assert "no such file" in problems(job="unheard")[0]
 
     @pytest.mark.parametrize(
@@ -280,6 +283,18 @@ class TestProblems:
         assert problem.startswith("methods.plain")
         assert "'plain', 'heavy'" in problem
 
+    def test_an_unknown_key_is_told_the_keys_of_its_own_section(self, conf: Path) -> None:
+        # Called otherwise than the method is: the tag, not the key, tells which section it is.
+        (conf / "method" / "plain2.yaml").write_text("name: heavy\n")
+        (problem,) = problems("methods=[plain2]", "methods.plain2.epoch=1")
+        assert problem.startswith(
+            "methods.plain2.epoch: unknown key; allowed: epochs, name, weight"
+        )
+        (problem,) = problems("engine.adress=x")
+        assert problem == (
+            "engine.adress: unknown key; allowed: address, workers (did you mean address?)"
+        )
+
     def test_it_is_a_users_error(self) -> None:
         with pytest.raises(UserError):
             read("share=0")
@@ -289,25 +304,8 @@ def test_sections_are_frozen_and_closed() -> None:
     engine = Engine()
     with pytest.raises(ValidationError, match="frozen"):
         engine.workers = 3  # type: ignore[misc]
-    with pytest.raises(ValidationError, match="unknown key; allowed: address, workers"):
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         Engine(worker=3)  # type: ignore[call-arg]
-
-
-@pytest.mark.usefixtures("conf")
-def test_help_lists_key_value_type_and_meaning() -> None:
-    text = help_text(Toy, "toy", ["engine.workers=7"], "What it does.")
-    lines = text.splitlines()
-    assert lines[0] == "What it does."
-    assert "usage: python -m jobs.toy [key=value ...]" in lines
-    for row, meaning in {
-        "  engine.workers=7  [int]": "how many",
-        '  color="red"  [red | green]': "of the toy",
-        "  methods.heavy.weight=2.0  [float]": "of the loss",
-        "  sizes=[]  [list[int]]": "in order",
-        '  methods.plain.name="plain"  [plain]': "which kind of section this is",
-    }.items():
-        assert lines[lines.index(row) + 1] == f"      {meaning}"
-    assert "groups (conf/GROUP/NAME.yaml): engine, method." in lines[-1]
 
 
 def test_a_digest_depends_on_content_alone() -> None:

@@ -1,61 +1,55 @@
-"""CLIP-like backbones through open_clip: found, checked, loaded, and named by content.
+"""CLIP-like backbones through open_clip: loaded from files that are safe to read, ready to encode.
 
-`resolve` runs once on the driver and turns a name into files; `load` gives the model of a
-resolved configuration on any worker; `identity` says what of it decides a feature's value.
-Weights come from safetensors or from `torch.load(weights_only=True)`, never from a pickle, and
-never from a random generator: no file, no model.
-
-open_clip is imported by the functions that need it: with torchvision and timm it takes longer
-than torch itself, and most worker processes read cached features.
+`load` gives the model of a resolved configuration on any worker. Which backbone that is, where
+its files are and what names it by content stands in `pipelines.backbones.description`; its
+`BackboneConfig`, `resolve` and `identity` are offered here too. Weights come from safetensors or
+from `torch.load(weights_only=True)`, never from a pickle.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import importlib.metadata
 import json
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelines.backbones import local
-from pipelines.config import Section, UserError, digest
-from pipelines.data.storage import Storage
+from pipelines.backbones.description import (
+    Architecture,
+    BackboneConfig,
+    architecture,
+    file_hash,
+    identity,
+    resolve,
+)
+from pipelines.config import UserError
 
-Precision = Literal["fp32", "bf16", "fp16"]
+__all__ = [
+    "BackboneConfig",
+    "Clip",
+    "cropping",
+    "file_hash",
+    "identity",
+    "load",
+    "resolve",
+]
+
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-# What turns pixels into features besides the weights.
-LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow")
 TEXT_BATCH = 256
-
-
-class BackboneConfig(Section):
-    """Which vision-language model: an architecture, and a file or a published tag of weights."""
-
-    name: str = Field(description="the name in messages and tables")
-    model: str | None = Field(None, description="architecture that open_clip knows by name")
-    pretrained: str | None = Field(None, description="open_clip's tag of the weights")
-    config: str | None = Field(None, description="JSON file of an architecture, in place of model")
-    path: str | None = Field(None, description="local weights: safetensors, or a state dict")
-    builtin: Literal["mini"] | None = Field(None, description="a backbone trained by the project")
-    precision: Precision = Field("fp32", description="numbers of the image tower")
-    about: str = Field("", description="where the weights come from; shown where they are missing")
 
 
 @dataclass(frozen=True)
@@ -127,11 +121,11 @@ class Clip:
     def encode_with_local(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels -> image_features (N, D) and local ones (N, P, D), unit length."""
         pair = local.encode_with_local(self.model, pixels.to(self.device, self.dtype))
-        features, patches = (functional.normalize(x.to(torch.float32), dim=-1) for x in pair)
-        return features, patches
+        features, each = (functional.normalize(x.to(torch.float32), dim=-1) for x in pair)
+        return features, each
 
     @property
-    def num_patches(self) -> int:
+    def num_local(self) -> int:
         """P, the number of local features of an image."""
         pixels = torch.zeros(1, 3, *self.image_size, device=self.device)
         return self.encode_with_local(pixels)[1].shape[1]
@@ -146,58 +140,6 @@ class Clip:
         return torch.cat(parts).to(torch.float32)
 
 
-def resolve(
-    config: BackboneConfig,
-    storage: Storage,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> BackboneConfig:
-    """The same backbone with its files named; trains or downloads what is missing.
-
-    Runs on the driver; calling it twice changes nothing. `on_progress` is called with (steps
-    done, in all), from (0, all) on, where a backbone has to be trained.
-
-    Raises:
-        UserError: where no weights can be found, or they do not fit the architecture's
-            activation (OpenAI's weights need QuickGELU).
-    """
-    if config.builtin == "mini" and config.path is None:
-        from pipelines.backbones import mini  # here: the training code is seldom needed
-
-        architecture, weights = mini.ensure(storage, on_progress)
-        return config.model_copy(update={"config": str(architecture), "path": str(weights)})
-    if (config.model is None) == (config.config is None):
-        raise UserError(
-            f"backbone {config.name}: give one of backbone.model=NAME and backbone.config=FILE"
-        )
-    _architecture(config)
-    _check_activation(config)
-    path = config.path or _published_weights(config)
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise UserError(_missing(config, f"no file {path}"))
-    update = {"path": str(file)}
-    if config.config is not None:
-        update["config"] = str(Path(config.config).expanduser().resolve())
-    return config.model_copy(update=update)
-
-
-def identity(config: BackboneConfig) -> dict[str, str]:
-    """What decides a feature's value, of a resolved configuration, without loading the model.
-
-    The backbone's name is not in it: the same weights under another name give the same features.
-    """
-    if config.path is None:
-        raise UserError(f"backbone {config.name}: not resolved yet")
-    architecture, preprocessing = _architecture(config)
-    return {
-        "architecture": digest(architecture),
-        "weights": file_hash(config.path),
-        "preprocessing": digest(preprocessing),
-        "precision": config.precision,
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
-
-
 def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
     """The model of a resolved configuration, frozen, in eval mode.
 
@@ -205,27 +147,27 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
         UserError: where the weights cannot be read safely or belong to another architecture.
     """
     names = identity(config)
-    architecture, preprocessing = _architecture(config)
-    model = _build(config, architecture)
+    described = architecture(config)
+    model = _build(config, described)
     _load_weights(model, config)
     model.eval().requires_grad_(False)
     scale = model.logit_scale.exp().item()
     dtype = DTYPES[config.precision]
     _reduce(model.visual, dtype)
     model.to(device)
-    context_length = int(architecture["text_cfg"].get("context_length", 77))
+    context_length = int(described.model["text_cfg"].get("context_length", 77))
     return Clip(
         model=model,
         tokenizer=_tokenizer(config, context_length),
         crop=cropping(config),
-        mean=torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1),
-        std=torch.tensor(preprocessing["std"], device=device).view(3, 1, 1),
-        embed_dim=int(architecture["embed_dim"]),
+        mean=torch.tensor(described.preprocessing["mean"], device=device).view(3, 1, 1),
+        std=torch.tensor(described.preprocessing["std"], device=device).view(3, 1, 1),
+        embed_dim=int(described.model["embed_dim"]),
         context_length=context_length,
         logit_scale=scale,
         identity=names,
         dtype=dtype,
-        image_size=_pair(preprocessing["size"]),
+        image_size=_pair(described.preprocessing["size"]),
     )
 
 
@@ -242,22 +184,10 @@ def cropping(config: BackboneConfig) -> Callable[[Image.Image], Image.Image]:
     """The model's resize and crop (RGB image -> RGB image), which needs no weights."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    _, preprocessing = _architecture(config)
+    preprocessing = architecture(config).preprocessing
     transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
     steps = transform.transforms[:-3]  # then: to RGB, to tensor, normalise
     return functools.partial(_apply, steps)
-
-
-def file_hash(path: str) -> str:
-    """The SHA-256 of a file, remembered until the file changes."""
-    stat = Path(path).stat()
-    return _file_hash(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _file_hash(path: str, *_stamp: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _apply(steps: Sequence[Callable[[Any], Any]], image: Image.Image) -> Image.Image:
@@ -270,124 +200,11 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _architecture(config: BackboneConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """open_clip's description of the model, and its preprocessing, as plain data."""
-    import open_clip
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
-    tag: dict[str, Any] = {}
-    if config.config is not None:
-        content = _read_json(config)
-        architecture = content.get("model_cfg", content)
-        tag = content.get("preprocess_cfg", {})
-    else:
-        architecture = open_clip.get_model_config(config.model)
-        if architecture is None:
-            raise UserError(
-                f"backbone {config.name}: open_clip has no model {config.model!r}; "
-                "open_clip.list_models() names them, or give backbone.config=FILE"
-            )
-        if config.pretrained is not None:
-            tag = _tag(config)
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(architecture)
-    if missing:
-        raise UserError(f"backbone {config.name}: {config.config} lacks {', '.join(missing)}")
-    preprocessing = merge_preprocess_dict(asdict(PreprocessCfg()), tag)
-    preprocessing["size"] = architecture["vision_cfg"].get("image_size", 224)
-    return architecture, preprocessing
-
-
-def _read_json(config: BackboneConfig) -> dict[str, Any]:
-    path = Path(str(config.config)).expanduser()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(_missing(config, f"no file {config.config}")) from None
-    except ValueError as error:
-        raise UserError(f"backbone {config.name}: {path} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"backbone {config.name}: {path} is not a model description")
-    return content
-
-
-def _tag(config: BackboneConfig) -> dict[str, Any]:
-    from open_clip import pretrained as registry
-
-    tag = registry.get_pretrained_cfg(config.model, config.pretrained)
-    if not tag:
-        known = ", ".join(registry.list_pretrained_tags_by_model(config.model)) or "none"
-        raise UserError(
-            f"backbone {config.name}: {config.model} has no weights {config.pretrained!r}; "
-            f"allowed: {known}; or give backbone.path=FILE"
-        )
-    return dict(tag)
-
-
-def _check_activation(config: BackboneConfig) -> None:
-    """Weights trained with QuickGELU lose points, silently, under the ordinary GELU."""
-    import open_clip
-
-    if config.model is None or config.pretrained is None:
-        return
-    trained_with = bool(_tag(config).get("quick_gelu", False))
-    built_with = bool(open_clip.get_model_config(config.model).get("quick_gelu", False))
-    if trained_with and not built_with:
-        raise UserError(
-            f"backbone {config.name}: the weights {config.pretrained!r} were trained with "
-            f"QuickGELU and {config.model} has GELU; use backbone.model={config.model}-quickgelu"
-        )
-    if built_with and not trained_with:
-        plain = config.model.removesuffix("-quickgelu")
-        raise UserError(
-            f"backbone {config.name}: the weights {config.pretrained!r} were trained with GELU "
-            f"and {config.model} has QuickGELU; use backbone.model={plain}"
-        )
-
-
-def _published_weights(config: BackboneConfig) -> str:
-    """The file of a tag: from the local cache, else downloaded by open_clip."""
-    from huggingface_hub.errors import HfHubHTTPError
-    from open_clip.pretrained import download_pretrained
-
-    if config.pretrained is None:
-        raise UserError(_missing(config, "no weights named"))
-    tag = _tag(config)
-    cached = _cached(tag.get("hf_hub", ""))
-    if cached is not None:
-        return cached
-    try:
-        return str(download_pretrained(tag))
-    except (OSError, RuntimeError, ValueError, HfHubHTTPError):
-        raise UserError(
-            _missing(config, f"no cached weights {config.pretrained!r}, and none downloaded")
-        ) from None
-
-
-def _cached(hub: str) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
-    repository, _, name = hub.rpartition("/")
-    if not repository:
-        return None
-    for file in [name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]:
-        found = try_to_load_from_cache(repository, file)
-        if isinstance(found, str):
-            return found
-    return None
-
-
-def _missing(config: BackboneConfig, what: str) -> str:
-    files = "backbone.path=FILE" + (" backbone.config=FILE" if config.config else "")
-    about = f" ({config.about})" if config.about else ""
-    return f"backbone {config.name}: {what}; give local weights by {files}{about}"
-
-
-def _build(config: BackboneConfig, architecture: dict[str, Any]) -> Any:
+def _build(config: BackboneConfig, described: Architecture) -> Any:
     """The architecture with its weights still to come: nothing is fetched for its towers."""
     import open_clip
 
-    arguments = json.loads(json.dumps(architecture))
+    arguments = json.loads(json.dumps(described.model))
     custom = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
     if "multimodal_cfg" in arguments:
         raise UserError(f"backbone {config.name}: a captioning model (CoCa) is not supported")

@@ -23,43 +23,9 @@ from pipelines.backbones.clip import Clip
 from pipelines.backbones.odin import Odin
 from pipelines.data.images import DEFAULT, Decoding, Rejected, decode
 
-Pixels = NDArray[np.uint8]  # (1 + V, H, W, 3): the evaluation crop, then augmented views
+Pixels = NDArray[np.uint8]  # (H, W, 3): the evaluation crop
 Prepared = Pixels | Rejected
-FEATURE, LOCAL, VIEWS = "feature", "local_features", "views"
-
-
-@dataclass(frozen=True)
-class Views:
-    """Augmented views for training: a random crop of the image, half of them mirrored.
-
-    Attributes:
-        number: V, views an image.
-        seed: with the image's key it decides the crops, whichever worker makes them.
-        smallest: the smallest share of the area that a crop keeps.
-    """
-
-    number: int
-    seed: int = 0
-    smallest: float = 0.5
-
-    def of(self, key: str, image: Image.Image, size: tuple[int, int]) -> list[Image.Image]:
-        """V images of `size` (width, height)."""
-        words = f"{self.seed}\0{key}".encode()
-        random = np.random.default_rng(int.from_bytes(hashlib.sha256(words).digest()[:8]))
-        return [self._one(image, size, random) for _ in range(self.number)]
-
-    def _one(
-        self, image: Image.Image, size: tuple[int, int], random: np.random.Generator
-    ) -> Image.Image:
-        area = random.uniform(self.smallest, 1) * image.width * image.height
-        ratio = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
-        width = min(image.width, (area * ratio) ** 0.5)
-        height = min(image.height, (area / ratio) ** 0.5)
-        left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
-        box = (left, top, left + width, top + height)
-        view = image.resize(size, Image.Resampling.BICUBIC, box=box)
-        mirrored = random.random() < 0.5
-        return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else view
+FEATURE, LOCAL = "feature", "local_features"
 
 
 @dataclass(frozen=True)
@@ -69,38 +35,35 @@ class Preparer:
     Attributes:
         crop: the model's resize and crop, see `Clip.crop`.
         how: how bytes become RGB pixels.
-        views: augmented views beside the evaluation crop.
         threads: Pillow decodes and resizes without holding Python's lock.
     """
 
     crop: Callable[[Image.Image], Image.Image]
     how: Decoding = DEFAULT
-    views: Views | None = None
     threads: int = 1
 
     def batches(
         self, keys: Sequence[str], contents: Sequence[bytes | Exception], size: int
     ) -> Iterator[list[Prepared]]:
         """Pixels or a reason for each image, `size` images at a time, in order."""
-        pairs = list(zip(keys, contents, strict=True))
-        parts = (pairs[start : start + size] for start in range(0, len(pairs), size))
+        if len(keys) != len(contents):
+            raise ValueError(f"{len(keys)} keys and {len(contents)} contents")
+        parts = (contents[start : start + size] for start in range(0, len(contents), size))
         if self.threads == 1:
-            yield from ([self.one(*pair) for pair in part] for part in parts)
+            yield from ([self.one(content) for content in part] for part in parts)
             return
         with ThreadPoolExecutor(self.threads) as pool:
-            yield from (list(pool.map(self.one, *zip(*part, strict=True))) for part in parts)
+            yield from (list(pool.map(self.one, part)) for part in parts)
 
-    def one(self, key: str, content: bytes | Exception) -> Prepared:
-        """Pixels (1 + V, H, W, 3) of one image, or what is wrong with it."""
+    def one(self, content: bytes | Exception) -> Prepared:
+        """Pixels of one image, or what is wrong with it."""
         if isinstance(content, Exception):
             return _unread(content)
         try:
             image = decode(content, self.how)
         except Rejected as reason:
             return reason
-        cropped = self.crop(image)
-        views = [] if self.views is None else self.views.of(key, image, cropped.size)
-        return np.stack([np.asarray(cropped), *map(np.asarray, views)])
+        return np.asarray(self.crop(image))
 
 
 def image_hash(pixels: Prepared) -> bytes | None:
@@ -111,7 +74,7 @@ def image_hash(pixels: Prepared) -> bytes | None:
     """
     if isinstance(pixels, Rejected):
         return None
-    return hashlib.sha256(np.ascontiguousarray(pixels[0]).data).digest()[:16]
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).digest()[:16]
 
 
 @dataclass(frozen=True)
@@ -119,8 +82,8 @@ class Encoded:
     """Features of the good images, in order, and a verdict on every image.
 
     Attributes:
-        columns: `feature` (M, D) and, where asked for, `local_features` (M, P, D) and `views`
-            (M, V, D); float32, unit length.
+        columns: `feature` (M, D) and, where asked for, `local_features` (M, P, D); float32, unit
+            length.
         verdicts: a reason, or None for each good image.
     """
 
@@ -136,15 +99,13 @@ class Encoder:
         clip: the backbone.
         batch_size: every batch is padded to it, since a network's result depends on the size
             of the batch in its last bit.
-        local_features: whether to keep a feature of each patch, see `pipelines.backbones.local`.
-        views: V, augmented views an image.
+        local_features: whether to keep local features too, see `pipelines.backbones.local`.
         odin: ODIN's input step, taken before encoding; None: the images as they are.
     """
 
     clip: Clip
     batch_size: int
     local_features: bool = False
-    views: int = 0
     odin: Odin | None = None
 
     def encode(self, batches: Iterable[list[Prepared]]) -> Encoded:
@@ -170,29 +131,20 @@ class Encoder:
             dim, device = self.clip.embed_dim, self.clip.device
             shapes: dict[str, tuple[int, ...]] = {FEATURE: (0, dim)}
             if self.local_features:
-                shapes[LOCAL] = (0, self.clip.num_patches, dim)
-            if self.views:
-                shapes[VIEWS] = (0, self.views, dim)
+                shapes[LOCAL] = (0, self.clip.num_local, dim)
             return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
-        stacked = np.stack(images)
-        columns: dict[str, Tensor] = {}
-        if self.local_features:
-            columns[FEATURE], columns[LOCAL] = self._padded(stacked[:, 0], local=True)
-        else:
-            (columns[FEATURE],) = self._padded(stacked[:, 0])
-        if self.views:
-            views = [self._padded(stacked[:, view])[0] for view in range(1, self.views + 1)]
-            columns[VIEWS] = torch.stack(views, dim=1)
-        return columns
+        names = (FEATURE, LOCAL) if self.local_features else (FEATURE,)
+        return dict(zip(names, self._padded(np.stack(images)), strict=True))
 
-    def _padded(self, pixels: Pixels, *, local: bool = False) -> tuple[Tensor, ...]:
+    def _padded(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, ...]:
+        """Features of images (n, H, W, 3) from a batch that is filled up with black ones."""
         full = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
         full[: len(pixels)] = pixels
         batch = torch.from_numpy(full)
         if self.clip.device.type == "cuda":
             batch = batch.pin_memory()
         ready = self.odin.perturb(self.clip, batch) if self.odin else self.clip.normalize(batch)
-        if local:
+        if self.local_features:
             outputs: tuple[Tensor, ...] = self.clip.encode_with_local(ready)
         else:
             outputs = (self.clip.encode_image(ready),)
@@ -205,8 +157,8 @@ def _drop_not_finite(encoded: Encoded) -> Encoded:
     if finite.all():
         return encoded
     bad = Rejected("not_finite", "the feature is not a finite number")
-    found = iter(finite.tolist())
-    verdicts = [v if v is not None or next(found) else bad for v in encoded.verdicts]
+    is_finite = iter(finite.tolist())
+    verdicts = [v if v is not None or next(is_finite) else bad for v in encoded.verdicts]
     return Encoded({name: c[finite] for name, c in encoded.columns.items()}, verdicts)
 
 

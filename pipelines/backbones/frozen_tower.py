@@ -149,8 +149,8 @@ def _activation(block: Any) -> str | None:
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    module.load_state_dict(own, assign=True)
+    state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    module.load_state_dict(state, assign=True)
     module.requires_grad_(False)
 
 

@@ -1,9 +1,9 @@
-"""Local image features: what each patch says by itself, in the space of the text features.
+"""Local features: what each region of an image says by itself, in the space of the text features.
 
-GL-MCM (Miyai et al. 2023), LoCoOp and GalLoP compare patches with classes. A patch of a trained
-CLIP is taken through the last layer's *value path*: its own value and output projection, without
-attention, so that nothing of the other patches is mixed in (Zhou et al. 2022, MaskCLIP). The
-output of open_clip's `forward_intermediates` is mixed and is not that.
+GL-MCM (Miyai et al. 2023), LoCoOp and GalLoP compare them with classes. A token of a trained
+CLIP's image tower is taken through the last layer's *value path*: value and output projection
+without attention, so that nothing of the other tokens is mixed in (Zhou et al. 2022, MaskCLIP).
+The output of open_clip's `forward_intermediates` is mixed and is not that.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _value_path(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
 
 
 def _block_values(visual: Any, x: Tensor) -> Tensor:
-    """Patches (N, P, D) from the input (N, 1 + P, width) of the last transformer block."""
+    """Local features (N, P, D) from the input (N, 1 + P, width) of the last transformer block."""
     block = visual.transformer.resblocks[-1]
     if not visual.transformer.batch_first:
         x = x.transpose(0, 1)
@@ -68,6 +68,6 @@ def _block_values(visual: Any, x: Tensor) -> Tensor:
 
 
 def _pool_values(pool: Any, x: Tensor) -> Tensor:
-    """Cells (N, P, D) from the input (N, width, H, W) of the attention pool, no position added."""
-    cells: Tensor = pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2)))
-    return cells
+    """Local features (N, P, D) from the attention pool's input (N, width, H, W), no position."""
+    local: Tensor = pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2)))
+    return local

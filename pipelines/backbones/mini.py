@@ -13,19 +13,23 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pipelines.backbones.threads import torch_threads
 from pipelines.config import digest
 from pipelines.data import digits
 from pipelines.data.storage import Storage
+from pipelines.ood.seeds import generator
+
+if TYPE_CHECKING:
+    import open_clip
 
 logger = logging.getLogger(__name__)
 
@@ -88,22 +92,24 @@ def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path,
 
 def train(on_progress: Progress | None = None) -> open_clip.CLIP:
     """Train the miniature model; the same bits every time on one machine."""
+    import open_clip
+
     if on_progress:
         on_progress(0, STEPS)
     with _repeatable(SEED):
         model = open_clip.CLIP(**ARCHITECTURE)
         images, concepts, styles = _training_images()
         captions = _captions()
-        generator = torch.Generator().manual_seed(SEED)
+        random = generator(SEED)
         optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=LR, total_steps=STEPS, pct_start=0.1
         )
         model.train()
         for step in range(STEPS):
-            rows = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
-            template = int(torch.randint(len(TEMPLATES), (1,), generator=generator))
-            styled = bool(torch.rand(1, generator=generator) < 0.5)
+            rows = torch.randint(len(images), (BATCH_SIZE,), generator=random)
+            template = int(torch.randint(len(TEMPLATES), (1,), generator=random))
+            styled = bool(torch.rand(1, generator=random) < 0.5)
             target = concepts[rows]
             if styled:
                 target = target * len(STYLES) + styles[rows]
@@ -118,7 +124,7 @@ def train(on_progress: Progress | None = None) -> open_clip.CLIP:
 
 
 def _caption_loss(model: Any, images: Tensor, tokens: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each image over every caption of the template, one of which is its own."""
+    """Cross-entropy of each image over every caption of the template, one of which is right."""
     image = model.encode_image(images, normalize=True)
     text = model.encode_text(tokens, normalize=True)
     return cross_entropy(model.logit_scale.exp() * image @ text.T, target)
@@ -131,6 +137,8 @@ def _train_indices() -> list[int]:
 
 def _training_images() -> tuple[Tensor, Tensor, Tensor]:
     """Normalised pixels (N, 3, H, W), concept (N,) and style (N,) of every training image."""
+    import open_clip
+
     transform = open_clip.image_transform(digits.SIZE, is_train=False)
     indices = _train_indices()
     keys = [f"digits/{i:04d}/{style}" for i in indices for style in STYLES]
@@ -143,6 +151,8 @@ def _training_images() -> tuple[Tensor, Tensor, Tensor]:
 
 def _captions() -> dict[bool, list[Tensor]]:
     """Tokens of every caption by template: without a style word (False) and with one (True)."""
+    import open_clip
+
     tokenize = open_clip.SimpleTokenizer(context_length=ARCHITECTURE["text_cfg"]["context_length"])
     bare = [tokenize([t.format(c) for c in CONCEPTS]) for t in TEMPLATES]
     styled = [
@@ -154,16 +164,11 @@ def _captions() -> dict[bool, list[Tensor]]:
 
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """A fixed seed and one thread inside, the caller's own random state and threads after.
+    """A fixed seed and one thread inside, the caller's random state and threads after.
 
     One thread, because the order of sums follows the number of threads, and because two that
     wait for each other on a busy machine are slower than one.
     """
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch_threads(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield

@@ -47,8 +47,8 @@ class Odin:
         classes = torch.tensor(self.text_features, device=clip.device).T  # a copy: may be read-only
 
         def logits(unit: Tensor) -> Tensor:
-            found = clip.logit_scale * clip.features(clip.standardize(unit)) @ classes
+            scaled = clip.logit_scale * clip.features(clip.standardize(unit)) @ classes
             # A row that is not finite is rejected after encoding, and stops no other one here.
-            return torch.nan_to_num(found)
+            return torch.nan_to_num(scaled)
 
         return clip.standardize(odin_perturb(clip.to_unit(pixels), logits, self.eps, self.tau))

@@ -152,7 +152,7 @@ def _encode_joined(
 
 
 def is_standard(tower: TextTower) -> bool:
-    """Whether every block is the usual one, whose parts can be run apart."""
+    """Whether every block is the usual one, whose parts can be run one by one."""
     return all(_is_standard(block) for block in tower.blocks)
 
 
@@ -241,9 +241,9 @@ def _finish(block: Any, x: Tensor, attended: Tensor) -> Tensor:
 
 
 def _attend(
-    queries: Tensor, shared: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], mask: Tensor
+    queries: Tensor, shared: tuple[Tensor, Tensor], suffix: tuple[Tensor, Tensor], mask: Tensor
 ) -> Tensor:
-    """Attention of (K, H, Q, d) queries over shared (H, P, d) and own (K, H, S, d) keys.
+    """Attention of (K, H, Q, d) queries over shared (H, P, d) and the suffix's (K, H, S, d) keys.
 
     Any of them may have an axis of B prefixes in front. The product with the shared keys is one
     matrix per head for all classes: copies of the prefix's keys and values per class are never
@@ -256,26 +256,26 @@ def _attend(
     )
     to_shared = by_head @ shared[0].transpose(-1, -2)
     to_shared = _by_class(to_shared, num_classes)
-    to_own = queries @ own[0].transpose(-1, -2) + mask
-    to_own = to_own.expand(*to_shared.shape[:-1], -1)
-    weights = torch.cat((to_shared, to_own), dim=-1).softmax(dim=-1)
+    to_suffix = queries @ suffix[0].transpose(-1, -2) + mask
+    to_suffix = to_suffix.expand(*to_shared.shape[:-1], -1)
+    weights = torch.cat((to_shared, to_suffix), dim=-1).softmax(dim=-1)
     prefix = shared[0].shape[-2]
     on_shared = weights[..., :prefix].transpose(-4, -3).flatten(-3, -2)
-    out: Tensor = _by_class(on_shared @ shared[1], num_classes) + weights[..., prefix:] @ own[1]
+    out: Tensor = _by_class(on_shared @ shared[1], num_classes) + weights[..., prefix:] @ suffix[1]
     return out
 
 
 def _by_class(x: Tensor, num_classes: int) -> Tensor:
     """(..., H, K Q, d) -> (..., K, H, Q, d)."""
-    apart = (num_classes, x.shape[-2] // num_classes, x.shape[-1])
-    return x.reshape(*x.shape[:-2], *apart).transpose(-4, -3)
+    by_class = (num_classes, x.shape[-2] // num_classes, x.shape[-1])
+    return x.reshape(*x.shape[:-2], *by_class).transpose(-4, -3)
 
 
 def _shared_block(block: Any, shared: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """One layer for the prefix (P, W), run once, and for the suffixes (K, S, W)."""
     queries, keys, values = _project_in(block, shared)
-    own_queries, own_keys, own_values = _project_in(block, x)
-    attended = _attend(own_queries, (keys, values), (own_keys, own_values), mask)
+    x_queries, x_keys, x_values = _project_in(block, x)
+    attended = _attend(x_queries, (keys, values), (x_keys, x_values), mask)
     q, k, v = (part.reshape(-1, *part.shape[-3:]) for part in (queries, keys, values))
     alone = F.scaled_dot_product_attention(q, k, v, is_causal=True).reshape(queries.shape)
     return _finish(block, shared, alone), _finish(block, x, attended)
@@ -284,9 +284,9 @@ def _shared_block(block: Any, shared: Tensor, x: Tensor, mask: Tensor) -> tuple[
 def _last_block(block: Any, shared: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """The last layer, only for what is read from it: the end-of-text tokens, (..., K, W)."""
     _, keys, values = _project_in(block, shared)
-    queries, own_keys, own_values = _project_in(block, x)
+    queries, x_keys, x_values = _project_in(block, x)
     rows = torch.arange(x.shape[-3], device=x.device)
     at_end = queries.transpose(-3, -2)[..., rows, ends, :, :].unsqueeze(-2)
     mask = _causal_mask(x.shape[-2], x.shape[-2], x)[ends][:, None, None, :]
-    attended = _attend(at_end, (keys, values), (own_keys, own_values), mask)
+    attended = _attend(at_end, (keys, values), (x_keys, x_values), mask)
     return _finish(block, _pick(x, ends).unsqueeze(-2), attended).squeeze(-2)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 from pydantic import Field
 
 from pipelines.config import Section
@@ -53,6 +52,8 @@ def connect(config: ComputeConfig) -> Iterator[None]:
     Inside a submitted job (or a shell with RAY_ADDRESS) Ray's own address wins. A Ray that is
     already initialised is used and left running.
     """
+    import ray
+
     if ray.is_initialized():
         yield
         return
@@ -92,6 +93,8 @@ def _quiet_stderr() -> Iterator[None]:
 
 def _start(local: bool, options: dict[str, Any]) -> None:
     """`ray.init`, tried twice here: Ray gives its own processes 30 s, a busy machine may not."""
+    import ray
+
     for last in (not local, True):
         try:
             with warnings.catch_warnings(), _quiet_stderr():

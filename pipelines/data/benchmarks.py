@@ -22,9 +22,10 @@ from pipelines.data.long_tail import wanted
 from pipelines.data.schema import NO_LABEL
 from pipelines.data.sources import AnySource, Source
 from pipelines.data.stored_lists import read_list
+from pipelines.records import Role, SetName
 
-ID_ROLES = ("train", "validation", "test")
-ROLES = (*ID_ROLES, "shifted", "ood", "outliers", "validation_ood")
+# Sets of these roles show every class; those of `shifted` show known classes too.
+ID_ROLES: tuple[Role, ...] = ("train", "validation", "test")
 
 BenchmarkSource = Annotated[AnySource | DigitsSource, Field(discriminator="kind")]
 
@@ -113,8 +114,7 @@ class BenchmarkConfig(Section):
         if doubles := [n for n, c in Counter(self.class_names).items() if c > 1]:
             raise ValueError(f"class_names: {', '.join(doubles)} stands there twice")
         for name, chosen in self.sets.items():
-            if role(name) not in ROLES:
-                raise ValueError(f"set {name!r}: a name starts with one of {', '.join(ROLES)}")
+            SetName.parse(name)  # raises ValueError
             if missing := [s for s in chosen.source if s not in self.sources]:
                 known = ", ".join(self.sources)
                 raise ValueError(f"set {name!r}: no source {missing[0]!r}; allowed: {known}")
@@ -148,9 +148,16 @@ class Benchmark:
     sets: Mapping[str, Selection]
     address: str
 
-    def names(self, *roles: str) -> list[str]:
+    def image(self, set_name: str, key: str) -> bytes | None:
+        """The encoded image of a set's key, or None where it cannot be read."""
+        chosen = self.sets[set_name]
+        source = self.sources[chosen.sources[chosen.keys.index(key)]]
+        (content,) = source.read([key])
+        return content if isinstance(content, bytes) else None
+
+    def names(self, *roles: Role) -> list[str]:
         """The names of the sets with one of these roles."""
-        return [name for name in self.sets if role(name) in roles]
+        return [name for name in self.sets if SetName.parse(name).role in roles]
 
     def keys_by_source(self) -> dict[str, list[str]]:
         """Every key that some set needs, sorted, by source."""
@@ -159,11 +166,6 @@ class Benchmark:
             for source, key in zip(chosen.sources, chosen.keys, strict=True):
                 needed[source].add(key)
         return {name: sorted(keys) for name, keys in needed.items() if keys}
-
-
-def role(set_name: str) -> str:
-    """The role of a set: the first part of its name."""
-    return set_name.partition("/")[0]
 
 
 def open_benchmark(
@@ -182,22 +184,26 @@ def open_benchmark(
             without images, or sets that must not share images or classes but do.
     """
     used = {source for chosen in config.sets.values() for source in chosen.source}
-    sources = {name: _first(name, found) for name, found in config.sources.items() if name in used}
+    sources = {
+        name: _first(name, candidates)
+        for name, candidates in config.sources.items()
+        if name in used
+    }
     rows = {name: _rows(name, source) for name, source in sources.items()}
     sets, classes = {}, {}
     problems: list[str] = []
     for name, chosen in config.sets.items():
-        found = _cap(_choose(config, name, chosen, rows), chosen.per_class)
+        taken = _cap(_choose(config, name, chosen, rows), chosen.per_class)
         if name == "train":
-            counts = Counter(row.class_name for row in found)
+            counts = Counter(row.class_name for row in taken)
             limits = wanted(config.class_names, counts, shots=shots, imbalance=imbalance)
             problems += _too_few(counts, limits, f"shots={shots}")
-            found = _cap(found, limits)
+            taken = _cap(taken, limits)
         try:
-            sets[name] = _selection(config, name, found)
+            sets[name] = _selection(config, name, taken)
         except UserError as error:  # the same would be said of the sets that follow
             raise ConfigError([*problems, str(error)]) from None
-        classes[name] = {row.class_name for row in found if row.class_name is not None}
+        classes[name] = {row.class_name for row in taken if row.class_name is not None}
     if problems:
         raise ConfigError(problems)
     prints = {name: source.fingerprint() for name, source in sources.items()}
@@ -225,7 +231,7 @@ class _Row:
 
 
 def _first(name: str, candidates: Sequence[Source]) -> Source:
-    """The first candidate that is there; the last one's own message where none is."""
+    """The first candidate that is there; the last one's message where none is."""
     for candidate in candidates[:-1]:
         if Path(getattr(candidate, "root", "")).expanduser().exists():
             return candidate
@@ -317,7 +323,8 @@ def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Sele
     if not rows:
         raise UserError(f"set {name!r} of benchmark {config.name!r}: no image fits its conditions")
     number = {class_name: k for k, class_name in enumerate(config.class_names)}
-    labelled = role(name) in (*ID_ROLES, "shifted")
+    role = SetName.parse(name).role
+    labelled = role in (*ID_ROLES, "shifted")
     labels = []
     for row in rows:
         if labelled and row.class_name not in number:
@@ -327,7 +334,7 @@ def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Sele
             )
         labels.append(number[str(row.class_name)] if labelled else NO_LABEL)
     missing = set(number.values()) - set(labels)
-    if role(name) in ID_ROLES and missing:
+    if role in ID_ROLES and missing:
         names = _some([config.class_names[k] for k in sorted(missing)])
         raise UserError(f"set {name!r} of benchmark {config.name!r}: no image of class {names}")
     if not labelled:
@@ -377,11 +384,11 @@ def _refuse_shared_images(
 def _refuse_shared_classes(config: BenchmarkConfig, classes: Mapping[str, set[str]]) -> None:
     """What training or the choice of settings has seen as an outlier is no test of OOD."""
     for name, seen in classes.items():
-        if role(name) not in ("outliers", "validation_ood"):
+        if SetName.parse(name).role not in ("outliers", "validation_ood"):
             continue
         for other, tested in classes.items():
             shared = sorted(seen & tested)
-            if role(other) == "ood" and shared:
+            if SetName.parse(other).role == "ood" and shared:
                 raise UserError(
                     f"benchmark {config.name!r}: {name!r} and {other!r} share the class "
                     f"{', '.join(shared)}; a test set must show classes never seen before"

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import UserError, digest
-from pipelines.data.benchmarks import Benchmark, role
+from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache
-
-TRAINING_ROLES = ("train", "validation", "outliers", "validation_ood")
+from pipelines.data.members import Chosen, SetMembers
+from pipelines.records import TRAINING_ROLES, Role, SetName
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class FeatureSets:
 
     benchmark: Benchmark
     caches: Mapping[str, FeatureCache]
-    roles: tuple[str, ...] | None = None
+    roles: tuple[Role, ...] | None = None
 
     def for_training(self) -> FeatureSets:
         """The view that may open train, validation, outliers and validation_ood only."""
         return FeatureSets(self.benchmark, self.caches, TRAINING_ROLES)
 
-    def names(self, *roles: str) -> list[str]:
+    def names(self, *roles: Role) -> list[str]:
         """The benchmark's sets of these roles."""
         return self.benchmark.names(*roles)
 
@@ -57,9 +58,9 @@ class FeatureSets:
             UserError: where no image of the set could be read.
         """
         keys, labels, features = [], [], []
-        for source, kept, found in self._present(name):
+        for source, kept, known in self._present(name):
             keys += kept
-            labels += found
+            labels += known
             features.append(self.caches[source].load(kept))
         return FeatureSet(
             name, tuple(keys), np.concatenate(features), np.asarray(labels, dtype=np.int64)
@@ -85,49 +86,75 @@ class FeatureSets:
             UserError: where some images have a domain and others have none.
         """
         keys: list[str] = []
-        found: list[str | None] = []
+        domains: list[str | None] = []
         for source, kept, _ in self._present(name):
             index = self.benchmark.sources[source].index()
             known = dict(zip(index["key"].to_pylist(), index["domain"].to_pylist(), strict=True))
             keys += [f"{source}: {key}" for key in kept]
-            found += [known.get(key) for key in kept]
-        unnamed = [key for key, domain in zip(keys, found, strict=True) if domain is None]
+            domains += [known.get(key) for key in kept]
+        unnamed = [key for key, domain in zip(keys, domains, strict=True) if domain is None]
         if 0 < len(unnamed) < len(keys):
             raise UserError(
                 f"set {name!r}: no domain is named for {len(unnamed)} of its {len(keys)} images "
                 f"(first: {unnamed[0]}); give every source a column domain or the key domain:, or "
                 "choose a method that needs none"
             )
-        numbers = {domain: number for number, domain in enumerate(sorted({str(d) for d in found}))}
-        return np.asarray([numbers[str(domain)] for domain in found], dtype=np.int64)
+        numbers = {
+            domain: number for number, domain in enumerate(sorted({str(d) for d in domains}))
+        }
+        return np.asarray([numbers[str(domain)] for domain in domains], dtype=np.int64)
 
     def _present(self, name: str) -> list[tuple[str, list[str], list[int]]]:
         """By source: keys and labels of the set's images that have a feature, in one order."""
-        if self.roles is not None and role(name) not in self.roles:
-            raise PermissionError(f"{name!r} is test data: only score and evaluate may open it")
+        self._refuse(name)
         chosen = self.benchmark.sets[name]
-        found = []
+        present_in = []
         for source, cache in self.caches.items():
             rows = [i for i, s in enumerate(chosen.sources) if s == source]
             if not rows:
                 continue
             present = cache.present([chosen.keys[i] for i in rows])
             kept = [i for i, there in zip(rows, present, strict=True) if there]
-            found.append((source, [chosen.keys[i] for i in kept], [chosen.labels[i] for i in kept]))
-        if not any(keys for _, keys, _ in found):
+            present_in.append(
+                (source, [chosen.keys[i] for i in kept], [chosen.labels[i] for i in kept])
+            )
+        if not any(keys for _, keys, _ in present_in):
             raise UserError(f"set {name!r}: none of its {len(chosen)} images could be read")
-        return found
+        return present_in
+
+    def members(self, *names: str) -> SetMembers:
+        """The images of these sets by source, for a pass over the stored features.
+
+        Raises:
+            PermissionError: where this view may not open one of the sets.
+        """
+        rows: dict[str, list[tuple[str, int, int]]] = {}
+        for number, name in enumerate(names):
+            self._refuse(name)
+            chosen = self.benchmark.sets[name]
+            for source, key, label in zip(chosen.sources, chosen.keys, chosen.labels, strict=True):
+                rows.setdefault(source, []).append((key, number, label))
+        by_source = {}
+        for source, images in rows.items():
+            keys, numbers, labels = zip(*images, strict=True)
+            by_source[source] = Chosen(
+                pa.array(keys, pa.string()),
+                np.asarray(numbers, dtype=np.int64),
+                np.asarray(labels, dtype=np.int64),
+            )
+        return SetMembers(names, by_source, {source: self.caches[source] for source in by_source})
 
     def address(self, names: Sequence[str]) -> str:
-        """A digest of the content of these sets."""
-        members = {
-            name: [
-                self.benchmark.sets[name].sources,
-                self.benchmark.sets[name].keys,
-                self.benchmark.sets[name].labels,
-            ]
-            for name in names
-        }
-        caches = {source: cache.address for source, cache in self.caches.items()}
+        """A digest of the content of these sets: images, labels, features, classes, prompts."""
+        sets = {name: self.benchmark.sets[name] for name in names}
+        members = {n: [chosen.sources, chosen.keys, chosen.labels] for n, chosen in sets.items()}
+        used = sorted({source for chosen in sets.values() for source in chosen.sources})
+        # The features of a source that is in none of the sets say nothing of them.
+        caches = {source: self.caches[source].address for source in used}
         classes = [self.benchmark.class_names, self.benchmark.templates]
         return digest([members, caches, classes])
+
+    def _refuse(self, name: str) -> None:
+        """Raise a PermissionError where this view may not open the set."""
+        if self.roles is not None and SetName.parse(name).role not in self.roles:
+            raise PermissionError(f"{name!r} is test data: only score and evaluate may open it")

@@ -1,4 +1,4 @@
-"""Features on disk, found by content, in cache/features/ADDRESS/.
+"""Features on disk, at the address of what decides them: cache/features/ADDRESS/.
 
 00000.parquet ...   shards: key, feature, image_hash, sorted by key; rejections are in the metadata
 rejected.parquet    key, reason, message
@@ -18,20 +18,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from pipelines.config import UserError
 from pipelines.data.schema import REJECTED, features_table, matrix
 from pipelines.data.storage import Storage
+from pipelines.records import Record, StoredRecord
 
 FOLDER = ("cache", "features")
 IMAGE_HASH = "image_hash"
+# The column of local features (N, P, D), one for each place of an image.
+LOCAL = "local_features"
+# Why an image is rejected whose key another image has: that one is used.
+DUPLICATE_KEY = "duplicate_key"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,46 @@ class Receipt:
     columns: Mapping[str, tuple[int, ...]]  # shape of a row
 
 
+class ShardEntry(Record):
+    """A shard in the manifest.
+
+    Attributes:
+        file: its name beside the manifest.
+        rows: its images.
+        sha256: of its bytes.
+        first: key of its plan, the smallest.
+        last: key of its plan, the largest.
+    """
+
+    file: str
+    rows: int
+    sha256: str
+    first: str
+    last: str
+
+
+class FeatureManifest(StoredRecord):
+    """The content of `manifest.json`: what went in, what came out, every shard's checksum.
+
+    Attributes:
+        address: of the features.
+        about: everything that the address is a digest of.
+        rows: images with a feature.
+        rejected: images without one.
+        columns: the shape of a row in each column.
+        shards: in key order.
+        model: the backbone, for people.
+    """
+
+    address: str
+    about: dict[str, JsonValue]
+    rows: int
+    rejected: int
+    columns: dict[str, tuple[int, ...]]
+    shards: tuple[ShardEntry, ...]
+    model: str = ""
+
+
 @dataclass(frozen=True)
 class FeatureCache:
     """The finished features of one source under one backbone."""
@@ -53,67 +98,66 @@ class FeatureCache:
     address: str
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> FeatureManifest:
         """What went in, what came out, and the checksum of each shard."""
-        content: dict[str, Any] = self.storage.read_json(*FOLDER, self.address, "manifest.json")
-        return content
+        content = self.storage.read_bytes(*FOLDER, self.address, "manifest.json")
+        return FeatureManifest.from_json(content, self.path("manifest.json"))
 
-    def shards(self) -> list[str]:
-        """Paths of the shards, in key order."""
-        return [
-            self.storage.path(*FOLDER, self.address, s["file"]) for s in self.manifest["shards"]
-        ]
+    def path(self, name: str) -> str:
+        """The full path or URI of a file of these features."""
+        return self.storage.path(*FOLDER, self.address, name)
+
+    def read_shard(self, shard: ShardEntry, columns: Sequence[str]) -> pa.Table:
+        """The keys and these columns of one shard, whose checksum is that of the manifest.
+
+        Raises:
+            UserError: where the shard's bytes are not those that were written, or the images
+                were embedded without one of the columns.
+        """
+        for column in columns:
+            self._shape(column)
+        return self._read(shard, ["key", *columns])
 
     def load(self, keys: Sequence[str], column: str = "feature") -> NDArray[np.float32]:
         """The features of `keys`, in their order.
 
         Args:
             keys: N keys of the source.
-            column: `feature` (N, D), `local_features` (N, P, D) or `views` (N, V, D).
+            column: `feature` (N, D) or `local_features` (N, P, D).
 
         Raises:
             UserError: where a key has no feature, or a shard's bytes are not those written.
         """
-        shapes = self.manifest["columns"]
-        if column not in shapes:
-            raise UserError(
-                f"features {self.address}: no {column}; embed with embed.{column}= first"
-            )
+        shape = self._shape(column)
         table = self._table(keys, column)
         rows = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"])
         if rows.null_count:
             missing = [key for key, row in zip(keys, rows.to_pylist(), strict=True) if row is None]
             raise UserError(
                 f"features {self.address}: {len(missing)} of {len(keys)} keys have no feature "
-                f"(first: {', '.join(missing[:3])}); see {self._path('rejected.parquet')}"
+                f"(first: {', '.join(missing[:3])}); see {self.path('rejected.parquet')}"
             )
         taken: NDArray[np.float32] = matrix(table[column])[rows.to_numpy()]
-        return taken.reshape(len(keys), *shapes[column])
+        return taken.reshape(len(keys), *shape)
 
     def image_hashes(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The image hash of each of `keys` in their order, None for one without a feature.
-
-        Raises:
-            UserError: where the cache was made without them, by an earlier version.
-        """
-        if IMAGE_HASH not in self._schema():
-            raise UserError(f"features {self.address}: no image hashes; run embed again")
+        """The image hash of each of `keys` in their order, None for one without a feature."""
         table = self._table(keys, IMAGE_HASH)
         rows = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"])
-        found: list[bytes | None] = table[IMAGE_HASH].take(rows).to_pylist()
-        return found
+        hashes: list[bytes | None] = table[IMAGE_HASH].take(rows).to_pylist()
+        return hashes
 
     def present(self, keys: Sequence[str]) -> NDArray[np.bool_]:
         """Which of `keys` have a feature (rejected ones have none)."""
         known = self.keys()
-        found: NDArray[np.bool_] = pc.is_in(pa.array(keys, pa.string()), value_set=known).to_numpy(
-            zero_copy_only=False
-        )
-        return found
+        present: NDArray[np.bool_] = pc.is_in(
+            pa.array(keys, pa.string()), value_set=known
+        ).to_numpy(zero_copy_only=False)
+        return present
 
     def keys(self) -> pa.Array:
         """All keys that have a feature, sorted."""
-        tables = [self._read(s, ["key"]) for s in self.manifest["shards"]]
+        tables = [self._read(s, ["key"]) for s in self.manifest.shards]
         return pa.concat_tables(tables)["key"].combine_chunks()
 
     def rejected(self) -> pa.Table:
@@ -128,32 +172,31 @@ class FeatureCache:
         """The shards that may hold one of `keys`; shards are cut from the sorted keys."""
         wanted = np.sort(np.asarray(keys, dtype=object))
         tables = []
-        for shard in self.manifest["shards"]:
-            start = np.searchsorted(wanted, shard["first"], side="left")
-            stop = np.searchsorted(wanted, shard["last"], side="right")
+        for shard in self.manifest.shards:
+            start = np.searchsorted(wanted, shard.first, side="left")
+            stop = np.searchsorted(wanted, shard.last, side="right")
             if stop > start:
                 tables.append(self._read(shard, ["key", column]))
         if not tables:
-            tables = [self._read(self.manifest["shards"][0], ["key", column]).slice(0, 0)]
+            tables = [self._read(self.manifest.shards[0], ["key", column]).slice(0, 0)]
         return pa.concat_tables(tables)
 
-    def _schema(self) -> list[str]:
-        first = self.manifest["shards"][0]["file"]
-        content = self.storage.read_bytes(*FOLDER, self.address, first)
-        names: list[str] = pq.read_schema(io.BytesIO(content)).names
-        return names
-
-    def _read(self, shard: Mapping[str, Any], columns: list[str]) -> pa.Table:
-        content = self.storage.read_bytes(*FOLDER, self.address, shard["file"])
-        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
+    def _shape(self, column: str) -> tuple[int, ...]:
+        """The shape of a row of that column; says how to make it where there is none."""
+        if column not in self.manifest.columns:
             raise UserError(
-                f"{self._path(shard['file'])}: not the bytes that were written; delete the "
+                f"features {self.address}: no {column}; embed with embed.{column}= first"
+            )
+        return self.manifest.columns[column]
+
+    def _read(self, shard: ShardEntry, columns: list[str]) -> pa.Table:
+        content = self.storage.read_bytes(*FOLDER, self.address, shard.file)
+        if hashlib.sha256(content).hexdigest() != shard.sha256:
+            raise UserError(
+                f"{self.path(shard.file)}: not the bytes that were written; delete the "
                 "folder and run embed again"
             )
         return pq.read_table(io.BytesIO(content), columns=columns)
-
-    def _path(self, name: str) -> str:
-        return self.storage.path(*FOLDER, self.address, name)
 
 
 def find(storage: Storage, address: str) -> FeatureCache | None:
@@ -217,7 +260,7 @@ def write_shard(
 
 
 def inspect_shard(storage: Storage, address: str, shard: int) -> Receipt:
-    """The receipt of a shard that is there, from its own bytes."""
+    """The receipt of a shard that is there, from its bytes."""
     content = storage.read_bytes(*FOLDER, address, shard_name(shard))
     with pq.ParquetFile(io.BytesIO(content)) as file:
         metadata = file.metadata.metadata or {}
@@ -233,8 +276,9 @@ def finish(
     *,
     receipts: Sequence[Receipt],
     bounds: Sequence[tuple[str, str]],
-    about: Mapping[str, Any],
+    about: Mapping[str, JsonValue],
     rejected: Sequence[tuple[str, str, str]] = (),
+    model: str = "",
 ) -> FeatureCache:
     """Write rejected.parquet and then the manifest, which makes the entry finished.
 
@@ -245,6 +289,7 @@ def finish(
         bounds: first and last key of each shard's plan.
         about: what went into the address, for the manifest.
         rejected: images rejected before any shard (duplicates).
+        model: the backbone, for people.
     """
     lost = sorted([*rejected, *(row for receipt in receipts for row in receipt.rejected)])
     columns = list(zip(*lost, strict=True)) if lost else [(), (), ()]
@@ -252,23 +297,23 @@ def finish(
     storage.write_table(
         pa.Table.from_arrays(arrays, schema=REJECTED), *FOLDER, address, "rejected.parquet"
     )
-    shards = [
-        {
-            "file": shard_name(receipt.shard),
-            "rows": receipt.rows,
-            "sha256": receipt.sha256,
-            "first": bounds[receipt.shard][0],
-            "last": bounds[receipt.shard][1],
-        }
-        for receipt in sorted(receipts, key=lambda receipt: receipt.shard)
-    ]
-    content = {
-        **about,
-        "address": address,
-        "rows": sum(receipt.rows for receipt in receipts),
-        "rejected": len(lost),
-        "columns": receipts[0].columns,
-        "shards": shards,
-    }
-    storage.write_json(content, *FOLDER, address, "manifest.json")
+    manifest = FeatureManifest(
+        address=address,
+        about=json.loads(json.dumps(about)),  # as it is read back: lists for tuples
+        rows=sum(receipt.rows for receipt in receipts),
+        rejected=len(lost),
+        columns=dict(receipts[0].columns),
+        shards=tuple(
+            ShardEntry(
+                file=shard_name(receipt.shard),
+                rows=receipt.rows,
+                sha256=receipt.sha256,
+                first=bounds[receipt.shard][0],
+                last=bounds[receipt.shard][1],
+            )
+            for receipt in sorted(receipts, key=lambda receipt: receipt.shard)
+        ),
+        model=model,
+    )
+    storage.write_bytes(manifest.to_json(), *FOLDER, address, "manifest.json")
     return FeatureCache(storage, address)

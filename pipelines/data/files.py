@@ -83,8 +83,8 @@ def listing(root: str, suffixes: tuple[str, ...]) -> list[File]:
     Raises:
         UserError: where there is nothing at `root`, or its store cannot be asked.
     """
-    found = _remote(root) if is_uri(root) else _local(root)
-    return sorted(file for file in found if file.name.lower().endswith(suffixes))
+    listed = _remote(root) if is_uri(root) else _local(root)
+    return sorted(file for file in listed if file.name.lower().endswith(suffixes))
 
 
 def stat(root: str, name: str) -> File:
@@ -160,7 +160,7 @@ def _local(root: str) -> list[File]:
         return [_local_file(top.name, top)]
     if not top.is_dir():
         raise UserError(f"{root}: no such file or folder")
-    found = []
+    listed = []
     for folder, folders, names in os.walk(top, followlinks=True):
         folders[:] = [
             name
@@ -170,8 +170,8 @@ def _local(root: str) -> list[File]:
         for name in names:
             path = Path(folder, name)
             if not name.startswith("."):
-                found.append(_local_or_missing(path.relative_to(top).as_posix(), path))
-    return found
+                listed.append(_local_or_missing(path.relative_to(top).as_posix(), path))
+    return listed
 
 
 def _leads_back(path: Path, top: Path) -> bool:
@@ -209,9 +209,9 @@ def _reachable(uri: str) -> Iterator[None]:
 def _remote(root: str) -> list[File]:
     fs, inner = _filesystem(root)
     with _reachable(root):
-        found = fs.find(inner, detail=True)
+        listed = fs.find(inner, detail=True)
     files = []
-    for path, info in sorted(found.items()):
+    for path, info in sorted(listed.items()):
         name = path[len(inner) :].strip("/") if path.startswith(inner) else path
         single = not name
         name = name or path.rstrip("/").rpartition("/")[2]

@@ -214,10 +214,10 @@ class ParquetSource(Section):
         return as_index(pa.table(columns), sort=False)
 
     def _files(self) -> list[File]:
-        found = files.listing(self.root, (".parquet",))
-        if not found:
+        listed = files.listing(self.root, (".parquet",))
+        if not listed:
             raise UserError(f"{self.root}: no Parquet file here")
-        return found
+        return listed
 
 
 class TarSource(Section):
@@ -266,10 +266,10 @@ class TarSource(Section):
         return result
 
     def _files(self) -> list[File]:
-        found = files.listing(self.root, (".tar",))
-        if not found:
+        listed = files.listing(self.root, (".tar",))
+        if not listed:
             raise UserError(f"{self.root}: no tar archive here")
-        return found
+        return listed
 
 
 AnySource = Annotated[FolderSource | ParquetSource | TarSource, Field(discriminator="kind")]
@@ -349,10 +349,10 @@ def _parquet(file: File) -> Iterator[pq.ParquetFile]:
 
 
 @functools.lru_cache(maxsize=8)
-def _locations(source: ParquetSource, found: tuple[File, ...]) -> pa.Table:
+def _locations(source: ParquetSource, listed: tuple[File, ...]) -> pa.Table:
     """Key, file, row group and row within it; a changed file makes a new entry."""
     parts = []
-    for number, file in enumerate(found):
+    for number, file in enumerate(listed):
         index = source._index_of(file)
         with _parquet(file) as opened:
             metadata = opened.metadata

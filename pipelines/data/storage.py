@@ -1,8 +1,8 @@
 """Files under one root, on this machine or behind a URI, written whole or not at all.
 
-storage/cache/{features,text,backbones,heads}/ADDRESS/   found again by content
-storage/runs/RUN/                                        what one resolved configuration gave
-storage/mlflow.db, storage/artifacts/                    the default MLflow store
+storage/cache/KIND/ADDRESS/              at the address of what decides it
+storage/runs/RUN/                        what one resolved configuration gave
+storage/mlflow.db, storage/artifacts/    the default MLflow store
 """
 
 from __future__ import annotations

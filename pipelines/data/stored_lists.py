@@ -18,9 +18,9 @@ def read_list(reference: str) -> list[str]:
     Raises:
         UserError: where the file is no JSON, or has no such list.
     """
-    found = _read(reference)
-    if isinstance(found, list):
-        return [str(entry) for entry in found]
+    entries = _read(reference)
+    if isinstance(entries, list):
+        return [str(entry) for entry in entries]
     raise _missing(reference, "list")
 
 
@@ -30,11 +30,11 @@ def read_names(reference: str) -> dict[str, str]:
     Raises:
         UserError: where the file is no JSON, or has neither a mapping nor a list there.
     """
-    found = _read(reference)
-    if isinstance(found, list):
-        found = dict(enumerate(found))
-    if isinstance(found, dict):
-        return {str(folder): str(name) for folder, name in found.items()}
+    entries = _read(reference)
+    if isinstance(entries, list):
+        entries = dict(enumerate(entries))
+    if isinstance(entries, dict):
+        return {str(folder): str(name) for folder, name in entries.items()}
     raise _missing(reference, "mapping of folder names to class names")
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.config import UserError
-from pipelines.data.benchmarks import Benchmark, role
-from pipelines.data.feature_sets import TRAINING_ROLES
+from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
+from pipelines.records import SetName
 
 Place = tuple[str, str]  # source, key
 
@@ -59,17 +59,17 @@ def refuse(
     Raises:
         UserError: naming the sets, how many images, and one of them; and what the caches raise.
     """
-    found = overlaps(benchmark, caches)
-    if not found:
+    shared = overlaps(benchmark, caches)
+    if not shared:
         return
     keys: dict[str, set[str]] = {}
-    for overlap in found:
+    for overlap in shared:
         keys.setdefault(overlap.seen, set()).update(key for (_, key), _ in overlap.pairs)
-    storage.write_json({name: sorted(shared) for name, shared in keys.items()}, *place)
+    storage.write_json({name: sorted(images) for name, images in keys.items()}, *place)
     file = storage.path(*place)
     words = " ".join(f"'benchmark.sets.{name}.not_keys={file}#{name}'" for name in keys)
     raise UserError(
-        f"benchmark {benchmark.name!r}: {'; '.join(map(str, found))}. What trains or chooses "
+        f"benchmark {benchmark.name!r}: {'; '.join(map(str, shared))}. What trains or chooses "
         f"must not be tested on; leave these images out with {words}"
     )
 
@@ -80,31 +80,28 @@ def overlaps(benchmark: Benchmark, caches: Mapping[str, FeatureCache]) -> list[O
     Args:
         benchmark: its sets.
         caches: the features of its sources, with image hashes.
-
-    Raises:
-        UserError: for a cache without image hashes.
     """
     by_source = {source: _hashes(benchmark, source, cache) for source, cache in caches.items()}
     tested: dict[bytes, dict[str, Place]] = {}
     members = {name: _members(benchmark, name, by_source) for name in benchmark.sets}
     for name, images in members.items():
-        if role(name) not in TRAINING_ROLES:
+        if not SetName.parse(name).trains:
             for image, place in images:
                 tested.setdefault(image, {}).setdefault(name, place)
-    found: dict[tuple[str, str], list[tuple[Place, Place]]] = {}
+    pairs_of: dict[tuple[str, str], list[tuple[Place, Place]]] = {}
     for name, images in members.items():
-        if role(name) in TRAINING_ROLES:
+        if SetName.parse(name).trains:
             for image, place in images:
                 for other, same in tested.get(image, {}).items():
-                    found.setdefault((name, other), []).append((place, same))
-    return [Overlap(*names, tuple(pairs)) for names, pairs in found.items()]
+                    pairs_of.setdefault((name, other), []).append((place, same))
+    return [Overlap(*names, tuple(pairs)) for names, pairs in pairs_of.items()]
 
 
 def _hashes(benchmark: Benchmark, source: str, cache: FeatureCache) -> dict[str, bytes]:
     """The hash of every image of a source that some set needs; rejected ones have none."""
     keys = benchmark.keys_by_source()[source]
-    found = zip(keys, cache.image_hashes(keys), strict=True)
-    return {key: image for key, image in found if image is not None}
+    images = zip(keys, cache.image_hashes(keys), strict=True)
+    return {key: image for key, image in images if image is not None}
 
 
 def _members(

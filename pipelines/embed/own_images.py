@@ -23,7 +23,8 @@ from pipelines.data.features import FeatureCache
 from pipelines.data.sources import AnySource, open_source
 from pipelines.data.storage import Storage
 from pipelines.embed.plan import Progress
-from pipelines.embed.stage import EmbedConfig, embed_source, text_features
+from pipelines.embed.stage import EmbedConfig, embed_source
+from pipelines.embed.text import text_features
 
 
 class OdinConfig(Section):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.config import UserError, digest
-from pipelines.data.features import Receipt
+from pipelines.data.features import DUPLICATE_KEY, Receipt
 from pipelines.data.sources import Source
 
 Progress = Callable[[int, int, int], None]  # done (with rejected), total, rejected
@@ -118,7 +118,7 @@ def make_plan(
         address=digest(about),
         about=about,
         shards=tuple(tuple(ordered[start : start + shard_rows]) for start in starts),
-        duplicates=tuple((key, "duplicate_key", message) for key in doubled),
+        duplicates=tuple((key, DUPLICATE_KEY, message) for key in doubled),
     )
 
 

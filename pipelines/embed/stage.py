@@ -14,29 +14,31 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import ray
-import torch
-from numpy.typing import NDArray
 from PIL import ImageColor
 from pydantic import Field, field_validator
 
-from pipelines.backbones import clip, templates
+from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.backbones.encoder import Views
 from pipelines.backbones.odin import Odin
+from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
+from pipelines.compute.shard_map import quiet_ray_data
 from pipelines.config import Section, UserError, digest, plain
 from pipelines.data import features, images
+from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache, Receipt
-from pipelines.data.schema import features_table, matrix
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
+from pipelines.embed import leaks
 from pipelines.embed.plan import Plan, Progress, Tally, make_plan
+from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
 from pipelines.embed.workers import PLAN, ShardEncoder, ShardPreparer, Work
+
+if TYPE_CHECKING:
+    import ray
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +56,10 @@ class EmbedConfig(Section):
     max_pixels: int = Field(
         images.MAX_PIXELS, ge=1, le=images.MAX_PIXELS, description="larger images are rejected"
     )
-    local_features: bool = Field(False, description="keep a feature of each patch (GL-MCM, LoCoOp)")
-    views: int = Field(0, ge=0, description="augmented views an image, for training")
-    view_seed: int = Field(0, description="decides the views, with the image's key")
-    view_scale: float = Field(0.5, gt=0, le=1, description="smallest share of the area in a view")
+    local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
     decode: Literal["auto", "actors", "tasks"] = Field(
         "auto",
-        description="where images are decoded: in the encoding actors, or in tasks of their own "
+        description="where images are decoded: in the encoding actors, or in separate tasks "
         "on any CPU; auto: in tasks where the actors have GPUs",
     )
 
@@ -73,6 +72,56 @@ class EmbedConfig(Section):
     def decoding(self) -> images.Decoding:
         """The part that decides how bytes become pixels."""
         return images.Decoding(self.background, self.exif, self.max_pixels)
+
+
+def embed_benchmark(
+    benchmark: Benchmark,
+    backbone: BackboneConfig,
+    storage: Storage,
+    *,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
+    shared_images: tuple[str, ...],
+    on_progress: Progress | None = None,
+) -> EmbedResult:
+    """The features of every image that some set of a benchmark needs, from the cache or made.
+
+    Args:
+        benchmark: its sources and sets.
+        backbone: resolved.
+        storage: holds cache/features.
+        settings: as `embed_sources`.
+        compute: as `embed_sources`.
+        shared_images: the parts of the path of the file that names images in a training set and
+            a test set, written where there are such.
+        on_progress: as `embed_sources`.
+
+    Raises:
+        UserError: where training and test sets share an image, and as `embed_sources`.
+    """
+    keys = benchmark.keys_by_source()
+    caches = embed_sources(
+        {name: benchmark.sources[name] for name in keys},
+        backbone,
+        storage,
+        settings=settings,
+        compute=compute,
+        keys=keys,
+        on_progress=on_progress,
+    )
+    leaks.refuse(benchmark, caches, storage, shared_images)
+    return EmbedResult(
+        benchmark=benchmark.name,
+        backbone=dict(clip.identity(backbone)),
+        sources={
+            name: EmbeddedSource(
+                address=cache.address,
+                rows=cache.manifest.rows,
+                rejected=tuple(Rejection(**row) for row in cache.rejected().to_pylist()),
+            )
+            for name, cache in caches.items()
+        },
+    )
 
 
 def embed_source(
@@ -112,7 +161,7 @@ def embed_sources(
     odin: Odin | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, FeatureCache]:
-    """The features of several sources, found or made by one pool of actors.
+    """The features of several sources, from the cache or made by one pool of actors.
 
     Uses the Ray that is there; starts one only where a shard is missing and there is none.
 
@@ -123,7 +172,7 @@ def embed_sources(
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
         keys: which images of a source; all where a name is missing.
-        odin: takes ODIN's input step first: features of their own, under an address of their own.
+        odin: takes ODIN's input step first: separate features, under another address.
         on_progress: called after each shard with images done, all images, rejected images.
 
     Raises:
@@ -132,13 +181,13 @@ def embed_sources(
     """
     chosen = keys or {}
     about = _about(backbone, settings, compute, odin)
-    found: dict[str, FeatureCache] = {}
+    caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
         named = _named(about, source, chosen.get(name))
         cache = features.find(storage, digest(named))
         if cache is not None:
-            found[name] = cache
+            caches[name] = cache
         else:
             plans[name] = make_plan(
                 name, source, named, keys=chosen.get(name), shard_rows=settings.shard_rows
@@ -148,29 +197,17 @@ def embed_sources(
         work = replace(_work(backbone, storage, settings, compute), odin=odin)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
-        found |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
-    return {name: found[name] for name in sources}
+        caches |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
+    return {name: caches[name] for name in sources}
 
 
-def text_features(
-    class_names: Sequence[str],
-    chosen_templates: Sequence[str],
-    backbone: BackboneConfig,
-    storage: Storage,
-) -> NDArray[np.float32]:
-    """The zero-shot classifier (K, D): per class the mean over templates of unit text features.
-
-    Each mean is normalised again (Radford et al. 2021, section 3.1.4). Kept in cache/text.
-    """
-    texts = templates.prompts(class_names, chosen_templates)
-    what = {"backbone": clip.identity(backbone), "texts": texts, "classes": len(class_names)}
-    parts = ("cache", "text", f"{digest(what)}.parquet")
-    if not storage.exists(*parts):
-        encoded = clip.load(backbone).encode_text(texts)
-        mean = encoded.reshape(len(class_names), len(chosen_templates), -1).mean(dim=1)
-        unit = torch.nn.functional.normalize(mean, dim=-1).numpy()
-        storage.write_table(features_table(list(class_names), unit), *parts)
-    return matrix(storage.read_table(*parts)["feature"])
+def feature_code(source: Source) -> Code:
+    """The code that can decide a feature, from the plan of shards to the bytes that are written."""
+    kind = type(source)
+    of_project = kind.__module__.partition(".")[0] in PACKAGES
+    # A source of another package says in its fingerprint all that decides its images.
+    read: list[Entry] = [kind.read] if of_project else []
+    return code_of(ShardPreparer, ShardEncoder, make_plan, *read)
 
 
 def _about(
@@ -181,7 +218,6 @@ def _about(
     about = {
         "backbone": clip.identity(backbone),
         "device": "cuda" if compute.embed_gpus else "cpu",
-        "image_hash": "sha256 of the evaluation crop",  # caches of earlier versions have none
         "settings": {key: value for key, value in plain(settings).items() if key not in free},
     }
     return about if odin is None else {**about, "odin": odin.identity()}
@@ -192,19 +228,18 @@ def _named(about: Mapping[str, Any], source: Source, keys: Sequence[str] | None)
     chosen = "all"
     if keys is not None:
         chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
-    return {**about, "source": source.fingerprint(), "keys": chosen}
+    code = feature_code(source).digest
+    return {**about, "source": source.fingerprint(), "keys": chosen, "code": code}
 
 
 def _work(
     backbone: BackboneConfig, storage: Storage, settings: EmbedConfig, compute: ComputeConfig
 ) -> Work:
-    views = Views(settings.views, settings.view_seed, settings.view_scale)
     return Work(
         backbone=backbone,
         storage=storage,
         how=settings.decoding(),
         batch_size=settings.batch_size,
-        views=views if settings.views else None,
         local_features=settings.local_features,
         threads=compute.embed_threads,
         device="cuda" if compute.embed_gpus else "cpu",
@@ -260,8 +295,9 @@ def _encode_shards(
 def _dataset(
     rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> ray.data.Dataset:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    import ray.data
+
+    quiet_ray_data()
     compute = layout.compute
     blocks = [pa.Table.from_pylist([row], schema=PLAN) for row in rows]  # one block a shard
     sources = {name: plan.source for name, plan in plans.items()}
@@ -290,6 +326,8 @@ def _dataset(
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
     """A user's mistake met on a worker is one on the driver too, without Ray's traceback."""
+    import ray.exceptions
+
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -307,9 +345,10 @@ def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig
         plan.address,
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
-        about={**plan.about, "model": backbone.model or backbone.name},
+        about=plan.about,
         rejected=plan.duplicates,
+        model=backbone.model or backbone.name,
     )
-    rows, rejected = cache.manifest["rows"], cache.manifest["rejected"]
+    rows, rejected = cache.manifest.rows, cache.manifest.rejected
     log.info("%s: %d features, %d rejected, at %s", plan.name, rows, rejected, plan.address)
     return cache

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
+from numpy.typing import NDArray
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.backbones.encoder import Encoder, Pixels, Prepared, Preparer, Views, image_hash
+from pipelines.backbones.encoder import Encoder, Prepared, Preparer, image_hash
 from pipelines.backbones.odin import Odin
+from pipelines.backbones.threads import torch_threads
 from pipelines.data import features
 from pipelines.data.images import Decoding, Rejected
 from pipelines.data.sources import Source
@@ -48,7 +49,6 @@ class Work:
     storage: Storage
     how: Decoding
     batch_size: int
-    views: Views | None
     local_features: bool
     threads: int
     device: str
@@ -61,7 +61,7 @@ class ShardPreparer:
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Needs the backbone's preprocessing, not its weights."""
         crop = clip.cropping(work.backbone)
-        self.preparer = Preparer(crop, work.how, work.views, threads=1)
+        self.preparer = Preparer(crop, work.how, threads=1)
         self.work = work
         self.sources = sources
 
@@ -77,7 +77,7 @@ class ShardPreparer:
         batches = self.preparer.batches(row["keys"], contents, self.work.batch_size)
         items = [item for batch in batches for item in batch]
         good = [item for item in items if not isinstance(item, Rejected)]
-        pixels = np.stack(good) if good else np.empty((0, 1, 1, 1, 3), np.uint8)
+        pixels = np.stack(good) if good else np.empty((0, 1, 1, 3), np.uint8)
         verdicts = [v.args if isinstance(v, Rejected) else None for v in items]
         columns = [
             pa.array([json.dumps(verdicts)]),
@@ -88,7 +88,7 @@ class ShardPreparer:
         return pa.Table.from_arrays([*plan.columns, *columns], schema=PREPARED)
 
 
-def _one_binary(pixels: Pixels) -> pa.Array:
+def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
     """A column of one value, the bytes of `pixels`, without a copy."""
     offsets = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
     content = pa.py_buffer(np.ascontiguousarray(pixels).reshape(-1))
@@ -100,17 +100,16 @@ class ShardEncoder:
 
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Load the model on the work's device."""
-        torch.set_num_threads(work.threads)
         loaded = clip.load(work.backbone, device=work.device)
-        views = work.views.number if work.views else 0
-        self.encoder = Encoder(loaded, work.batch_size, work.local_features, views, work.odin)
-        self.preparer = Preparer(loaded.crop, work.how, work.views, work.threads)
+        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.odin)
+        self.preparer = Preparer(loaded.crop, work.how, work.threads)
         self.work = work
         self.sources = sources
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One receipt (JSON) a row."""
-        receipts = [self._shard(table.slice(row, 1)) for row in range(table.num_rows)]
+        with torch_threads(self.work.threads):
+            receipts = [self._shard(table.slice(row, 1)) for row in range(table.num_rows)]
         return pa.table({"receipt": [json.dumps(receipt) for receipt in receipts]})
 
     def _shard(self, row: pa.Table) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field, JsonValue
 
+from pipelines.fitted.result import EnergyModelHistory
 from pipelines.ood import Interval
 from pipelines.records import Record, StoredRecord
 
@@ -185,17 +186,6 @@ class DefaultComparison(Record):
     chosen_params: dict[str, int | float]
     auroc: ChosenAgainstDefault
     fpr: ChosenAgainstDefault
-
-
-class EnergyModelHistory(Record):
-    """How one energy-based model in feature space was trained: its epochs' figures by name."""
-
-    score: str
-    seed: int
-    address: str
-    settings: dict[str, SettingValue] = Field(default_factory=dict)
-    history: tuple[dict[str, float], ...]
-    seconds: float = 0.0
 
 
 class Metrics(StoredRecord):

@@ -22,13 +22,13 @@ from pipelines.evaluate.against_default import ChosenSetting, DefaultSetting
 from pipelines.evaluate.compare import CompareConfig
 from pipelines.evaluate.metrics import (
     Comparison,
-    EnergyModelHistory,
     Facts,
     MetricRow,
     Metrics,
     Threshold,
 )
 from pipelines.evaluate.scored import FIGURES, Scored, heads_of
+from pipelines.fitted.result import EnergyModelHistory
 from pipelines.ood import expected_calibration_error, ood_metrics, threshold_at_tpr
 from pipelines.records import HeadKey, Params
 

@@ -17,7 +17,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import UserError, load
-from pipelines.experiments.result_runs import read_sweep
 from pipelines.finetune.cache import load_predictor
 from pipelines.ood import Interval, auroc, paired_delta_interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
@@ -123,8 +122,8 @@ def _grid(opened: Run, domain: str, method: str, surfaces: pa.Table) -> Grid:
         if (row["method"], row["score"]) == (method, "delta_energy")
     ]
     grid = [(row["tau"], int(row["c"])) for row in rows]
-    chosen = read_sweep(opened).methods[method].scores["delta_energy"]
-    predictor = load_predictor(opened.storage, opened.heads[method, 0])
+    chosen = opened.swept.methods[method].scores["delta_energy"]
+    predictor = load_predictor(opened.storage, opened.finetuned.head(method).address)
     (ood,) = (opened.sets.load(name) for name in opened.sets.names("ood"))
     known = predictor.similarity(opened.sets.load("test").features)
     unknown = predictor.similarity(ood.features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.config import UserError, load
-from pipelines.experiments.result_runs import read_metrics, read_scores
+from pipelines.experiments.result_runs import read_scores
 from pipelines.report.page import figures
 from pipelines.report.text import markdown_table
 from pipelines.run import Quiet, Run
@@ -21,7 +21,7 @@ def run(out_dir: Path) -> str:
     found = Run.open(load(PipelineConfig, "pipeline"), Quiet())
     if not found.has("evaluate"):
         raise UserError("the demo has not run in ./outputs yet: run make demo first")
-    metrics = read_metrics(found)
+    metrics = found.metrics
     for name, content in figures(metrics, read_scores(found)).items():
         (out_dir / f"demo_{name}").write_bytes(content)
     return markdown_table(metrics)

@@ -28,7 +28,6 @@ from pipelines.records import HeadKey, Role, SetName
 from pipelines.run import Quiet, Run
 from pipelines.score import stage as score
 from pipelines.settings import PipelineConfig
-from pipelines.sweep.result import SweepResult
 
 NUM_RESAMPLES = 300
 
@@ -73,27 +72,13 @@ def _result(run: Run) -> ResultRun:
     config = run.config.benchmark
     name = config.name if config.held_out is None else f"{config.name} without {config.held_out}"
     heads = {key: Scored(table) for key, table in read_scores(run).items()}
-    return ResultRun(name, read_metrics(run), heads)
-
-
-def read_metrics(run: Run) -> Metrics:
-    """The metrics of a run that was evaluated."""
-    place = ("runs", run.id, "metrics.json")
-    return Metrics.from_json(run.storage.read_bytes(*place), run.storage.path(*place))
-
-
-def read_sweep(run: Run) -> SweepResult:
-    """What the sweep of a run chose."""
-    place = ("runs", run.id, "sweep.json")
-    return SweepResult.from_json(run.storage.read_bytes(*place), run.storage.path(*place))
+    return ResultRun(name, run.metrics, heads)
 
 
 def read_scores(run: Run) -> dict[HeadKey, pa.Table]:
     """The scores of every head under the chosen settings."""
-    return {
-        HeadKey(method=method, seed=seed): score.read(run.storage, run.id, f"{method}-{seed}")
-        for method, seed in run.heads
-    }
+    tables = score.read_all(run.storage, run.scored)
+    return {key: table for key, table in tables.items() if key.variant == "chosen"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines.config import UserError, load
 from pipelines.evaluate.metrics import MEAN, MetricRow, Metrics, Spread
-from pipelines.experiments.result_runs import read_metrics, read_scores
+from pipelines.experiments.result_runs import read_scores
 from pipelines.plots import markdown_table, write_csv
 from pipelines.report import page as report
 from pipelines.run import Quiet, Run
@@ -37,7 +37,7 @@ def run(folder: Path) -> str:
         if not opened.has("evaluate"):
             missing.append(f"python -m jobs.pipeline {' '.join(words)}")
             continue
-        metrics = read_metrics(opened)
+        metrics = opened.metrics
         parts += [f"### {title.capitalize()} (`sweep={sweep}`)", *tables(metrics)]
         lines += [(sweep, *row) for row in _csv_rows(metrics)]
         drawn = report.figures(metrics, read_scores(opened))

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from pipelines.backbones import clip as backbones
 from pipelines.config import UserError, load
-from pipelines.experiments.result_runs import read_sweep
 from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
@@ -96,7 +95,7 @@ class Bed:
 
     def chosen(self, method: str) -> tuple[MethodConfig, dict[str, float]]:
         """The setting that the sweep chose, and the parameters of its selection criterion."""
-        choice = read_sweep(self.run).methods[method]
+        choice = self.run.swept.methods[method]
         return choice.setting, choice.scores[choice.setting.score]
 
     def try_settings(
@@ -160,7 +159,7 @@ def _margin_map(bed: Bed) -> tuple[tuple[float, float], list[Found]]:
     """Liu 2020's figure 4b: margins around the mean energies, wherever they stay in order."""
     config, _ = bed.chosen("energy_margin")
     found = margins(config.model_copy(update={"m_in": None, "m_out": None}), bed.initial)  # type: ignore[arg-type]
-    m_in, m_out = float(found["m_in"]), float(found["m_out"])
+    m_in, m_out = found.m_in, found.m_out
     grid = itertools.product(SHIFTS, SHIFTS)
     settings = [(m_in + a, m_out + b) for a, b in grid if m_in + a < m_out + b]
     return (m_in, m_out), bed.try_settings("energy_margin", ("m_in", "m_out"), settings)

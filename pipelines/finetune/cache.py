@@ -1,60 +1,50 @@
 """The cache of trained heads: each found again by what decides its weights.
 
 cache/heads/ADDRESS/best/ last/     head.json, head.safetensors of a `Predictor`
-cache/heads/ADDRESS/manifest.json   written last: setting, seed, best epoch, history
+cache/heads/ADDRESS/manifest.json   written last: a `HeadRecord`
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from types import ModuleType
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-import pipelines.finetune.loop
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
+from pipelines.code_digest import ROOT, Code, code_of
 from pipelines.config import digest
 from pipelines.data.storage import Storage
-from pipelines.finetune.loop import Trained, TrainingData, TrainingJob
+from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
+from pipelines.finetune.record import HeadRecord
 from pipelines.heads import HEADS, Predictor
-from pipelines.methods import METHODS, training_setting
+from pipelines.methods import METHODS, MethodConfig, training_setting
 
 
-def address(cell: TrainingJob, data: TrainingData, backbone: BackboneConfig) -> str:
-    """Where the head of this cell lies below `cache/heads/`."""
+def head_code(method: MethodConfig, *, root: Path = ROOT) -> Code:
+    """The code that decides a head of this method: the loop, the method, its losses, the head.
+
+    Other methods and heads are not in it, nor is anything that judges.
+
+    Args:
+        method: whose settings name the method and the head.
+        root: the folder that holds the project's packages.
+    """
+    plugins = (METHODS[method.name], HEADS[method.head.name])
+    return code_of(train_in_process, *(plugin.Config.__module__ for plugin in plugins), root=root)
+
+
+def address(job: TrainingJob, data: TrainingData, backbone: BackboneConfig) -> str:
+    """Where the head of this training job lies below `cache/heads/`."""
     content = {
-        "method": training_setting(cell.method),
-        "seed": cell.seed,
+        "method": training_setting(job.method),
+        "seed": job.seed,
         "data": data.address,
         "backbone": dict(backbones.identity(backbone)),
-        "code": code_version(cell.method.name, cell.method.head.name),
+        "code": head_code(job.method).digest,
     }
-    if cell.method.needs_outlier_counts and data.outlier_counts is not None:
+    if job.method.needs_outlier_counts and data.outlier_counts is not None:
         content["outlier_counts"] = data.outlier_counts.tolist()
     return digest(content)
-
-
-# Where the source that decides a head's weights lies.
-_DECIDING = ("pipelines.methods", "pipelines.backbones", "pipelines.ood", "pipelines.finetune.loop")
-
-
-def code_version(method: str, head: str) -> str:
-    """A digest of the source that decides what training gives.
-
-    That is the loop, the method, the head, and what they use of the folders named above.
-    """
-    modules = {m.__name__: m for m in (pipelines.finetune.loop, METHODS[method], HEADS[head])}
-    waiting: list[ModuleType] = list(modules.values())
-    while waiting:
-        for value in vars(waiting.pop()).values():
-            used = inspect.getmodule(value)
-            name = used.__name__ if used is not None else ""
-            if used is not None and name.startswith(_DECIDING) and name not in modules:
-                modules[name] = used
-                waiting.append(used)
-    sources = "\n".join(inspect.getsource(modules[name]) for name in sorted(modules))
-    return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 
 def is_trained(storage: Storage, head: str) -> bool:
@@ -62,9 +52,14 @@ def is_trained(storage: Storage, head: str) -> bool:
     return storage.exists("cache", "heads", head, "manifest.json")
 
 
-def read_manifest(storage: Storage, head: str) -> dict[str, Any]:
-    """Setting, seed, best epoch and history of a trained head."""
-    return dict(storage.read_json("cache", "heads", head, "manifest.json"))
+def read_record(storage: Storage, head: str) -> HeadRecord:
+    """The record of the trained head at that address.
+
+    Raises:
+        UserError: for a damaged file, or one of another layout.
+    """
+    place = ("cache", "heads", head, "manifest.json")
+    return HeadRecord.from_json(storage.read_bytes(*place), storage.path(*place))
 
 
 def load_predictor(
@@ -77,18 +72,19 @@ def load_predictor(
 
 
 def keep(
-    head: str, cell: TrainingJob, data: TrainingData, trained: Trained, storage: Storage
+    head: str, job: TrainingJob, data: TrainingData, trained: Trained, storage: Storage
 ) -> None:
     """Write what training gave under its address."""
     folder = ("cache", "heads", head)
     for which, predictor in (("best", trained.predictor), ("last", trained.last)):
         for name, content in predictor.files().items():
             storage.write_bytes(content, *folder, which, name)
-    manifest = {
-        "method": training_setting(cell.method),
-        "seed": cell.seed,
-        "data": data.address,
-        "best_epoch": trained.best_epoch,
-        "history": list(trained.history),
-    }
-    storage.write_json(manifest, *folder, "manifest.json")
+    record = HeadRecord(
+        setting=training_setting(job.method),
+        seed=job.seed,
+        data=data.address,
+        code=head_code(job.method).digest,
+        best_epoch=trained.best_epoch,
+        history=trained.history,
+    )
+    storage.write_bytes(record.to_json(), *folder, "manifest.json")

@@ -2,8 +2,8 @@
 
 A head's or a method's `Config` names them in `columns`:
 
-    local_features    (N, P, D) float32, unit length: a feature of each patch, from the features
-                      on disk (embed.local_features)
+    local_features    (N, P, D) float32, unit length: one for each region of the
+                      image, from the features on disk (embed.local_features)
     domains           (N,) int64: the number of each training image's domain among the training
                       domains in alphabetical order, from the sources' column `domain`
 

@@ -84,13 +84,13 @@ class Checkpoint(Protocol):
         """Replace it, whole or not at all."""
 
 
-def check(cell: TrainingJob, data: TrainingData) -> None:
-    """Refuse data that cannot train this cell, before any training.
+def check(job: TrainingJob, data: TrainingData) -> None:
+    """Refuse data that cannot train this job, before any training.
 
     Raises:
         UserError: naming what is missing.
     """
-    method = cell.method
+    method = job.method
     counts = np.bincount(data.labels, minlength=len(data.class_names))
     if len(counts) > len(data.class_names) or data.labels.min(initial=0) < 0:
         raise UserError(

@@ -2,7 +2,7 @@
 
 One `TrainingJob` (a method's resolved setting and a seed) and one `TrainingData` give one trained
 head. The loop knows no method: it sums the losses that the method returns by name. It is
-deterministic: on one machine the same cell and data give the same bytes, also when it was
+deterministic: on one machine the same job and data give the same bytes, also when it was
 interrupted after any epoch and went on from its checkpoint.
 
 Rule for the epoch that is kept: the highest validation accuracy; among equals the lowest
@@ -65,7 +65,7 @@ OnHead: TypeAlias = Callable[[int, Predictor], None]
 
 
 def train_in_process(
-    cell: TrainingJob,
+    job: TrainingJob,
     data: TrainingData,
     clip: TextModel,
     *,
@@ -77,7 +77,7 @@ def train_in_process(
     """Train one head.
 
     Args:
-        cell: what to train and the seed.
+        job: what to train and the seed.
         data: features and labels; `check` has accepted them.
         clip: the loaded backbone; its text tower is read, never changed.
         workers: this worker's place, where several train together.
@@ -88,12 +88,12 @@ def train_in_process(
     Raises:
         UserError: where the loss stops being a number.
     """
-    check(cell, data)
-    with deterministic(cell.method.training.threads):
-        run = start(cell, data, clip, workers or Workers())
-        if cell.method.head.trainable:
+    check(job, data)
+    with deterministic(job.method.training.threads):
+        run = start(job, data, clip, workers or Workers())
+        if job.method.head.trainable:
             _resume(run, checkpoint)
-            for epoch in range(len(run.history) + 1, cell.method.training.epochs + 1):
+            for epoch in range(len(run.history) + 1, job.method.training.epochs + 1):
                 _train_epoch(run, epoch)
                 judge(run, epoch)
                 if checkpoint is not None:

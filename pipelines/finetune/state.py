@@ -6,7 +6,6 @@ The loops that use it are `pipelines.finetune.loop` (one head) and `pipelines.fi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +19,13 @@ from torch import Tensor
 
 from pipelines.config import UserError
 from pipelines.finetune.data import EpochReport, Trained, TrainingData, TrainingJob, columns_of
-from pipelines.heads import HeadContext, Predictor, build
+from pipelines.heads import HEADS, HeadContext, Predictor, build, zero_shot
 from pipelines.heads.base import LOCAL, TextModel
 from pipelines.heads.parallel import Workers
-from pipelines.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import Batch, Initial, Outputs, TrainingConfig
 from pipelines.ood.energy import adjust_logits
+from pipelines.ood.seeds import generator, stream
 
 # Figures by name, added up over steps.
 Totals: TypeAlias = dict[str, float]
@@ -54,10 +53,10 @@ class TrainingRun:
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def start(cell: TrainingJob, data: TrainingData, clip: TextModel, workers: Workers) -> TrainingRun:
+def start(job: TrainingJob, data: TrainingData, clip: TextModel, workers: Workers) -> TrainingRun:
     """A run before its first epoch: the head as it is drawn, the data on its device."""
     device = next(clip.model.parameters()).device
-    asked = columns_of(cell.method)
+    asked = columns_of(job.method)
     context = HeadContext(
         clip=clip,
         class_names=tuple(data.class_names),
@@ -66,16 +65,16 @@ def start(cell: TrainingJob, data: TrainingData, clip: TextModel, workers: Worke
         labels=torch.tensor(data.labels, device=device),
         columns={name: torch.tensor(data.columns[name], device=device) for name in asked},
     )
-    torch.manual_seed(stream(cell.seed, "layers"))
-    head = build(cell.method.head, context, stream(cell.seed, "head")).to(device)
+    torch.manual_seed(stream(job.seed, "layers"))
+    head = build(job.method.head, context, stream(job.seed, "head")).to(device)
     if workers.world > 1 and workers.split == "classes":
         head.workers = workers
     parameters = {n: p for n, p in head.named_parameters() if p.requires_grad}
-    uses_outliers = cell.method.needs_outliers and data.outliers is not None
+    uses_outliers = job.method.needs_outliers and data.outliers is not None
     outliers = torch.tensor(data.outliers, device=device) if uses_outliers else None
-    local = _local(cell.method, data, device)
+    local = _local(job.method, data, device)
     return TrainingRun(
-        method=cell.method,
+        method=job.method,
         head=head,
         context=context,
         outliers=outliers,
@@ -85,12 +84,12 @@ def start(cell: TrainingJob, data: TrainingData, clip: TextModel, workers: Worke
             torch.tensor(data.validation_labels, device=device),
         ),
         validation_local=local["validation"],
-        prepared=_prepare(cell.method, context, outliers, data.outlier_counts),
+        prepared=_prepare(job.method, context, outliers, data.outlier_counts),
         workers=workers,
-        order=torch.Generator().manual_seed(stream(cell.seed, "order")),
-        outlier_order=torch.Generator().manual_seed(stream(cell.seed, "outlier order")),
+        order=generator(stream(job.seed, "order")),
+        outlier_order=generator(stream(job.seed, "outlier order")),
         parameters=parameters,
-        optimizer=_optimizer(cell.method.training, parameters) if parameters else None,
+        optimizer=_optimizer(job.method.training, parameters) if parameters else None,
     )
 
 
@@ -102,8 +101,8 @@ def _local(
     if LOCAL not in method.head.columns:
         return dict.fromkeys(columns)
     return {
-        name: torch.tensor(found[LOCAL], device=device) if LOCAL in found else None
-        for name, found in columns.items()
+        name: torch.tensor(held[LOCAL], device=device) if LOCAL in held else None
+        for name, held in columns.items()
     }
 
 
@@ -114,26 +113,24 @@ def _prepare(
     outlier_counts: NDArray[np.int64] | None,
 ) -> dict[str, Tensor]:
     """What the method measures once before training, on what the zero-shot prompts give."""
-    prepare = getattr(METHODS[method.name], "prepare", None)
+    prepare = METHODS[method.name].prepare
     if prepare is None:
         return {}
-    head = build(ZeroShotConfig(), context, 0)
+    head = zero_shot.build(zero_shot.Config(), context, 0)
+
+    def logits(features: Tensor) -> Tensor:
+        return head.encode(features).similarity * head.logit_scale
+
     with torch.no_grad():
         initial = Initial(
-            logits=head(context.features) * head.logit_scale,
-            outlier_logits=head(outliers) * head.logit_scale if outliers is not None else None,
+            logits=logits(context.features),
+            outlier_logits=logits(outliers) if outliers is not None else None,
             outlier_counts=torch.tensor(outlier_counts) if outlier_counts is not None else None,
         )
     try:
-        prepared: dict[str, Tensor] = prepare(method, initial)
+        return prepare(method, initial)
     except ValueError as error:
         raise UserError(f"method={method.name}: {error}") from None
-    return prepared
-
-
-def stream(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that no two random streams are the same."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:4], "big")
 
 
 def _optimizer(config: TrainingConfig, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
@@ -266,14 +263,15 @@ def _outputs(run: TrainingRun, given: Sequence[Tensor], batch: Batch) -> Outputs
     `given`: features (N, D) of both, and local features where the head takes them.
     """
     workers, count, num_images = run.workers, len(given[0]), len(batch.labels)
-    if hasattr(run.head, "encode_batch"):
+    encode_batch = HEADS[run.method.head.name].encode_batch
+    if encode_batch is not None:
         # Rows that depend on each other: every worker computes all of them, for 1 / W each.
-        encoded = run.head.encode_batch(given[0], batch.columns)
+        encoded = encode_batch(run.head, given[0], batch.columns)
         shared = workers.shared
         similarity, image_features = shared(encoded.similarity), shared(encoded.image_features)
         rows = {name: shared(part) for name, part in encoded.rows.items()}
     elif workers.split == "rows":
-        encoded = run.head.encode(*(part[workers.own(count)] for part in given))
+        encoded = run.head.encode(*(part[workers.part(count)] for part in given))
         similarity = workers.gather(encoded.similarity, count)
         image_features = workers.gather(encoded.image_features, count)
         rows = {name: workers.gather(part, count) for name, part in encoded.rows.items()}

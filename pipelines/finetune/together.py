@@ -47,33 +47,34 @@ SHARED = ("epochs", "batch_size", "outlier_batch_size", "accumulate", "precision
 
 def shape_of(method: MethodConfig) -> str | None:
     """Settings with equal shapes can be trained together; None: this one only alone."""
-    module, training = HEADS[method.head.name], plain(method.training)
+    training = plain(method.training)
     alone = training["accumulate"] > 1 or training["precision"] != "fp32"
-    if alone or not getattr(module, "encodes_together", lambda _: False)(method.head):
+    if alone or not HEADS[method.head.name].encodes_together(method.head):
         return None
     common = {name: training[name] for name in SHARED}
     return digest([method.name, plain(method.head), common])
 
 
 def train_together(
-    cells: Sequence[TrainingJob], data: TrainingData, clip: TextModel
+    jobs: Sequence[TrainingJob], data: TrainingData, clip: TextModel
 ) -> list[Trained | UserError]:
-    """Train one head for each cell; one that fails gives its error instead.
+    """Train one head for each job; one that fails gives its error instead.
 
     Args:
-        cells: of one shape (`shape_of`) and one seed.
+        jobs: of one shape (`shape_of`) and one seed.
         data: features and labels.
         clip: the loaded backbone.
 
     Raises:
         UserError: for data that cannot train the method.
     """
-    check(cells[0], data)
-    method = cells[0].method
-    encode = HEADS[method.head.name].text_features_together
+    check(jobs[0], data)
+    method = jobs[0].method
+    encode = HEADS[method.head.name].encode_together
+    assert encode is not None  # `shape_of` gave them a shape
     failed: dict[int, UserError] = {}
     with deterministic(method.training.threads):
-        runs = [start(cell, data, clip, Workers()) for cell in cells]
+        runs = [start(job, data, clip, Workers()) for job in jobs]
         going = list(range(len(runs)))
         for epoch in range(1, method.training.epochs + 1):
             failed |= _train_epoch([runs[n] for n in going], going, epoch, encode)

@@ -1,12 +1,12 @@
 """Words that are no class, from a stored list to the mined negatives of a benchmark.
 
 `negative_classes=` names a list: a file with a word a line, or one in conf/negative_classes/.
-The words are encoded by the backbone's own text tower in the benchmark's templates; words that
+The words are encoded by the backbone's text tower in the benchmark's templates; words that
 are class names are dropped; `pipelines.ood.negatives` chooses among the rest. What was chosen is
 kept as the record of the score neg_label:
 
-    cache/scores/ADDRESS/record.safetensors   text features of the chosen words
-    cache/scores/ADDRESS/manifest.json        the chosen words, the farthest first
+    cache/fitted/ADDRESS/record.safetensors   text features of the chosen words
+    cache/fitted/ADDRESS/manifest.json        the chosen words, the farthest first
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ import torch
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
+from pipelines.code_digest import Code, code_of
 from pipelines.config import CONF, UserError, digest
 from pipelines.data.storage import Storage
-from pipelines.embed.stage import text_features
+from pipelines.embed.text import text_code, text_features
 from pipelines.ood.negatives import NegativeLabels, mine_negatives
 from pipelines.score.by_name import to_bytes
 from pipelines.score.cache import FOLDER, is_fitted
 
 LISTS = CONF / "negative_classes"
+
+
+def words_code() -> Code:
+    """The code that can decide which words are chosen of a list."""
+    return code_of(mine_negatives, NegativeLabels, alone=(keep,))
 
 
 def read_words(name: str) -> tuple[str, ...]:
@@ -34,8 +40,8 @@ def read_words(name: str) -> tuple[str, ...]:
     Raises:
         UserError: where there is no such list, or no word in it.
     """
-    own, shipped = Path(name).expanduser(), LISTS / f"{name}.txt"
-    path = own if own.is_file() else shipped
+    given, shipped = Path(name).expanduser(), LISTS / f"{name}.txt"
+    path = given if given.is_file() else shipped
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -70,12 +76,10 @@ def keep(
     Raises:
         UserError: where every word is a class name.
     """
-    known = {name.casefold().replace("_", " ") for name in class_names}
-    others = [word for word in words if word.casefold().replace("_", " ") not in known]
-    if not others:
-        raise UserError("negative_classes: every word of the list is a class name; give others")
+    others = _no_class(words, class_names)
     what = [list(others), list(class_names), list(templates), dict(clip.identity(backbone))]
-    address = digest(["negative labels", *what])
+    code = [words_code().digest, text_code().digest]
+    address = digest(["negative labels", *what, *code])
     if is_fitted(storage, address):
         return address
     encoded = torch.from_numpy(text_features(others, templates, backbone, storage).copy())
@@ -88,3 +92,12 @@ def keep(
         {"candidates": len(others), "words": mined}, *FOLDER, address, "manifest.json"
     )
     return address
+
+
+def _no_class(words: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """The words that are no class, whatever their case."""
+    known = {name.casefold().replace("_", " ") for name in class_names}
+    others = [word for word in words if word.casefold().replace("_", " ") not in known]
+    if not others:
+        raise UserError("negative_classes: every word of the list is a class name; give others")
+    return others

@@ -1,24 +1,19 @@
-"""What is fitted to training features, and where it is found again: the plan without the work."""
+"""What is fitted to training features for the scores of a head: the plan without the work."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import digest
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS, MethodConfig
-from pipelines.methods.energy_models import density_fields
-from pipelines.ood import density, energy_correction, energy_training, gaussians, statistics
 from pipelines.ood.statistics import ClassStatistics
+from pipelines.records import Params
 from pipelines.score import by_name as scoring
-from pipelines.score.by_name import FITTED, OF_HEAD, TRAINED, Params
+from pipelines.score.by_name import FITTED, OF_HEAD, TRAINED
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class FitData:
         features: (N, D), unit length; labels: (N,).
         statistics: of the features at unit length, merged from their shards.
         address: digest of the images, labels and features.
-        local: (N, P, D) features of the patches, where a head takes them.
+        local: (N, P, D) local features, where a head takes them.
     """
 
     features: NDArray[np.float32]
@@ -40,8 +35,8 @@ class FitData:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """One record to fit.
+class ScoreFit:
+    """A score to fit to training features.
 
     Attributes:
         score: its name, a sum included.
@@ -49,7 +44,7 @@ class Fit:
         density: the settings of its method, where there is one of that name.
         seed: of a trained one; 0 for the others.
         head: the head's address, where the record reads the head.
-        records: addresses of the records of a sum's parts, by name.
+        parts: of a sum, those of its parts that are fitted.
     """
 
     score: str
@@ -57,22 +52,7 @@ class Fit:
     density: MethodConfig | None = None
     seed: int = 0
     head: str | None = None
-    records: tuple[tuple[str, str], ...] = ()
-
-    def address(self, data: FitData) -> str:
-        """Where the record lies below `cache/scores/`."""
-        return digest(
-            {
-                "score": self.score,
-                "params": dict(self.params),
-                "density": None if self.density is None else density_fields(self.density),
-                "seed": self.seed,
-                "head": self.head,
-                "records": list(self.records),
-                "data": data.address,
-                "code": code_version(),
-            }
-        )
+    parts: tuple[ScoreFit, ...] = ()
 
 
 def plan(
@@ -82,34 +62,33 @@ def plan(
     methods: Mapping[str, MethodConfig],
     seed: int,
     head: str,
-    data: FitData,
-) -> dict[str, Fit]:
+) -> dict[str, ScoreFit]:
     """What the `scores` of one head need fitted, by name, parts of sums first.
 
     Args:
         scores: parameters by name; of a sum, those of its parts with their names before them.
-        method: the head's own; its settings come first for the score of its name.
+        method: the head's; its settings come first for the score of its name.
         methods: of the run, whose settings come next; else the defaults.
         seed: of the head.
         head: its address.
-        data: what is fitted to.
     """
-    found: dict[str, Fit] = {}
+    fits: dict[str, ScoreFit] = {}
     for score, params in scores.items():
         for name in scoring.records_needed(score):
-            own = scoring.part_params(score, name, params)
+            of_part = scoring.part_params(score, name, params)
             density = settings_of(name, (method, *methods.values()))
             if name not in FITTED:  # the sum itself, after its parts
-                found[name] = Fit(score, params, head=head, records=_addresses(found, score, data))
+                parts = tuple(fits[part] for part in scoring.parts(score) if part in fits)
+                fits[name] = ScoreFit(score, params, head=head, parts=parts)
             else:
-                found[name] = Fit(
+                fits[name] = ScoreFit(
                     name,
-                    own,
+                    of_part,
                     density,
                     seed if name in TRAINED else 0,
                     head if name in OF_HEAD else None,
                 )
-    return found
+    return fits
 
 
 def settings_of(score: str, methods: Iterable[MethodConfig]) -> MethodConfig | None:
@@ -118,11 +97,6 @@ def settings_of(score: str, methods: Iterable[MethodConfig]) -> MethodConfig | N
         return None
     defaults: MethodConfig = METHODS[score].Config()
     return next((method for method in methods if method.name == score), defaults)
-
-
-def _addresses(found: Mapping[str, Fit], score: str, data: FitData) -> tuple[tuple[str, str], ...]:
-    names = [name for name in scoring.parts(score) if name in found]
-    return tuple((name, found[name].address(data)) for name in names)
 
 
 def applies(score: str, predictor: Predictor) -> bool:
@@ -142,11 +116,3 @@ def linear_rule(
     if set(arrays) == {"weight", "bias"}:
         return arrays["weight"] * scale, arrays["bias"] * scale
     return None
-
-
-@functools.lru_cache(maxsize=1)
-def code_version() -> str:
-    """A digest of the source that decides what fitting gives."""
-    used = (density, energy_correction, energy_training, gaussians, statistics, scoring)
-    sources = "\n".join(inspect.getsource(module) for module in used)
-    return hashlib.sha256(sources.encode()).hexdigest()[:16]

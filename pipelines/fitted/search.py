@@ -14,6 +14,7 @@ from pipelines.data.storage import Storage
 from pipelines.fitted import fit
 from pipelines.fitted import plan as fit_plan
 from pipelines.fitted.plan import FitData
+from pipelines.fitted.record import fit_code
 from pipelines.heads import Predictor
 from pipelines.methods import MethodConfig
 from pipelines.methods.energy_models import density_fields
@@ -21,7 +22,8 @@ from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.score.search import PostHocConfig, Setting
 
-Found = Mapping[str, Sequence[Setting]]
+# The settings that were tried of each score, and what each gives.
+Tried = Mapping[str, Sequence[Setting]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Context:
 
     Attributes:
         predictor: the head.
-        method: its own.
+        method: that trained it.
         methods: the run's, by name.
         data: what is fitted to.
         storage: where energy models are kept.
@@ -44,17 +46,18 @@ class Context:
 
 
 def identity(scores: Sequence[str], methods: Mapping[str, MethodConfig]) -> dict[str, Any]:
-    """What besides the trial's own setting decides its fitted scores; nothing without any."""
+    """What beside the trial's setting decides its fitted scores; nothing without any."""
     if not scoring.any_fitted(scores):
         return {}
     used = {n: fit_plan.settings_of(n, methods.values()) for n in scoring.with_parts(scores)}
     densities = {name: density_fields(config) for name, config in used.items() if config}
-    return {"densities": densities, "fit": fit_plan.code_version()}
+    code = {name: fit_code(name).digest for name in used if scoring.records_needed(name)}
+    return {"densities": densities, "fit": code}
 
 
 def search(
     scores: Sequence[str],
-    plain: Found,
+    plain: Tried,
     context: Context,
     features: Mapping[str, NDArray[np.float32]],
     config: PostHocConfig,
@@ -66,17 +69,17 @@ def search(
 
     Args:
         scores: names, plain ones among them.
-        plain: what was found for the plain scores and the plain parts.
+        plain: the settings of the plain scores and the plain parts.
         context: the head, and what is fitted to; scores that do not apply to it are left out.
         features: (N, D) of ID validation first, then of each validation OOD set.
         config: the search space.
-        local: (N, P, D) features of the patches of each set, for heads that take them.
+        local: (N, P, D) local features of each set, for heads that take them.
     """
     inputs = [
         scoring.inputs_of(context.predictor, rows, local.get(name))
         for name, rows in features.items()
     ]
-    found: dict[str, list[Setting]] = {}
+    tried: dict[str, list[Setting]] = {}
     for score in scoring.with_parts(scores):
         if (
             score in plain
@@ -84,20 +87,20 @@ def search(
             or not fit_plan.applies(score, context.predictor)
         ):
             continue
-        settings = _settings(score, {**plain, **found}, config, context)
-        found[score] = []
+        settings = _settings(score, {**plain, **tried}, config, context)
+        tried[score] = []
         for params, records in _fitted(score, settings, context):
             values = [scoring.score_rows(score, part, params, records).numpy() for part in inputs]
-            found[score].append(posthoc.judge(params, values))
-    return found
+            tried[score].append(posthoc.judge(params, values))
+    return tried
 
 
 def _settings(
-    score: str, found: Found, config: PostHocConfig, context: Context
+    score: str, tried: Tried, config: PostHocConfig, context: Context
 ) -> list[dict[str, float]]:
-    if scoring.JOIN not in score:
+    if not scoring.is_sum(score):
         return posthoc.fitted_settings(score, config, num_train=len(context.data.features))
-    chosen = {part: posthoc.best(found[part]).params for part in scoring.parts(score)}
+    chosen = {part: posthoc.best(tried[part]).params for part in scoring.parts(score)}
     return [scoring.joined_params(chosen)]
 
 
@@ -112,6 +115,5 @@ def _fitted(
             methods=context.methods,
             seed=0,
             head="",
-            data=context.data,
         )
         yield params, fit.fit_here(plan, context.data, context.storage, context.predictor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
@@ -17,15 +17,17 @@ from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
 from pipelines.fitted import fit
 from pipelines.fitted import plan as fit_plan
-from pipelines.fitted.fit import HeadFits, Mode, Progress
-from pipelines.fitted.plan import Fit, FitData
+from pipelines.fitted.fit import HeadToFit, Mode, Progress
+from pipelines.fitted.plan import FitData, ScoreFit
+from pipelines.fitted.result import EnergyModelHistory
 from pipelines.methods import MethodConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import cache as fitted_records
 from pipelines.tracking import Tracker
 
-# For each head, by record name: what was fitted, and its address.
-Fitted: TypeAlias = list[dict[str, tuple[Fit, str]]]
+# By record name: what was fitted for a head, and its address.
+FittedOfHead: TypeAlias = dict[str, tuple[ScoreFit, str]]
+Fitted: TypeAlias = list[FittedOfHead]
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ class FitStage:
     def prepare(self, searched: Iterable[str]) -> None:
         """Train, for the sweep, the energy models that methods not `searched` are judged by.
 
-        A method whose own settings are searched trains its own in its trials.
+        A method whose settings are searched trains energy models of its own in its trials.
         """
         if not set(self.methods) - set(searched):
             return
         names = [name for name in scoring.with_parts(self.scores) if name in scoring.TRAINED]
         settings = {name: fit_plan.settings_of(name, self.methods.values()) for name in names}
         fit.run(
-            [Fit(name, {}, density) for name, density in settings.items()],
+            [ScoreFit(name, {}, density) for name, density in settings.items()],
             self.data,
             self.storage,
             compute=self.compute,
@@ -68,7 +70,7 @@ class FitStage:
             on_progress=self.on_progress,
         )
 
-    def fit_heads(self, heads: Sequence[HeadFits]) -> Fitted:
+    def fit_heads(self, heads: Sequence[HeadToFit]) -> Fitted:
         """Fit what every head's scores need.
 
         Raises:
@@ -91,35 +93,38 @@ class FitStage:
             on_progress=self.on_progress,
         )
 
-    def _applying(self, head: HeadFits) -> HeadFits:
+    def _applying(self, head: HeadToFit) -> HeadToFit:
         """The head with those of its scores that it can be judged by."""
         predictor = load_predictor(self.storage, head.address)
         kept = {n: p for n, p in head.scores.items() if fit_plan.applies(n, predictor)}
         return replace(head, scores=kept)
 
 
-def histories(fitted: Fitted, storage: Storage) -> list[dict[str, Any]]:
-    """What every energy model of these heads was trained with, and its epochs, each model once."""
+def histories(fitted: Fitted, storage: Storage) -> tuple[EnergyModelHistory, ...]:
+    """How every energy-based model of these heads was trained, each model once."""
     models = {
         address: training
         for records in fitted
         for training, address in records.values()
         if training.score in scoring.TRAINED
     }
-    return [
-        {"address": address, "score": training.score, "seed": training.seed}
-        | {k: v for k, v in fitted_records.read_manifest(storage, address).items() if k != "params"}
-        for address, training in models.items()
-    ]
+    histories = []
+    for address, training in models.items():
+        manifest = fitted_records.read_manifest(storage, address)
+        known = {key: manifest[key] for key in ("settings", "seconds", "history")}
+        histories.append(
+            EnergyModelHistory(score=training.score, seed=training.seed, address=address, **known)
+        )
+    return tuple(histories)
 
 
-def log(trainings: Sequence[Mapping[str, Any]], tracker: Tracker, parent: str) -> None:
-    """Each training as an MLflow run of its own: its settings, and every epoch's figures."""
+def log(trainings: Sequence[EnergyModelHistory], tracker: Tracker, parent: str) -> None:
+    """Each training as a separate MLflow run: its settings, and every epoch's figures."""
     for training in trainings:
-        name = f"fit {training['score']} seed {training['seed']}"
+        name = f"fit {training.score} seed {training.seed}"
         with tracker.run(name, parent=parent) as active:
-            about = {key: training[key] for key in ("score", "seed", "address")}
-            active.log_params({**about, **training["settings"]})
-            for report in training["history"]:
+            about = {"score": training.score, "seed": training.seed, "address": training.address}
+            active.log_params({**about, **training.settings})
+            for report in training.history:
                 figures = {key: value for key, value in report.items() if key != "epoch"}
                 active.log_metrics(figures, step=int(report["epoch"]))

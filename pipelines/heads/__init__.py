@@ -1,8 +1,8 @@
-"""Heads: how image features become similarities; one file a family, found by listing.
+"""Heads: how image features become similarities; one file a head, found by listing.
 
-A file NAME.py here is a head when it defines `Config` (a `HeadConfig` with `name:
-Literal["NAME"]`), `build(config, context, seed) -> Head` and `similarity(arrays, settings,
-features)`, the rule of its `Predictor`.
+A file NAME.py here is a head where it ends in `PLUGIN = HeadPlugin(...)`: its `Config` (a
+`HeadConfig` with `name: Literal["NAME"]`), `build(config, context, seed)`, which gives a `Head`,
+and `similarity(arrays, settings, features)`, the rule of its `Predictor`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines.backbones.plugins import discover, tagged_union
-from pipelines.heads.base import Head, HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    Head,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+)
+from pipelines.ood.table import Table
 
-HEADS = discover(__name__, list(__path__))
+HEADS: Table[HeadPlugin[Any]] = discover(__name__, list(__path__), HeadPlugin)
 
 if TYPE_CHECKING:
     AnyHead = HeadConfig
 else:
     AnyHead = tagged_union(HEADS)
 
-__all__ = ["HEADS", "AnyHead", "Head", "HeadConfig", "HeadContext", "HeadOutput", "Predictor"]
+__all__ = [
+    "HEADS",
+    "AnyHead",
+    "Head",
+    "HeadConfig",
+    "HeadContext",
+    "HeadOutput",
+    "HeadPlugin",
+    "Predictor",
+]
 
 
 def build(config: HeadConfig, context: HeadContext, seed: int) -> Any:

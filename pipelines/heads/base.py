@@ -1,13 +1,12 @@
-"""What heads share: the context they are built from, what they give, the frozen predictor."""
+"""What heads share: what they are built from, what they give, the record of one, the predictor."""
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -17,11 +16,18 @@ from torch import Tensor
 
 from pipelines.config import Section, UserError
 from pipelines.ood.energy import adjust_logits
+from pipelines.ood.seeds import generator
 
+# Arrays of a predictor by name, in float64 where a rule computes with them.
+Arrays: TypeAlias = Mapping[str, NDArray[np.float64]]
+# Plain values that a rule needs beside them.
+Settings: TypeAlias = Mapping[str, Any]
+# `rule(arrays, settings, *rows)`: what a predictor makes of rows, in float64.
+Rule: TypeAlias = Callable[..., NDArray[np.float64]]
 # Rows of one product in `Predictor.similarity`: blocks are padded to it, so that a row is
 # computed by the same operations whatever batch it comes in.
 BLOCK_ROWS = 256
-# The column of patch features (N, P, D), in features on disk and in `HeadConfig.columns`.
+# The column of local features (N, P, D), in features on disk and in `HeadConfig.columns`.
 LOCAL = "local_features"
 
 
@@ -60,6 +66,9 @@ class HeadConfig(Section):
     # `local_features`, `domains`. With `local_features` among them, `encode` is given those of
     # its images as a second argument, and so is the predictor's rule.
     columns: ClassVar[tuple[str, ...]] = ()
+
+
+ConfigT = TypeVar("ConfigT", bound=HeadConfig)
 
 
 @dataclass(frozen=True)
@@ -103,13 +112,7 @@ class HeadOutput:
 
 
 class Head(Protocol):
-    """A trainable classifier on image features; every head is an `nn.Module` too.
-
-    A head may define `encode_batch(image_features, columns) -> HeadOutput`, which a training step
-    then calls in place of `encode`: for what differs from judging (sampled prompts) or needs the
-    whole batch (its mean feature). `columns` holds those of `HeadConfig.columns`, for the images
-    alone; outliers follow the images in `image_features`.
-    """
+    """A trainable classifier on image features; every head is an `nn.Module` too."""
 
     logit_scale: float
 
@@ -126,12 +129,54 @@ class Head(Protocol):
         """The head as it is now, frozen for inference."""
 
 
+def _never(config: HeadConfig) -> bool:  # noqa: ARG001 - a default for any head
+    return False
+
+
+@dataclass(frozen=True)
+class HeadPlugin(Generic[ConfigT]):
+    """The record of a head: what its file gives; what is left out, the head does without.
+
+    Rules are called with the predictor's arrays in float64, its settings, and rows.
+
+    Attributes:
+        Config: the head's settings.
+        build: (config, context, seed) to the head, an `nn.Module` that follows `Head`.
+        similarity: the rule of the predictor, of features (N, D) to (N, K); with local features
+            (N, P, D) as a further argument where `Config.columns` names them.
+        compared: the rule for the unit features (..., D) that are compared with text: `unchanged`,
+            or what an adapter makes of them. The predictor's arrays then hold the classes'
+            `text_features` (K, D). None: the head has no cosine with a word (a linear probe, a
+            cache of training features), and scores that need one do not apply to it.
+        global_similarity: the rule for whole images, of (N, D) to (N, K), where it is another
+            than `similarity`.
+        local_similarity: the rule for local features, of (N, P, D) to (N, P, K), where the
+            classes' `text_features` are not what they are compared with.
+        encode_batch: (head, image_features, columns) to its output; a training step calls it in
+            place of `Head.encode`, for what differs from judging (sampled prompts) or needs the
+            whole batch (its mean feature). `columns` holds those of `Config.columns`, for the
+            images alone; outliers follow the images in `image_features`.
+        encodes_together: whether heads of such settings can be encoded in one pass.
+        encode_together: the text features (K, D) of each of several heads, from one pass.
+    """
+
+    Config: type[ConfigT]
+    build: Callable[[ConfigT, HeadContext, int], Any]
+    similarity: Rule
+    compared: Rule | None = None
+    global_similarity: Rule | None = None
+    local_similarity: Rule | None = None
+    encode_batch: Callable[[Any, Tensor, Mapping[str, Tensor]], HeadOutput] | None = None
+    encodes_together: Callable[[ConfigT], bool] = _never
+    encode_together: Callable[[Sequence[Any]], list[Tensor]] | None = None
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A trained head for inference: arrays and a rule, without the text tower.
 
     Attributes:
-        head: the head's name; its module's `similarity(arrays, settings, features)` is the rule.
+        head: the head's name; its plug-in's `similarity(arrays, settings, features)` is the rule.
         arrays: float32 arrays by name.
         settings: plain values that the rule needs.
         logit_scale: logits = similarity x logit_scale.
@@ -142,21 +187,23 @@ class Predictor:
 
     head: str
     arrays: Mapping[str, NDArray[np.float32]]
-    settings: Mapping[str, Any]
+    settings: Settings
     logit_scale: float
     class_names: tuple[str, ...]
     class_prior: tuple[float, ...] = ()
     adjustment: float = 0.0
 
     @property
-    def module(self) -> Any:
-        """The head's file: its rules and its `Config`."""
-        return importlib.import_module(f"pipelines.heads.{self.head}")
+    def plugin(self) -> HeadPlugin[Any]:
+        """The head's rules and its `Config`."""
+        from pipelines.heads import HEADS  # here: the heads of the table import this module
+
+        return HEADS[self.head]
 
     @property
     def takes_local(self) -> bool:
         """Whether the rule reads local features beside the image's own."""
-        return LOCAL in self.module.Config.columns
+        return LOCAL in self.plugin.Config.columns
 
     def similarity(
         self, features: NDArray[np.float32], local: NDArray[np.float32] | None = None
@@ -165,7 +212,7 @@ class Predictor:
 
         Args:
             features: of N images.
-            local: (N, P, D) unit features of their patches, for a head that takes them.
+            local: (N, P, D) unit local features, for a head that takes them.
 
         Raises:
             UserError: where the head takes local features and there are none.
@@ -176,10 +223,10 @@ class Predictor:
                 "with embed.local_features=true, or give images"
             )
         given = (features, local) if self.takes_local and local is not None else (features,)
-        return self.in_blocks(self.module.similarity, (len(self.class_names),), *given)
+        return self.in_blocks(self.plugin.similarity, (len(self.class_names),), *given)
 
     def in_blocks(
-        self, rule: Callable[..., NDArray[np.float64]], shape: tuple[int, ...], *given: NDArray[Any]
+        self, rule: Rule, shape: tuple[int, ...], *given: NDArray[Any]
     ) -> NDArray[np.float32]:
         """`rule(arrays, settings, *rows)` (N, *shape) of N rows of every array in `given`.
 
@@ -261,8 +308,8 @@ def text_predictor(
 
 
 def text_similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],  # noqa: ARG001 - one signature for every head
+    arrays: Arrays,
+    settings: Settings,  # noqa: ARG001 - one signature for every head
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of `text_predictor`."""
@@ -279,8 +326,8 @@ def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def unchanged(
-    arrays: Mapping[str, NDArray[np.float64]],  # noqa: ARG001 - one signature for every head
-    settings: Mapping[str, Any],  # noqa: ARG001
+    arrays: Arrays,  # noqa: ARG001 - one signature for every head
+    settings: Settings,  # noqa: ARG001
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """`compared` of a head without an image adapter: the features as they are."""
@@ -293,12 +340,10 @@ def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def normal(shape: tuple[int, ...], std: float, seed: int) -> Tensor:
-    """N(0, std) on the CPU from a generator of its own: the same on every device and worker."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * std
+    """N(0, std), drawn on the CPU: the same on every device and worker."""
+    return torch.randn(shape, generator=generator(seed)) * std
 
 
 def uniform(shape: tuple[int, ...], bound: float, seed: int) -> Tensor:
-    """Uniform in +-bound on the CPU from a generator of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    """Uniform in +-bound, drawn on the CPU: the same on every device and worker."""
+    return (torch.rand(shape, generator=generator(seed)) * 2 - 1) * bound

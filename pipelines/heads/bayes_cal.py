@@ -6,7 +6,7 @@ N(mean, std^2) with mean and std learned; a training step draws one context, jud
 mean. The prior is N(start, prior_std^2). A second set of prompts describes the domain of an image;
 it serves `pipelines.methods.bayes_cal`'s losses and is not saved.
 
-Domains are numbers here, so their prompts are "[own context] domain." with a context for each,
+Domains are numbers here, so their prompts are "[context] domain." with a context for each,
 where the public code puts the domain's name behind a context shared by all. The public code draws
 mean + std^2 x noise and has the KL divergence of neither; here both are the Gaussian's.
 """
@@ -24,10 +24,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.text_tower import activation_bytes, encode_shared
 from pipelines.heads import base, coop
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
-
-similarity = base.text_similarity
-compared = base.unchanged
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
 class Config(HeadConfig):
@@ -146,7 +143,7 @@ class BayesCAL(nn.Module):
 
 
 def build(config: Config, context: HeadContext, seed: int) -> BayesCAL:
-    """Means as CoOp's context starts; domains' contexts N(0, 0.02), each its own.
+    """Means as CoOp's context starts; domains' contexts N(0, 0.02), one each.
 
     Raises:
         UserError: where a prompt is longer than the text tower takes.
@@ -156,7 +153,16 @@ def build(config: Config, context: HeadContext, seed: int) -> BayesCAL:
     num_domains = int(context.columns["domains"].max()) + 1 if "domains" in context.columns else 1
     domains = None
     if num_domains > 1:
-        own = coop.Config(num_context=config.num_context, class_specific=True)
+        settings = coop.Config(num_context=config.num_context, class_specific=True)
         names = replace(context, class_names=("domain",) * num_domains)
-        domains = coop.build(own, names, seed + 1)
+        domains = coop.build(settings, names, seed + 1)
     return BayesCAL(classes, domains, config)
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+    encode_batch=BayesCAL.encode_batch,
+)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,15 @@ from pipelines.backbones import frozen_tower
 from pipelines.backbones.text_tower import TextTower, activation_bytes, encode_shared
 from pipelines.config import UserError
 from pipelines.heads import base, coop
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    Arrays,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+    Settings,
+)
 
 # Images of one pass of the text tower when nothing is to be differentiated: more gain nothing.
 CHUNK = 32
@@ -91,7 +99,7 @@ class CoCoOp(nn.Module):
         """
         raise UserError("head=cocoop has no text features that all images share")
 
-    def own_text_features(self, image_features: Tensor) -> Tensor:
+    def image_text_features(self, image_features: Tensor) -> Tensor:
         """(N, K, D) unit text features of each of (N, D) images, with gradients."""
         network = {name: getattr(self, name) for name in NETWORK}
         prefixes = _prefixes(self.start, self.context, network, image_features)  # type: ignore[arg-type]
@@ -131,7 +139,7 @@ class CoCoOp(nn.Module):
 
     def encode(self, image_features: Tensor) -> HeadOutput:
         """Cosines of (N, D) unit features with the prompts that each makes of the classes."""
-        text = self.own_text_features(image_features)
+        text = self.image_text_features(image_features)
         similarity = (text @ image_features.unsqueeze(-1)).squeeze(-1)
         return HeadOutput(similarity, image_features)
 
@@ -144,8 +152,8 @@ class CoCoOp(nn.Module):
         suffixes: Tensor = self.suffixes  # type: ignore[assignment]
         length = 1 + len(self.context) + suffixes.shape[1]
         arrays, settings = frozen_tower.to_arrays(self.tower, length)
-        own = ("start", "context", "suffixes", *NETWORK)
-        arrays.update({name: base.to_numpy(getattr(self, name)) for name in own})
+        names = ("start", "context", "suffixes", *NETWORK)
+        arrays.update({name: base.to_numpy(getattr(self, name)) for name in names})
         settings["ends"] = self.ends.tolist()  # type: ignore[operator]
         return Predictor("cocoop", arrays, settings, self.logit_scale, self.class_names)
 
@@ -191,8 +199,8 @@ def build(config: Config, context: HeadContext, seed: int) -> CoCoOp:
 
 
 def similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64.
@@ -201,18 +209,25 @@ def similarity(
     Rows of zeros pad a block, and are left at zero.
     """
     tower = frozen_tower.from_arrays(arrays, settings)
-    own = {n: torch.from_numpy(arrays[n]) for n in ("start", "context", "suffixes", *NETWORK)}
+    prompts = {n: torch.from_numpy(arrays[n]) for n in ("start", "context", "suffixes", *NETWORK)}
     ends = torch.tensor(settings["ends"])
     result = np.zeros((len(features), len(settings["ends"])))
     with torch.inference_mode():
         for row in np.flatnonzero(features.any(axis=1)):
             image = torch.from_numpy(features[row : row + 1])
-            result[row] = _judge(tower, own, ends, image).numpy()
+            result[row] = _judge(tower, prompts, ends, image).numpy()
     return result
 
 
-def _judge(tower: TextTower, own: Mapping[str, Tensor], ends: Tensor, image: Tensor) -> Tensor:
+def _judge(tower: TextTower, prompts: Mapping[str, Tensor], ends: Tensor, image: Tensor) -> Tensor:
     """Similarities (K,) of one image (1, D)."""
-    prefix = _prefixes(own["start"], own["context"], own, image)[0]
-    text = F.normalize(encode_shared(tower, prefix, own["suffixes"], ends), dim=-1)
+    prefix = _prefixes(prompts["start"], prompts["context"], prompts, image)[0]
+    text = F.normalize(encode_shared(tower, prefix, prompts["suffixes"], ends), dim=-1)
     return text @ image[0]
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    similarity,
+)

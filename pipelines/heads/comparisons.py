@@ -1,82 +1,66 @@
-"""What a trained head makes of patches, and of words that are no class.
+"""What a trained head makes of local features, and of words that are no class.
 
-A head's file takes part with one more function beside `similarity`:
-
-    compared(arrays, settings, features) -> (..., D)
-        The unit features that are compared with text: `base.unchanged`, or what an adapter makes
-        of them. The head's arrays then hold the classes' `text_features` (K, D).
-
-A head whose patches have prompts of their own (GalLoP) also gives
-
-    global_similarity(arrays, settings, features) -> (N, K)
-    local_similarity(arrays, settings, local) -> (N, P, K)
-
-Other heads (a linear probe, a cache of training features) have no cosine with a word, and the
-scores that need one do not apply to them.
+Heads say in their record (`HeadPlugin`) what is compared with text: `compared`, and where whole
+images or local features have prompts of their own (GalLoP), `global_similarity` and
+`local_similarity`. A head without `compared` has no cosine with a word, and the scores that need
+one do not apply to it.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.heads.base import Predictor
+from pipelines.heads.base import Arrays, Predictor, Rule, Settings
 
-# Arrays of a head that has learned its own negative prompts (M, D): they stand for the words.
-OWN_NEGATIVES = "negative_text_features"
+# Array of a head that has learned negative prompts (M, D): they stand for the words.
+LEARNED_NEGATIVES = "negative_text_features"
 
 
 def compares(head: str) -> bool:
-    """Whether the head of that name compares features with text, patches and words included."""
-    return hasattr(importlib.import_module(f"pipelines.heads.{head}"), "compared")
+    """Whether the head of that name compares features with text, words that are no class too."""
+    from pipelines.heads import HEADS  # here: a head of the table imports this module
+
+    return HEADS[head].compared is not None
 
 
 def global_similarity(predictor: Predictor, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Similarities (N, K) of whole images (N, D), without what a head adds from their patches."""
-    rule = getattr(predictor.module, "global_similarity", predictor.module.similarity)
+    """Similarities (N, K) of whole images (N, D), without what a head adds from local features."""
+    rule = predictor.plugin.global_similarity or predictor.plugin.similarity
     return predictor.in_blocks(rule, (len(predictor.class_names),), features)
 
 
 def local_similarity(predictor: Predictor, local: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Similarities (N, P, K) of patches (N, P, D) of unit length."""
-    rule = getattr(predictor.module, "local_similarity", _text_similarity(predictor.module))
+    """Similarities (N, P, K) of local features (N, P, D) of unit length."""
+    rule = predictor.plugin.local_similarity or _text_similarity(_compared(predictor))
     return predictor.in_blocks(rule, (local.shape[1], len(predictor.class_names)), local)
 
 
 def negative_similarity(
     predictor: Predictor, features: NDArray[np.float32], negatives: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Similarities (N, M) of images (N, D) with negatives (M, D), or with the head's own."""
-    own = predictor.arrays.get(OWN_NEGATIVES, negatives)
-    text = own.astype(np.float64).T
-    module = predictor.module
+    """Similarities (N, M) of images (N, D) with negatives (M, D), or with learned ones."""
+    learned = predictor.arrays.get(LEARNED_NEGATIVES, negatives)
+    text, compared = learned.astype(np.float64).T, _compared(predictor)
 
-    def rule(
-        arrays: Mapping[str, NDArray[np.float64]],
-        settings: Mapping[str, Any],
-        rows: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        product: NDArray[np.float64] = module.compared(arrays, settings, rows) @ text
+    def rule(arrays: Arrays, settings: Settings, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        product: NDArray[np.float64] = compared(arrays, settings, rows) @ text
         return product
 
-    return predictor.in_blocks(rule, (len(own),), features)
+    return predictor.in_blocks(rule, (len(learned),), features)
 
 
-def _text_similarity(module: Any) -> Any:
+def _compared(predictor: Predictor) -> Rule:
+    compared = predictor.plugin.compared
+    assert compared is not None, f"{predictor.head} compares nothing with text; see `compares`"
+    return compared
+
+
+def _text_similarity(compared: Rule) -> Rule:
     """The classes' text features against whatever the head compares them with."""
 
-    def rule(
-        arrays: Mapping[str, NDArray[np.float64]],
-        settings: Mapping[str, Any],
-        rows: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        product: NDArray[np.float64] = (
-            module.compared(arrays, settings, rows) @ arrays["text_features"].T
-        )
+    def rule(arrays: Arrays, settings: Settings, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        product: NDArray[np.float64] = compared(arrays, settings, rows) @ arrays["text_features"].T
         return product
 
     return rule

@@ -25,11 +25,8 @@ from pipelines.backbones.text_tower import (
 )
 from pipelines.config import UserError
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.parallel import Workers
-
-similarity = base.text_similarity
-compared = base.unchanged
 
 
 class Config(HeadConfig):
@@ -95,21 +92,21 @@ class CoOp(nn.Module):
             return self.given
         num_classes = len(self.class_names)
         divided = self.workers.split == "classes"
-        own = self.workers.own(num_classes) if divided else slice(0, num_classes)
-        encoded = F.normalize(self._encode_classes(own), dim=-1)
+        part = self.workers.part(num_classes) if divided else slice(0, num_classes)
+        encoded = F.normalize(self._encode_classes(part), dim=-1)
         return self.workers.gather(encoded, num_classes) if divided else encoded
 
-    def _encode_classes(self, own: slice) -> Tensor:
+    def _encode_classes(self, part: slice) -> Tensor:
         """Text features (k, D) of some of the classes, not normalised."""
-        embedded: Tensor = self.embedded[own]  # type: ignore[index]
-        ends: Tensor = self.ends[own]  # type: ignore[index]
+        embedded: Tensor = self.embedded[part]  # type: ignore[index]
+        ends: Tensor = self.ends[part]  # type: ignore[index]
         if self.config.position == "end" and self.context.ndim == 2:
             prefix = self.prefix()
             # Positions count from the start token, which the suffix does not hold.
             suffixes = embedded[:, 1:]
             recompute = self._recompute(len(prefix), suffixes.shape[0] * suffixes.shape[1])
             return encode_shared(self.tower, prefix, suffixes, ends - 1, recompute=recompute)
-        context = self.context if self.context.ndim == 2 else self.context[own]
+        context = self.context if self.context.ndim == 2 else self.context[part]
         prompts = self._prompts(embedded, context, ends.tolist())
         recompute = self._recompute(0, prompts.shape[0] * prompts.shape[1])
         return encode_plain(self.tower, prompts, ends + context.shape[-2], recompute=recompute)
@@ -141,11 +138,11 @@ class CoOp(nn.Module):
         before = {"end": context.shape[1], "middle": context.shape[1] // 2, "front": 0}
         split = before[self.config.position]
         prompts = []
-        for row, own, end in zip(embedded, context, ends, strict=True):
+        for row, learned, end in zip(embedded, context, ends, strict=True):
             # "NAME." is name tokens, a full stop, the end of text; context after the name
             # stands before the full stop.
             name, rest = row[1 : end - 1], row[end - 1 :]
-            prompts.append(torch.cat((row[:1], own[:split], name, own[split:], rest)))
+            prompts.append(torch.cat((row[:1], learned[:split], name, learned[split:], rest)))
         return torch.stack(prompts)
 
     def encode(self, image_features: Tensor) -> HeadOutput:
@@ -208,7 +205,7 @@ def build(config: Config, context: HeadContext, seed: int) -> CoOp:
 
 
 def _initial_context(config: Config, context: HeadContext, tower: TextTower, seed: int) -> Tensor:
-    """(C, W), or (K, C, W) when each class has its own."""
+    """(C, W), or (K, C, W) with one for each class."""
     num_classes = len(context.class_names)
     if config.init_phrase is None:
         shape: tuple[int, ...] = (config.num_context, tower.width)
@@ -219,3 +216,13 @@ def _initial_context(config: Config, context: HeadContext, tower: TextTower, see
     end = int(tower.end_positions(tokens)[0])
     phrase = tower.embed(tokens[0, 1:end]).detach().float().clone()
     return phrase.repeat(num_classes, 1, 1) if config.class_specific else phrase
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+    encodes_together=encodes_together,
+    encode_together=text_features_together,
+)

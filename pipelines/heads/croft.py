@@ -9,8 +9,7 @@ the losses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    Arrays,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+    Settings,
+)
 from pipelines.heads.zero_shot import template_features
 
 
@@ -93,8 +100,8 @@ def build(config: Config, context: HeadContext, seed: int) -> CRoFT:  # noqa: AR
 
 
 def compared(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The adapted unit features (..., D) of features (..., D), in float64."""
@@ -103,9 +110,17 @@ def compared(
 
 
 def similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
     return base.text_similarity(arrays, settings, compared(arrays, settings, features))
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    similarity,
+    compared=compared,
+)

@@ -27,10 +27,7 @@ from torch import Tensor, nn
 from pipelines.backbones.text_tower import activation_bytes, encode_shared
 from pipelines.config import UserError
 from pipelines.heads import base, coop
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
-
-similarity = base.text_similarity
-compared = base.unchanged
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
 class Config(HeadConfig):
@@ -154,3 +151,12 @@ def build(config: Config, context: HeadContext, seed: int) -> DPLCLIP:
             layer.bias.fill_(0.01)
         layers.append(layer)
     return DPLCLIP(prompts, layers, context.features.mean(dim=0), config)
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+    encode_batch=DPLCLIP.encode_batch,
+)

@@ -1,22 +1,23 @@
-"""GalLoP: several prompts for the whole image, and several for its patches at several scales.
+"""GalLoP: several prompts for the whole image, and several for its local features.
 
 Lafon 2024, "GalLoP: Learning Global and Local Prompts for Vision-Language Models" (public code:
 MarcLafon/gallop). A global prompt is compared with the image's feature. A local prompt is
-compared with every patch, and for each class the mean over its k most similar patches counts; k
-differs from prompt to prompt. A linear map, the identity at first, moves patches closer to text.
+compared with every local feature, and for each class the mean over the k most similar ones counts;
+k differs from prompt to prompt. A linear map, the identity at first, moves local features closer
+to text.
 
     similarity = (mean over global prompts + mean over local prompts) / 2
 
-The published k are 5, 10, 15 and 20 of the 196 patches of ViT-B/16. Here they are shares, so
-that other backbones keep the proportion, and each k is at least one more than the one before:
-prompts that begin alike and average the same patches would stay alike. The published map acts
-before the image tower's last projection; ours after it, on the cached features.
+The published k are 5, 10, 15 and 20 of the 196 local features of ViT-B/16. Here they are shares,
+so that other backbones keep the proportion, and each k is at least one more than the one before:
+prompts that begin alike and average the same local features would stay alike. The published map
+acts before the image tower's last projection; ours after it, on the cached features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,10 +27,17 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pipelines.heads import base, coop
-from pipelines.heads.base import LOCAL, HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    LOCAL,
+    Arrays,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+    Settings,
+)
 from pipelines.heads.coop import CoOp
-
-compared = base.unchanged
 
 
 class Config(HeadConfig):
@@ -40,30 +48,32 @@ class Config(HeadConfig):
     num_global: int = Field(4, ge=1, description="prompts for the whole image")
     scales: list[float] = Field(
         [0.025, 0.05, 0.075, 0.1],
-        description="one local prompt each: the share of the patches that it averages",
+        description="one local prompt each: the share of the local features that it averages",
     )
-    project: bool = Field(True, description="learn a linear map of the patches")
+    project: bool = Field(True, description="learn a linear map of the local features")
     columns: ClassVar[tuple[str, ...]] = (LOCAL,)
 
     @field_validator("scales")
     @classmethod
     def _shares(cls, scales: list[float]) -> list[float]:
         if any(not 0 < share <= 1 for share in scales) or sorted(scales) != scales:
-            raise ValueError(f"scales={scales}: shares of the patches in (0, 1], in rising order")
+            raise ValueError(
+                f"scales={scales}: shares of the local features in (0, 1], in rising order"
+            )
         return scales
 
 
-def top_patches(scales: list[float], num_patches: int) -> list[int]:
-    """How many patches each local prompt averages, of `num_patches`."""
+def num_averaged(scales: list[float], num_local: int) -> list[int]:
+    """How many local features each local prompt averages, of `num_local`."""
     counts: list[int] = []
     for share in scales:
         least = counts[-1] + 1 if counts else 1
-        counts.append(min(num_patches, max(least, round(share * num_patches))))
+        counts.append(min(num_local, max(least, round(share * num_local))))
     return counts
 
 
 class GalLoP(nn.Module):
-    """Learned contexts for images and for patches, and a linear map of the patches."""
+    """Learned contexts for images and for local features, and a linear map of the latter."""
 
     def __init__(
         self,
@@ -86,7 +96,7 @@ class GalLoP(nn.Module):
         return F.normalize(_encoded(self.prompts).mean(dim=0), dim=-1)
 
     def encode(self, image_features: Tensor, local_features: Tensor) -> HeadOutput:
-        """Similarity of (N, D) unit features and (N, P, D) unit features of their patches.
+        """Similarity of (N, D) unit features and (N, P, D) unit local features.
 
         `rows["global"]` (N, G, K) and `rows["local"]` (N, L, K) are those of each prompt.
         """
@@ -101,10 +111,10 @@ class GalLoP(nn.Module):
         return HeadOutput(similarity, image_features, direction, rows=rows)
 
     def _local(self, local_features: Tensor) -> Tensor:
-        """(N, L, K): of each local prompt, the mean over each class's most similar patches."""
+        """(N, L, K): of each local prompt, the mean over each class's most similar features."""
         if self.projection is not None:
             local_features = F.normalize(local_features @ self.projection.T, dim=-1)
-        counts = top_patches(self.scales, local_features.shape[1])
+        counts = num_averaged(self.scales, local_features.shape[1])
         text = _encoded(self.local_prompts)
         each = torch.einsum("npd,lkd->lnpk", local_features, text)
         ordered = each.topk(max(counts), dim=2).values
@@ -155,8 +165,8 @@ def build(config: Config, context: HeadContext, seed: int) -> GalLoP:
 
 
 def global_similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The mean over the global prompts (N, K)."""
@@ -164,11 +174,11 @@ def global_similarity(
 
 
 def local_similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],  # noqa: ARG001 - one signature for every head
+    arrays: Arrays,
+    settings: Settings,  # noqa: ARG001 - one signature for every head
     local: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The mean over the local prompts for each patch (N, P, K)."""
+    """The mean over the local prompts for each local feature (N, P, K)."""
     text = arrays.get("local_text_features")
     chosen = arrays["text_features"] if text is None else text.mean(axis=0)
     product: NDArray[np.float64] = _projected(arrays, local) @ chosen.T
@@ -176,8 +186,8 @@ def local_similarity(
 
 
 def similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
     local: NDArray[np.float64],
 ) -> NDArray[np.float64]:
@@ -185,11 +195,11 @@ def similarity(
     whole = global_similarity(arrays, settings, features)
     if "local_text_features" not in arrays:
         return whole
-    patches = _projected(arrays, local)
-    counts = top_patches(settings["scales"], local.shape[1])
+    moved = _projected(arrays, local)
+    counts = num_averaged(settings["scales"], local.shape[1])
     means = []
     for text, count in zip(arrays["local_text_features"], counts, strict=True):
-        ordered = np.sort(patches @ text.T, axis=1)
+        ordered = np.sort(moved @ text.T, axis=1)
         means.append(ordered[:, -count:].mean(axis=1))
     blended: NDArray[np.float64] = (whole + np.mean(means, axis=0)) / 2
     return blended
@@ -198,7 +208,7 @@ def similarity(
 def _projected(
     arrays: Mapping[str, NDArray[np.float64]], local: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Patches (N, P, D) after the linear map, unit length."""
+    """Local features (N, P, D) after the linear map, unit length."""
     if "projection" not in arrays:
         return local
     moved = local @ arrays["projection"].T
@@ -206,3 +216,13 @@ def _projected(
     lengths = np.maximum(np.linalg.norm(moved, axis=-1, keepdims=True), 1e-12)
     scaled: NDArray[np.float64] = moved / lengths
     return scaled
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    similarity,
+    compared=base.unchanged,
+    global_similarity=global_similarity,
+    local_similarity=local_similarity,
+)

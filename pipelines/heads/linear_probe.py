@@ -9,8 +9,7 @@ pretrained classifier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,15 @@ from torch import Tensor, nn
 
 from pipelines.config import UserError
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    Arrays,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+    Settings,
+)
 from pipelines.heads.zero_shot import template_features
 
 
@@ -77,10 +84,17 @@ def build(config: Config, context: HeadContext, seed: int) -> LinearProbe:  # no
 
 
 def similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],  # noqa: ARG001 - one signature for every head
+    arrays: Arrays,
+    settings: Settings,  # noqa: ARG001 - one signature for every head
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor."""
     product: NDArray[np.float64] = features @ arrays["weight"].T + arrays["bias"]
     return product
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    similarity,
+)

@@ -16,12 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.heads import base, coop
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
-from pipelines.heads.comparisons import OWN_NEGATIVES
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
+from pipelines.heads.comparisons import LEARNED_NEGATIVES
 from pipelines.heads.coop import CoOp
-
-similarity = base.text_similarity
-compared = base.unchanged
 
 
 class Config(HeadConfig):
@@ -66,7 +63,7 @@ class NegPrompt(nn.Module):
         with torch.no_grad():
             arrays = {
                 "text_features": base.to_numpy(self.text_features()),
-                OWN_NEGATIVES: base.to_numpy(self.negative_features().flatten(0, 1)),
+                LEARNED_NEGATIVES: base.to_numpy(self.negative_features().flatten(0, 1)),
             }
         return Predictor("negprompt", arrays, {}, self.logit_scale, self.class_names)
 
@@ -85,3 +82,11 @@ def build(config: Config, context: HeadContext, seed: int) -> NegPrompt:
         coop.build(random, context, seed + 1 + number) for number in range(config.num_negative)
     ]
     return NegPrompt(positive, negatives)
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+)

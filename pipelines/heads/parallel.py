@@ -32,7 +32,7 @@ class Workers:
     world: int = 1
     split: Literal["rows", "classes"] = "rows"
 
-    def own(self, count: int) -> slice:
+    def part(self, count: int) -> slice:
         """This worker's part of `count` things in order; parts differ by at most one."""
         bounds = [count * part // self.world for part in range(self.world + 1)]
         return slice(bounds[self.rank], bounds[self.rank + 1])
@@ -71,9 +71,9 @@ class Workers:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, workers: Workers, count: int) -> Tensor:
-        ctx.own = workers.own(count)
+        ctx.part = workers.part(count)
         sizes = [
-            len(range(count)[Workers(r, workers.world).own(count)]) for r in range(workers.world)
+            len(range(count)[Workers(r, workers.world).part(count)]) for r in range(workers.world)
         ]
         # Equal sizes for the collective: parts are padded to the longest.
         padded = part.new_zeros((max(sizes), *part.shape[1:]))
@@ -84,7 +84,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient[ctx.own], None, None
+        return gradient[ctx.part], None, None
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -9,7 +9,6 @@ feature of each image. As for every head, similarity = logits / logit_scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +20,15 @@ from torch import Tensor, nn
 
 from pipelines.config import UserError
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import (
+    Arrays,
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    Predictor,
+    Settings,
+)
 from pipelines.heads.zero_shot import template_features
 
 
@@ -111,8 +118,8 @@ def build(config: Any, context: HeadContext, seed: int) -> TipAdapter:  # noqa: 
 
 
 def similarity(
-    arrays: Mapping[str, NDArray[np.float64]],
-    settings: Mapping[str, Any],
+    arrays: Arrays,
+    settings: Settings,
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
@@ -120,3 +127,10 @@ def similarity(
     vote = affinity @ arrays["votes"] * (settings["alpha"] / settings["logit_scale"])
     product: NDArray[np.float64] = features @ arrays["text_features"].T + vote
     return product
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    similarity,
+)

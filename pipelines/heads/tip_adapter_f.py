@@ -11,10 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pipelines.heads import tip_adapter
-from pipelines.heads.base import HeadConfig
-
-build = tip_adapter.build
-similarity = tip_adapter.similarity
+from pipelines.heads.base import HeadConfig, HeadPlugin
 
 
 class Config(HeadConfig):
@@ -24,3 +21,10 @@ class Config(HeadConfig):
     alpha: float = Field(1.17, ge=0, description="weight of the cache's vote in the logits")
     beta: float = Field(1.0, gt=0, description="sharpness of the cache's affinities")
     has_text_features: ClassVar[bool] = False
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    tip_adapter.build,
+    tip_adapter.similarity,
+)

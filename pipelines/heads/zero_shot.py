@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.templates import prompts
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
-
-similarity = base.text_similarity
-compared = base.unchanged
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
 class Config(HeadConfig):
@@ -71,8 +68,8 @@ class ZeroShot(nn.Module):
 
 def build(config: Config, context: HeadContext, seed: int) -> ZeroShot:  # noqa: ARG001
     """Encode the classes' prompts; `seed` changes nothing."""
-    own = tuple(config.templates or context.templates)
-    text = template_features(replace(context, templates=own))
+    chosen = tuple(config.templates or context.templates)
+    text = template_features(replace(context, templates=chosen))
     return ZeroShot(text, context.clip.logit_scale, context.class_names)
 
 
@@ -82,3 +79,11 @@ def template_features(context: HeadContext) -> Tensor:
         flat = context.clip.encode_text(prompts(context.class_names, context.templates)).float()
     means = flat.reshape(len(context.class_names), -1, flat.shape[-1]).mean(dim=1)
     return F.normalize(means, dim=-1).to(context.features.device)
+
+
+PLUGIN = HeadPlugin(
+    Config,
+    build,
+    base.text_similarity,
+    compared=base.unchanged,
+)

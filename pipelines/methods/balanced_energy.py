@@ -19,12 +19,19 @@ from pipelines.methods.base import (
     Batch,
     Initial,
     Losses,
+    MethodPlugin,
     Outputs,
     accuracy,
     cross_entropy,
     outlier_logits,
 )
-from pipelines.methods.margins import MarginConfig, margins, mean_energies
+from pipelines.methods.margins import (
+    MarginConfig,
+    margins,
+    mean_energies,
+    prepared,
+    prepared_margins,
+)
 from pipelines.ood.energy import outlier_counts, prior
 from pipelines.ood.losses import balanced_energy_margin
 
@@ -34,7 +41,7 @@ class Config(MarginConfig):
 
     name: Literal["balanced_energy"] = "balanced_energy"
     head: AnyHead = CoOpConfig()
-    score: str = Field("energy", description="the method's own score")
+    score: str = Field("energy", description="the selection criterion")
     weight: float = Field(0.1, ge=0, description="of the margin loss; 0 is cross-entropy")
     alpha: float = Field(10.0, ge=0, description="how far Z moves an outlier's margin")
     gamma: float = Field(0.05, ge=0, description="power of the prior in Z; 0: uniform")
@@ -51,18 +58,19 @@ def prepare(config: Config, initial: Initial) -> dict[str, Tensor]:
     if counts is None:
         assert initial.outlier_logits is not None
         counts = outlier_counts(initial.outlier_logits)
-    return {**margins(config, initial), "prior": prior(counts)}
+    return {**prepared(margins(config, initial)), "prior": prior(counts)}
 
 
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     """Cross-entropy of the images, weighted balanced hinges of both energies."""
     logits, outliers = outputs.logits.float(), outlier_logits(outputs)
+    limits = prepared_margins(batch)
     margin = balanced_energy_margin(
         logits,
         outliers,
         batch.prepared["prior"],
-        float(batch.prepared["m_in"]),
-        float(batch.prepared["m_out"]),
+        limits.m_in,
+        limits.m_out,
         config.alpha,
         config.gamma,
         config.tau,
@@ -71,3 +79,6 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     losses = {"cross_entropy": cross_entropy(outputs, batch), "margin": config.weight * margin}
     report = {"accuracy": accuracy(outputs, batch), "margin": float(margin.detach())}
     return losses, {**report, **mean_energies(logits, outliers, config.tau)}
+
+
+PLUGIN = MethodPlugin(Config, loss, prepare)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -15,6 +15,10 @@ from pipelines.heads import HEADS, AnyHead
 
 # (losses by name, whose sum is minimised; figures to report)
 Losses: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
+
+
+# Settings of a method that no training depends on: its selection criterion and what scores take.
+NOT_TRAINED = ("score", "score_params")
 
 
 class TrainingConfig(Section):
@@ -57,7 +61,7 @@ class MethodConfig(Section):
 
     name: str
     head: AnyHead
-    score: str = Field(description="the method's own score")
+    score: str = Field(description="the selection criterion")
     adjust_logits: float = Field(
         0.0, ge=0, description="predicted class from f - this x log(share of the class in training)"
     )
@@ -80,13 +84,13 @@ class MethodConfig(Section):
     def _check_head(self) -> MethodConfig:
         head = self.head
         if self.needs_text_features and not head.has_text_features:
-            fitting = [n for n, m in HEADS.items() if m.Config.has_text_features]
+            fitting = [n for n, h in HEADS.items() if h.Config.has_text_features]
             raise ValueError(
                 f"head={head.name} has no text features, which the losses of {self.name} compare "
                 f"images with; allowed: {', '.join(fitting)}"
             )
         if self.needs_trainable_head and not head.trainable:
-            fitting = [n for n, m in HEADS.items() if m.Config.trainable]
+            fitting = [n for n, h in HEADS.items() if h.Config.trainable]
             raise ValueError(
                 f"head={head.name} has nothing to train; allowed: {', '.join(fitting)}"
             )
@@ -105,7 +109,7 @@ class MethodConfig(Section):
 
 def training_setting(method: MethodConfig) -> dict[str, Any]:
     """What decides a trained head of the method's settings, for addresses of caches."""
-    return {key: value for key, value in plain(method).items() if key != "score_params"}
+    return {key: value for key, value in plain(method).items() if key not in NOT_TRAINED}
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,26 @@ class Outputs:
     logit_scale: float
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class MethodPlugin(Generic[ConfigT]):
+    """The record of a method: what its file gives.
+
+    Attributes:
+        Config: the method's settings.
+        loss: (outputs, batch, config) to losses by name, whose sum is minimised, and figures to
+            report.
+        prepare: (config, initial) to tensors by name, measured once before training from what the
+            zero-shot prompts give; losses find them in `Batch.prepared`. None: nothing is.
+    """
+
+    Config: type[ConfigT]
+    loss: Callable[[Outputs, Batch, ConfigT], Losses]
+    prepare: Callable[[ConfigT, Initial], dict[str, Tensor]] | None = None
 
 
 def cross_entropy(outputs: Outputs, batch: Batch) -> Tensor:

@@ -25,7 +25,15 @@ from torch import Tensor
 
 from pipelines.heads import AnyHead
 from pipelines.heads.bayes_cal import Config as BayesCALConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -33,7 +41,7 @@ class Config(MethodConfig):
 
     name: Literal["bayes_cal"] = "bayes_cal"
     head: AnyHead = BayesCALConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     domain_weight: float = Field(0.01, ge=0, description="of the domains' cross-entropy")
     irm_weight: float = Field(0.5, ge=0, description="of the invariant-risk penalty")
     orthogonality_weight: float = Field(
@@ -48,7 +56,7 @@ class Config(MethodConfig):
             raise ValueError(
                 f"head={self.head.name}: method bayes_cal needs the Gaussian prompts and the "
                 "domain prompts of its own head; allowed: bayes_cal. For that head's "
-                "cross-entropy take method=cross_entropy"
+                "cross-entropy take name=cross_entropy"
             )
         return self
 
@@ -109,3 +117,6 @@ def squared_cosines(first: Tensor, second: Tensor) -> Tensor:
     """cos^2 (N,) between rows; towards 0 where a gradient vanishes."""
     first, second = (rows / (rows.norm(dim=1, keepdim=True) + 1e-6) for rows in (first, second))
     return (first * second).sum(dim=1).square()
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -9,9 +9,7 @@ from pydantic import Field
 from pipelines.heads import AnyHead
 from pipelines.heads.cocoop import Config as CoCoOpConfig
 from pipelines.methods import coop
-from pipelines.methods.base import MethodConfig, TrainingConfig
-
-loss = coop.loss
+from pipelines.methods.base import MethodConfig, MethodPlugin, TrainingConfig
 
 
 class Config(MethodConfig):
@@ -19,5 +17,8 @@ class Config(MethodConfig):
 
     name: Literal["cocoop"] = "cocoop"
     head: AnyHead = CoCoOpConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     training: TrainingConfig = TrainingConfig(epochs=10, batch_size=4)
+
+
+PLUGIN = MethodPlugin(Config, coop.loss)

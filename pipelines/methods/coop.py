@@ -8,7 +8,15 @@ from pydantic import Field
 
 from pipelines.heads import AnyHead
 from pipelines.heads.coop import Config as CoOpConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -16,9 +24,12 @@ class Config(MethodConfig):
 
     name: Literal["coop"] = "coop"
     head: AnyHead = CoOpConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
 
 
-def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
+def loss(outputs: Outputs, batch: Batch, config: MethodConfig) -> Losses:  # noqa: ARG001
     """Cross-entropy of the logits, similarity x logit_scale."""
     return {"cross_entropy": cross_entropy(outputs, batch)}, {"accuracy": accuracy(outputs, batch)}
+
+
+PLUGIN = MethodPlugin(Config, loss)

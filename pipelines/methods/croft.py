@@ -28,7 +28,15 @@ from torch import Tensor
 from pipelines.heads import AnyHead
 from pipelines.heads.croft import Config as CRoFTConfig
 from pipelines.heads.croft import adapt
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -36,7 +44,7 @@ class Config(MethodConfig):
 
     name: Literal["croft"] = "croft"
     head: AnyHead = CRoFTConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     covariate_weight: float = Field(1.0, ge=0, description="of the generated features' loss")
     push: float = Field(5.0, ge=0, description="how hard generated features leave their class")
     gradient_weight: float = Field(
@@ -48,7 +56,7 @@ class Config(MethodConfig):
         if self.head.name != "croft":
             raise ValueError(
                 f"head={self.head.name}: method croft flattens the energy in the adapters of its "
-                "own head; allowed: croft. For that head's cross-entropy take method=cross_entropy"
+                "own head; allowed: croft. For that head's cross-entropy take name=cross_entropy"
             )
         return self
 
@@ -97,3 +105,6 @@ def _similarity(features: Tensor, outputs: Outputs, config: Config) -> Tensor:
     assert isinstance(head, CRoFTConfig)
     images = adapt(features, extra["image_adapter"], head.image_ratio)
     return images @ adapt(extra["text"], extra["text_adapter"], head.text_ratio).T
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -9,9 +9,7 @@ from pydantic import Field
 from pipelines.heads import AnyHead
 from pipelines.heads.linear_probe import Config as LinearProbeConfig
 from pipelines.methods import coop
-from pipelines.methods.base import MethodConfig
-
-loss = coop.loss
+from pipelines.methods.base import MethodConfig, MethodPlugin
 
 
 class Config(MethodConfig):
@@ -19,5 +17,8 @@ class Config(MethodConfig):
 
     name: Literal["cross_entropy"] = "cross_entropy"
     head: AnyHead = LinearProbeConfig()
-    score: str = Field("max_logit", description="the method's own score")
+    score: str = Field("max_logit", description="the selection criterion")
     needs_trainable_head: ClassVar[bool] = False
+
+
+PLUGIN = MethodPlugin(Config, coop.loss)

@@ -9,9 +9,7 @@ from pydantic import Field
 from pipelines.heads import AnyHead
 from pipelines.heads.dplclip import Config as DPLCLIPConfig
 from pipelines.methods import coop
-from pipelines.methods.base import MethodConfig
-
-loss = coop.loss
+from pipelines.methods.base import MethodConfig, MethodPlugin
 
 
 class Config(MethodConfig):
@@ -19,4 +17,7 @@ class Config(MethodConfig):
 
     name: Literal["dplclip"] = "dplclip"
     head: AnyHead = DPLCLIPConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
+
+
+PLUGIN = MethodPlugin(Config, coop.loss)

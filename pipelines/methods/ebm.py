@@ -1,4 +1,4 @@
-"""EBM: learned prompts, cross-entropy and the DeltaEnergy bound, judged by DeltaEnergy.
+"""EBM (Zhu 2025): learned prompts, cross-entropy and the DeltaEnergy bound, judged by DeltaEnergy.
 
 Zhu 2025 states the bound (Theorems 3.4 and 3.5) but not the loss; ours is what the theorems
 imply, mean(E0 - E2) as in `pipelines.ood.losses.delta_energy_bound`. E2 - E0 is often negative;
@@ -15,7 +15,15 @@ from pydantic import Field
 
 from pipelines.heads import AnyHead
 from pipelines.heads.coop import Config as CoOpConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 from pipelines.ood.losses import masked_energy_change
 
 
@@ -24,7 +32,7 @@ class Config(MethodConfig):
 
     name: Literal["ebm"] = "ebm"
     head: AnyHead = CoOpConfig()
-    score: str = Field("delta_energy", description="the method's own score")
+    score: str = Field("delta_energy", description="the selection criterion")
     weight: float = Field(1.0, ge=0, description="of the bound; 0 is CoOp")
     keep: float = Field(0.5, gt=0, le=1, description="share of the feature's entries kept")
     tau: float = Field(1.0, gt=0, description="temperature of the energies in the bound")
@@ -56,3 +64,6 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
         "bound": float(bound.detach()),
         "bound_positive_share": float((change.detach() > 0).float().mean()),
     }
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.methods.base import Batch, Losses, Outputs, cross_entropy
+from pipelines.methods.base import Batch, Losses, MethodPlugin, Outputs, cross_entropy
 from pipelines.methods.energy_models import EnergyModelConfig
 from pipelines.ood.energy_correction import CORRECTION, EnergySettings
 
@@ -20,7 +20,7 @@ class Config(EnergyModelConfig):
     """Mixture, correction and sampler."""
 
     name: Literal["energy_correction"] = "energy_correction"
-    score: str = Field("energy_correction", description="the method's own score")
+    score: str = Field("energy_correction", description="the selection criterion")
     T: float = Field(1.0, gt=0, description="temperature of the network's energy")
     T_G: float | None = Field(
         None, gt=0, description="temperature of the mixture; null: from the features' distances"
@@ -37,3 +37,6 @@ class Config(EnergyModelConfig):
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
     """Cross-entropy, where the head has anything to train."""
     return {"cross_entropy": cross_entropy(outputs, batch)}, {}
+
+
+PLUGIN = MethodPlugin(Config, loss)

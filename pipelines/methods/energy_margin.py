@@ -18,12 +18,19 @@ from pipelines.methods.base import (
     Batch,
     Initial,
     Losses,
+    MethodPlugin,
     Outputs,
     accuracy,
     cross_entropy,
     outlier_logits,
 )
-from pipelines.methods.margins import MarginConfig, margins, mean_energies
+from pipelines.methods.margins import (
+    MarginConfig,
+    margins,
+    mean_energies,
+    prepared,
+    prepared_margins,
+)
 from pipelines.ood import losses as maths
 
 
@@ -32,7 +39,7 @@ class Config(MarginConfig):
 
     name: Literal["energy_margin"] = "energy_margin"
     head: AnyHead = CoOpConfig()
-    score: str = Field("energy", description="the method's own score")
+    score: str = Field("energy", description="the selection criterion")
     weight: float = Field(0.1, ge=0, description="of the margin loss; 0 is cross-entropy")
     hinge: Literal["double", "single"] = Field(
         "double", description="single: one hinge on the gap of the batch means, m_out - m_in"
@@ -42,17 +49,20 @@ class Config(MarginConfig):
 
 def prepare(config: Config, initial: Initial) -> dict[str, Tensor]:
     """The margins: those given, or the mean energies of images and outliers."""
-    return margins(config, initial)
+    return prepared(margins(config, initial))
 
 
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     """Cross-entropy of the images, weighted hinges of both energies."""
-    m_in, m_out = float(batch.prepared["m_in"]), float(batch.prepared["m_out"])
+    limits = prepared_margins(batch)
     logits, outliers = outputs.logits.float(), outlier_logits(outputs)
     if config.hinge == "double":
-        margin = maths.energy_margin(logits, outliers, m_in, m_out, config.tau)
+        margin = maths.energy_margin(logits, outliers, limits.m_in, limits.m_out, config.tau)
     else:
-        margin = maths.energy_single_margin(logits, outliers, m_out - m_in)
+        margin = maths.energy_single_margin(logits, outliers, limits.m_out - limits.m_in)
     losses = {"cross_entropy": cross_entropy(outputs, batch), "margin": config.weight * margin}
     report = {"accuracy": accuracy(outputs, batch), "margin": float(margin.detach())}
     return losses, {**report, **mean_energies(logits, outliers, config.tau)}
+
+
+PLUGIN = MethodPlugin(Config, loss, prepare)

@@ -1,7 +1,7 @@
 """What `energy_correction` and `feature_ebm` share: how their energy model is trained.
 
 Values left out (null) come from the training features by the rule of
-`pipelines.ood.energy_correction.scaled`; `preset=paper` gives Lafon 2022's own.
+`pipelines.ood.energy_correction.scaled`; `preset=paper` gives those of Lafon 2022.
 """
 
 from __future__ import annotations

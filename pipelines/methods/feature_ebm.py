@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.methods.base import Batch, Losses, Outputs, cross_entropy
+from pipelines.methods.base import Batch, Losses, MethodPlugin, Outputs, cross_entropy
 from pipelines.methods.energy_models import EnergyModelConfig
 from pipelines.ood.energy_correction import EBM, EnergySettings
 
@@ -19,7 +19,7 @@ class Config(EnergyModelConfig):
     """Network and sampler."""
 
     name: Literal["feature_ebm"] = "feature_ebm"
-    score: str = Field("feature_ebm", description="the method's own score")
+    score: str = Field("feature_ebm", description="the selection criterion")
     T: float = Field(1e-2, gt=0, description="temperature of the network's energy")
     l2_weight: float = Field(0.1, ge=0, description="of the mean squared energies in the loss")
     steps: int = Field(200, ge=1, description="SGLD steps of a chain")
@@ -32,3 +32,6 @@ class Config(EnergyModelConfig):
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
     """Cross-entropy, where the head has anything to train."""
     return {"cross_entropy": cross_entropy(outputs, batch)}, {}
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipelines.heads import AnyHead
 from pipelines.heads.gallop import Config as GalLoPConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy
+from pipelines.methods.base import Batch, Losses, MethodConfig, MethodPlugin, Outputs, accuracy
 
 
 class Config(MethodConfig):
@@ -29,7 +29,7 @@ class Config(MethodConfig):
 
     name: Literal["gallop"] = "gallop"
     head: AnyHead = GalLoPConfig()
-    score: str = Field("gl_mcm", description="the method's own score")
+    score: str = Field("gl_mcm", description="the selection criterion")
     dropout: float = Field(
         0.75, ge=0, lt=1, description="share of the global prompts that an image does not see"
     )
@@ -62,3 +62,6 @@ def _drawn(similarity: Tensor, dropout: float) -> Tensor:
     # On the CPU, so that every device and worker draws the same.
     order = torch.rand(similarity.shape[:2]).argsort(dim=1)[:, :kept].to(similarity.device)
     return similarity.gather(1, order[:, :, None].expand(-1, -1, similarity.shape[2])).mean(dim=1)
+
+
+PLUGIN = MethodPlugin(Config, loss)

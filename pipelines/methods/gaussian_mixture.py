@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pipelines.heads import AnyHead
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, cross_entropy
+from pipelines.methods.base import Batch, Losses, MethodConfig, MethodPlugin, Outputs, cross_entropy
 
 
 class Config(MethodConfig):
@@ -20,7 +20,7 @@ class Config(MethodConfig):
 
     name: Literal["gaussian_mixture"] = "gaussian_mixture"
     head: AnyHead = ZeroShotConfig()
-    score: str = Field("gaussian_mixture", description="the method's own score")
+    score: str = Field("gaussian_mixture", description="the selection criterion")
     T_G: float = Field(1e3, gt=0, description="temperature; it changes no ranking")
     weighted: bool = Field(False, description="with the classes' shares")
     shrinkage: float | None = Field(
@@ -32,3 +32,6 @@ class Config(MethodConfig):
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
     """Cross-entropy, where the head has anything to train."""
     return {"cross_entropy": cross_entropy(outputs, batch)}, {}
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -1,4 +1,4 @@
-"""Margins on energies, shared by the methods that push images and outliers apart."""
+"""Margins on energies, shared by the methods that move images and outliers to either side."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.methods.base import Initial, MethodConfig
+from pipelines.methods.base import Batch, Initial, MethodConfig
 from pipelines.ood.energy import free_energy, suggest_margins
+from pipelines.records import Margins
 
 
 class MarginConfig(MethodConfig):
@@ -35,7 +36,7 @@ class MarginConfig(MethodConfig):
         return self
 
 
-def margins(config: MarginConfig, initial: Initial) -> dict[str, Tensor]:
+def margins(config: MarginConfig, initial: Initial) -> Margins:
     """The margins given, or the mean energies of images and outliers before training.
 
     Raises:
@@ -52,10 +53,18 @@ def margins(config: MarginConfig, initial: Initial) -> dict[str, Tensor]:
                 free_energy(initial.logits, config.tau),
                 free_energy(initial.outlier_logits, config.tau),
             )
-    return {
-        "m_in": torch.tensor(m_in, dtype=torch.float64),
-        "m_out": torch.tensor(m_out, dtype=torch.float64),
-    }
+    return Margins(m_in=m_in, m_out=m_out)
+
+
+def prepared(chosen: Margins) -> dict[str, Tensor]:
+    """The margins as a method's `prepare` hands them to its loss."""
+    values = {"m_in": chosen.m_in, "m_out": chosen.m_out}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def prepared_margins(batch: Batch) -> Margins:
+    """The margins that `prepared` handed on."""
+    return Margins(m_in=float(batch.prepared["m_in"]), m_out=float(batch.prepared["m_out"]))
 
 
 def mean_energies(logits: Tensor, outliers: Tensor, tau: float) -> dict[str, float]:

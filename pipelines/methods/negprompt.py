@@ -24,7 +24,15 @@ from torch import Tensor
 
 from pipelines.heads import AnyHead
 from pipelines.heads.negprompt import Config as NegPromptConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch,
+    Losses,
+    MethodConfig,
+    MethodPlugin,
+    Outputs,
+    accuracy,
+    cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -32,7 +40,7 @@ class Config(MethodConfig):
 
     name: Literal["negprompt"] = "negprompt"
     head: AnyHead = NegPromptConfig()
-    score: str = Field("gl_mcm", description="the method's own score")
+    score: str = Field("gl_mcm", description="the selection criterion")
     image_weight: float = Field(1.0, ge=0, description="images away from negative prompts")
     class_weight: float = Field(0.1, ge=0, description="negative prompts away from their class's")
     spread_weight: float = Field(0.05, ge=0, description="negative prompts away from each other")
@@ -79,3 +87,6 @@ def _alike(negatives: Tensor) -> Tensor:
     products = negatives @ negatives.transpose(1, 2)
     others = products.sum(dim=(1, 2)) - products.diagonal(dim1=1, dim2=2).sum(dim=1)
     return others.mean() / (count * (count - 1))
+
+
+PLUGIN = MethodPlugin(Config, loss)

@@ -12,6 +12,7 @@ from pipelines.methods.base import (
     Batch,
     Losses,
     MethodConfig,
+    MethodPlugin,
     Outputs,
     accuracy,
     cross_entropy,
@@ -25,7 +26,7 @@ class Config(MethodConfig):
 
     name: Literal["outlier_exposure"] = "outlier_exposure"
     head: AnyHead = CoOpConfig()
-    score: str = Field("msp", description="the method's own score")
+    score: str = Field("msp", description="the selection criterion")
     weight: float = Field(0.5, ge=0, description="of the outliers' loss; 0 is cross-entropy")
     needs_outliers: ClassVar[bool] = True
 
@@ -35,3 +36,6 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     exposure = maths.outlier_exposure(outlier_logits(outputs))
     losses = {"cross_entropy": cross_entropy(outputs, batch), "exposure": config.weight * exposure}
     return losses, {"accuracy": accuracy(outputs, batch), "exposure": float(exposure.detach())}
+
+
+PLUGIN = MethodPlugin(Config, loss)

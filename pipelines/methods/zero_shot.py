@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.heads import AnyHead
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, cross_entropy
+from pipelines.methods.base import Batch, Losses, MethodConfig, MethodPlugin, Outputs, cross_entropy
 
 
 class Config(MethodConfig):
@@ -16,7 +16,7 @@ class Config(MethodConfig):
 
     name: Literal["zero_shot"] = "zero_shot"
     head: AnyHead = ZeroShotConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
     needs_trainable_head: ClassVar[bool] = False
 
     @model_validator(mode="after")
@@ -24,7 +24,7 @@ class Config(MethodConfig):
         if self.head.trainable:
             raise ValueError(
                 f"head={self.head.name} is there to be trained, which method=zero_shot never "
-                "does; use method=cross_entropy"
+                "does; use name=cross_entropy"
             )
         if self.adjust_logits:
             raise ValueError(
@@ -37,3 +37,6 @@ class Config(MethodConfig):
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001
     """Cross-entropy, should the head have anything to train."""
     return {"cross_entropy": cross_entropy(outputs, batch)}, {}
+
+
+PLUGIN = MethodPlugin(Config, loss)

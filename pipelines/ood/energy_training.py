@@ -47,7 +47,7 @@ class Diverged(ValueError):
 class Parallel(Protocol):
     """How several workers share a batch; `pipelines.heads.parallel.Workers` is one."""
 
-    def own(self, count: int) -> slice:
+    def part(self, count: int) -> slice:
         """This worker's part of `count` rows."""
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -60,7 +60,7 @@ class Parallel(Protocol):
 class Alone:
     """One worker."""
 
-    def own(self, count: int) -> slice:
+    def part(self, count: int) -> slice:
         """All rows."""
         return slice(0, count)
 
@@ -204,7 +204,7 @@ class EnergyTrainer:
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """This worker's chains of a batch of `count`: their starts and ends (n, D)."""
-        own, settings = self.parallel.own(count), self.settings
+        own, settings = self.parallel.part(count), self.settings
         start = self._start(count)[own]
         end = sgld(
             self._chain_energy(),
@@ -245,7 +245,7 @@ class EnergyTrainer:
     def _step(self, rows: Tensor, totals: _Totals) -> None:
         """One update; adds what it saw to `totals`."""
         settings, count = self.settings, len(rows)
-        own = self.parallel.own(count)
+        own = self.parallel.part(count)
         start, samples = self.sample(count)
         real = self.features[rows[own]]
         noise = self._normal(2 * count, real.shape[1]).mul_(settings.input_noise)

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from pipelines.config import Section, UserError
-from pipelines.data.sources import Source, open_source
-from pipelines.data.storage import Storage
-from pipelines.register.detector import ARTIFACT, Detector
-from pipelines.tracking import model_folder
+
+if TYPE_CHECKING:
+    from pipelines.data.sources import Source
+    from pipelines.data.storage import Storage
+    from pipelines.register.detector import Detector
 
 
 class PredictConfig(Section):
@@ -65,6 +67,9 @@ def run(config: PredictConfig) -> Iterator[Prediction]:
         UserError: at once where there is no image or no model; a bad image is a `Prediction`
             with an error.
     """
+    from pipelines.data.sources import open_source
+    from pipelines.data.storage import Storage
+
     if config.source is None:
         raise UserError("source: give an image or a folder of images, source=PATH")
     path = Path(config.source).expanduser()
@@ -91,8 +96,12 @@ def load_detector(model: str, storage: Storage, *, tracking_uri: str | None = No
     Raises:
         UserError: where there is no such model.
     """
+    from pipelines.register.detector import ARTIFACT, Detector
+
     if not model.startswith("models:/"):
         return Detector.load(Path(model).expanduser())
+    from pipelines.tracking import model_folder
+
     files = model_folder(storage, tracking_uri, model)
     return Detector.load(files / "artifacts" / ARTIFACT)
 

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipelines.plots import INK, LINE, MUTED, new_figure, pareto_front
+from pipelines.ood.pareto import pareto_front
+from pipelines.plots import INK, LINE, MUTED, new_figure
 from pipelines.report.figures import score_style
 from pipelines.report.tables import Value
 

@@ -107,6 +107,19 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
     )
 
 
+def tracked_figures(metrics: Metrics) -> dict[str, float]:
+    """The main table as MLflow keeps it: METHOD/SCORE/FIGURE, means over seeds."""
+    figures: dict[str, float] = {}
+    for row in metrics.rows:
+        prefix = f"{row.method}/{row.score}"
+        figures[f"{prefix}/id_accuracy"] = row.id_accuracy.mean
+        if row.ood_accuracy is not None:
+            figures[f"{prefix}/ood_accuracy"] = row.ood_accuracy.mean
+        for metric, by_group in (("auroc", row.auroc), ("fpr", row.fpr)):
+            figures |= {f"{prefix}/{metric}/{group}": v.mean for group, v in by_group.items()}
+    return figures
+
+
 def figures(metrics: Metrics, scores: Scores) -> dict[str, bytes]:
     """PNG files for the README, by file name: table, histograms, accuracy against detection."""
     whole = tables.table(metrics, tables.main_columns(metrics))

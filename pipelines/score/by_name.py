@@ -1,13 +1,13 @@
 """Every score by its name, also those that are fitted to training features first.
 
 A score's name is one of `SCORES` (computed from similarities or logits), of `FITTED` (a record
-fitted to the training features: KNN, SSD, the energy-correction model ...), or a sum "A+B" of two
-or more of them, each z-normalised by its mean and standard deviation over the whole training set.
-`score_rows` computes any of them; what was fitted comes as `records` by name. A sum's own record
-is a `Combination`, and its parts' records stand beside it.
+fitted to the training features: KNN, SSD, the energy-correction model ...), or a sum of two or
+more of them (`ScoreName`), each z-normalised by its mean and standard deviation over the whole
+training set. `score_rows` computes any of them; what was fitted comes as `records` by name. A
+sum's own record is a `Combination`, and its parts' records stand beside it.
 
-Two scores read more of a head than its similarities, and stand in no sum: `gl_mcm` compares
-patches with the classes, `neg_label` compares images with words that are no class (its record).
+Two scores read more of a head than its similarities, and are in no sum: `gl_mcm` compares local
+features with the classes, `neg_label` compares images with words that are no class (its record).
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ from pipelines.ood import FITTED_SCORES, SCORES, EnergyCorrection, FeatureEBM, c
 from pipelines.ood.negatives import NegativeLabels
 from pipelines.ood.records import record_from_state, record_state
 from pipelines.ood.table import Table
+from pipelines.records import Params, ScoreName
 
-Params: TypeAlias = Mapping[str, float]
 Records: TypeAlias = Mapping[str, Any]
 
-JOIN = "+"
 # Scores that need nothing but a head's similarities; others of SCORES are skipped here.
 PLAIN = tuple(n for n, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",)))
-# Scores that compare something else with text: patches with the classes, images with words.
+# Scores that compare something else with text: local features with classes, images with words.
 GL_MCM, NEG_LABEL = "gl_mcm", "neg_label"
 COMPARING = (GL_MCM, NEG_LABEL)
 # Networks trained by SGLD; all other fitted scores have a closed form.
@@ -51,7 +50,7 @@ TRAINED: Table[type[Any]] = Table(
 FITTED: Table[type[Any]] = Table(
     {**{name: row.record for name, row in FITTED_SCORES.items()}, **TRAINED}
 )
-# Fitted scores that also read the head: its linear rule, or its logits on the training features.
+# Fitted scores that read the head too: its linear rule, or its logits on training features.
 OF_HEAD = ("vim", "kl_matching")
 
 
@@ -86,7 +85,7 @@ class Inputs:
     features: Tensor  # (N, D) unit length
     similarity: Tensor  # (N, K)
     logits: Tensor  # (N, K)
-    # For the scores in COMPARING: the head, and patches (N, P, D) of unit length as stored.
+    # For the scores in COMPARING: the head, and local features (N, P, D), unit length, as stored.
     predictor: Predictor | None = None
     local: NDArray[np.float32] | None = None
 
@@ -97,7 +96,7 @@ def inputs_of(predictor: Predictor, features: Any, local: Any = None) -> Inputs:
     Args:
         predictor: the head.
         features: of N images.
-        local: (N, P, D) features of their patches, where the head or a score reads them.
+        local: (N, P, D) their local features, where the head or a score reads them.
     """
     similarity = torch.from_numpy(predictor.similarity(features, local)).double()
     logits = similarity * predictor.logit_scale
@@ -106,8 +105,13 @@ def inputs_of(predictor: Predictor, features: Any, local: Any = None) -> Inputs:
 
 
 def parts(score: str) -> tuple[str, ...]:
-    """The scores that a sum is made of; any other score is its own only part."""
-    return tuple(score.split(JOIN))
+    """The scores that a sum is made of; any other score is its only part."""
+    return ScoreName.parse(score).parts
+
+
+def is_sum(score: str) -> bool:
+    """Whether a score is a sum."""
+    return ScoreName.parse(score).is_sum
 
 
 def with_parts(scores: Iterable[str]) -> list[str]:
@@ -146,22 +150,25 @@ def joined_params(given: Mapping[str, Params]) -> dict[str, float]:
 
 def problem(score: str) -> str | None:
     """What is wrong with a score's name, or None."""
-    known = [*PLAIN, *FITTED] if JOIN in score else [*PLAIN, *COMPARING, *FITTED]
-    unknown = [part for part in parts(score) if part not in known]
+    name = ScoreName.parse(score)
+    known = [*PLAIN, *FITTED] if name.is_sum else [*PLAIN, *COMPARING, *FITTED]
+    unknown = [part for part in name.parts if part not in known]
     if unknown:
+        example = ScoreName(parts=("energy", "knn"))
         return (
-            f"no score {unknown[0]!r}{' in a sum' if JOIN in score else ''}; allowed: "
-            f"{', '.join(known)}, sums of them such as energy{JOIN}knn, all"
+            f"no score {unknown[0]!r}{' in a sum' if name.is_sum else ''}; allowed: "
+            f"{', '.join(known)}, sums of them such as {example}, all"
         )
-    if len(set(parts(score))) < len(parts(score)):
+    if len(set(name.parts)) < len(name.parts):
         return f"{score}: a sum needs different scores"
     return None
 
 
 def records_needed(score: str) -> list[str]:
     """The names of the records that a score reads: its fitted parts, then itself if it is a sum."""
-    found = [part for part in parts(score) if part in FITTED]
-    return [*found, score] if len(parts(score)) > 1 else found
+    name = ScoreName.parse(score)
+    fitted = [part for part in name.parts if part in FITTED]
+    return [*fitted, score] if name.is_sum else fitted
 
 
 def records_read(score: str) -> list[str]:
@@ -178,10 +185,11 @@ def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> 
         params: its parameters; a fitted one's were used when it was fitted.
         records: what was fitted, by name: `records_read(score)`.
     """
-    names = parts(score)
-    if len(names) > 1:
+    name = ScoreName.parse(score)
+    if name.is_sum:
         columns = [
-            score_rows(part, inputs, part_params(score, part, params), records) for part in names
+            score_rows(part, inputs, part_params(score, part, params), records)
+            for part in name.parts
         ]
         result: Tensor = records[score](torch.stack(columns, dim=1))
         return result
@@ -201,15 +209,15 @@ def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]
     whole = torch.from_numpy(global_similarity(inputs.predictor, features)).double()
     if score == NEG_LABEL:
         words = records[NEG_LABEL].text_features.numpy()
-        found = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
-        return {"similarity": whole, "negative_similarity": found.double()}
+        negative = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
+        return {"similarity": whole, "negative_similarity": negative.double()}
     if inputs.local is None:
         raise UserError(
             f"score {GL_MCM} reads local features, and there are none: embed with "
             "embed.local_features=true, or give images"
         )
-    found = torch.from_numpy(local_similarity(inputs.predictor, inputs.local))
-    return {"similarity": whole, "local_similarity": found}
+    local = torch.from_numpy(local_similarity(inputs.predictor, inputs.local))
+    return {"similarity": whole, "local_similarity": local}
 
 
 def to_bytes(record: Any) -> bytes:
@@ -222,7 +230,7 @@ def to_bytes(record: Any) -> bytes:
 def from_bytes(name: str, content: bytes) -> Any:
     """The record of the score `name` that `to_bytes` wrote; its scores are identical."""
     state = safetensors.torch.load(content)
-    if JOIN in name:
+    if is_sum(name):
         return Combination(**state)
     if name == NEG_LABEL:
         return record_from_state(NegativeLabels, state)

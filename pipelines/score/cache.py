@@ -1,7 +1,7 @@
-"""The cache of fitted scores: each record found again by what it was fitted to.
+"""The cache of fitted scores: each record at the address of what decides it.
 
-cache/scores/ADDRESS/record.safetensors   the fitted record
-cache/scores/ADDRESS/manifest.json        written last: what went in; a training's history
+cache/fitted/ADDRESS/record.safetensors   the fitted record
+cache/fitted/ADDRESS/manifest.json        written last: what went in; a training's history
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipelines.data.storage import Storage
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records
 
-FOLDER = ("cache", "scores")
+FOLDER = ("cache", "fitted")
 
 
 def is_fitted(storage: Storage, address: str) -> bool:

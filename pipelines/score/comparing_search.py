@@ -29,13 +29,13 @@ Table = list[NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Validation:
-    """The images of one validation set: features (N, D), and patches (N, P, D) where read."""
+    """The images of one validation set: (N, D) features, and (N, P, D) local ones where read."""
 
     features: NDArray[np.float32]
     local: NDArray[np.float32] | None = None
 
 
-def patches(
+def local_features(
     view: FeatureSets,
     names: Sequence[str],
     methods: Mapping[str, MethodConfig],
@@ -62,7 +62,7 @@ def search(
         scores: names, others among them.
         predictor: the head.
         sets: ID validation first, then each validation OOD set.
-        local: patches (N, P, D) of each set, by name.
+        local: local features (N, P, D) of each set, by name.
         records: the mined words, where neg_label is among the scores.
         config: the search space.
     """
@@ -112,9 +112,9 @@ def _neg_label(
 
 
 def _gl_mcm(predictor: Predictor, part: Validation, tried: Sequence[Mapping[str, float]]) -> Table:
-    """Block by block: similarities of patches are never held for all images at once.
+    """Block by block: similarities of local features are never held for all images at once.
 
-    A setting's score is MCM + weight x MCM of the best patch, so each temperature is computed
+    A setting's score is MCM + weight x MCM of the best local feature; each temperature is computed
     once for all weights.
     """
     if part.local is None:

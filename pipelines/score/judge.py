@@ -38,8 +38,7 @@ def judge(
         scores: parameters (tau, c ...) by name of the score; higher scores are more ID.
         features: (N, D), unit length.
         records: what was fitted for these scores, by name (`pipelines.score.by_name`).
-        local: (N, P, D) features of the patches, unit length, where the head or a score reads
-            them.
+        local: (N, P, D) local features, unit length, where the head or a score reads them.
 
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
@@ -90,8 +89,8 @@ def _score(
             _padded(inputs.similarity[rows]),
             _padded(inputs.logits[rows]),
             predictor=inputs.predictor,
-            # Patches are large: only for the score that reads them.
-            local=_padded_patches(inputs.local, rows) if name == GL_MCM else None,
+            # Local features are large: only for the score that reads them.
+            local=_padded_local(inputs.local, rows) if name == GL_MCM else None,
         )
         scores = score_rows(name, block, params, records)
         result[rows] = scores.numpy()[: len(result) - start]
@@ -104,8 +103,8 @@ def _padded(block: torch.Tensor) -> torch.Tensor:
     return torch.cat([block, block[:1].expand(missing, -1)]) if missing else block
 
 
-def _padded_patches(local: NDArray[np.float32] | None, rows: slice) -> NDArray[np.float32] | None:
-    """The same for patches (N, P, D), where there are any."""
+def _padded_local(local: NDArray[np.float32] | None, rows: slice) -> NDArray[np.float32] | None:
+    """The same for local features (N, P, D), where there are any."""
     if local is None:
         return None
     block = local[rows]

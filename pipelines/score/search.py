@@ -34,7 +34,7 @@ class PostHocConfig(Section):
     c: list[int] = Field([1, 2, 3], min_length=1, description="values of DeltaEnergy's c")
     gamma: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1, description="of gen")
     weight: list[float] = Field(
-        [0.5, 1.0, 2.0], min_length=1, description="of the patches in gl_mcm"
+        [0.5, 1.0, 2.0], min_length=1, description="of the local features in gl_mcm"
     )
     k: list[int] = Field([1, 5, 10, 20, 50, 100, 200], min_length=1, description="of knn")
 
@@ -90,7 +90,7 @@ def fitted_settings(score: str, config: PostHocConfig, *, num_train: int) -> lis
 
 def defaults(score: str, *, num_train: int) -> dict[str, float]:
     """The parameters of a score, a fitted one or a sum included, where nothing is searched."""
-    if scoring.JOIN in score:
+    if scoring.is_sum(score):
         parts = {part: defaults(part, num_train=num_train) for part in scoring.parts(score)}
         return scoring.joined_params(parts)
     if score in SCORES:
@@ -103,17 +103,17 @@ def method_defaults(
 ) -> dict[str, dict[str, float]]:
     """The parameters of every score under a method where nothing is searched.
 
-    Of a score in the method's `score_params` these are they, so that a sweep's choice stands there
-    as it was; only knn's k, which has no default of its own, is filled in.
+    Those in the method's `score_params` come first, so that a sweep's choice is repeated as it
+    was; only knn's k, whose default follows the number of training images, is filled in.
     """
-    found = {}
+    params_of = {}
     for score in scores:
         params = defaults(score, num_train=num_train)
         given = method.score_params.get(score)
         if given is not None:
             params = {k: v for k, v in params.items() if k in ("k", "knn.k")} | given
-        found[score] = params
-    return found
+        params_of[score] = params
+    return params_of
 
 
 def params_problems(
@@ -144,17 +144,17 @@ def params_problems(
 def _value_problems(
     score: str, params: Mapping[str, float], num_classes: int, num_train: int
 ) -> list[str]:
-    found = []
+    problems = []
     for part in scoring.parts(score):
-        own = scoring.part_params(score, part, params)
-        if "k" in own and part not in SCORES and own["k"] not in range(1, num_train + 1):
-            found.append(f"score_params.{score}: k={own['k']}: allowed: 1 to {num_train}")
+        of_part = scoring.part_params(score, part, params)
+        if "k" in of_part and part not in SCORES and of_part["k"] not in range(1, num_train + 1):
+            problems.append(f"score_params.{score}: k={of_part['k']}: allowed: 1 to {num_train}")
         try:
             if part in USABLE:
-                scores_of(part, np.zeros((1, num_classes), np.float32), 1.0, own)
+                scores_of(part, np.zeros((1, num_classes), np.float32), 1.0, of_part)
         except (ValueError, TypeError) as error:
-            found.append(f"score_params.{score}: {error}")
-    return found
+            problems.append(f"score_params.{score}: {error}")
+    return problems
 
 
 def temperatures(config: PostHocConfig, count: int, scale: float) -> list[float]:
@@ -211,7 +211,7 @@ def _delta_energy_settings(
 ) -> list[Setting]:
     """All settings of DeltaEnergy at once: one search for the top similarities.
 
-    Each cell is judged as soon as it is computed, so that the grid of scores is never held.
+    Each setting is judged as soon as it is computed, so that the grid of scores is never held.
     """
     taus = sorted({params["tau"] for params in tried})
     cs = sorted({int(params["c"]) for params in tried})
@@ -237,7 +237,7 @@ def search_held_out_classes(
     """Every setting of `score`, judged without any OOD image: ID classes are unknown in turn.
 
     A part of the classes is taken out of the class list, their images are the OOD side, and the
-    mean over the parts is reported. Each class is a part of its own up to ten classes, else every
+    mean over the parts is reported. Up to ten classes each class is a part, else every
     tenth class belongs to one. The head has been trained with all classes, so its figures are
     not those of unknown classes; the order of settings is what this is for.
 
@@ -263,21 +263,21 @@ def search_held_out_classes(
     fewer = config.model_copy(
         update={"c": [c for c in config.c if c <= num_classes - largest] or [1]}
     )
-    found = []
+    of_parts = []
     for part in range(num_parts):
         kept = np.arange(num_classes) % num_parts != part
         unknown = labels % num_parts == part
         if unknown.any() and not unknown.all():
             rows = similarity[:, kept]
             ood = {"held out": rows[unknown]}
-            found.append(search(score, rows[~unknown], ood, logit_scale, fewer))
+            of_parts.append(search(score, rows[~unknown], ood, logit_scale, fewer))
     return [
         Setting(
             settings[0].params,
             float(np.mean([s.auroc for s in settings])),
             float(np.mean([s.fpr for s in settings])),
         )
-        for settings in zip(*found, strict=True)
+        for settings in zip(*of_parts, strict=True)
     ]
 
 
@@ -291,6 +291,6 @@ def judge(params: Mapping[str, float], parts: Sequence[NDArray[np.float64]]) -> 
     )
 
 
-def best(found: Sequence[Setting]) -> Setting:
+def best(tried: Sequence[Setting]) -> Setting:
     """The highest AUROC; among equals the lowest FPR; among equals the first."""
-    return max(found, key=lambda s: (s.auroc, -s.fpr))
+    return max(tried, key=lambda s: (s.auroc, -s.fpr))

@@ -1,199 +1,217 @@
-"""Every head judges every image by every score: Ray Data over the feature shards.
+"""Every head judges every image by every score: one pass over the feature shards.
 
 The unit of work is one feature shard. Its scores are written before the next begins, one file a
-head, whole or not at all, so a restart skips what is done:
+table, whole or not at all, so a restart skips what is done. A table's address is a digest of all
+that decides it: the head, the scores with their parameters and fitted records, the images with
+their features, and the code. So heads that share all of these share a table, and no table holds
+rows of two versions of the code.
 
-    runs/RUN/scores/METHOD-SEED/SOURCE-00000.parquet    columns: see `pipelines.data.schema`
+    cache/scores/ADDRESS/SOURCE-00000.parquet   columns: see `pipelines.data.schema`
+    cache/scores/ADDRESS/manifest.json          written last: the parts and their rows
 """
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import ray
-from numpy.typing import NDArray
 
-from pipelines.data.benchmarks import Benchmark, role
+from pipelines.compute.shard_map import map_shards
+from pipelines.config import UserError, digest
 from pipelines.data.feature_sets import FeatureSets
-from pipelines.data.schema import matrix
+from pipelines.data.members import SetMembers, ShardRows, SourceShard
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
-from pipelines.heads.base import LOCAL
+from pipelines.records import HeadKey, Role
 from pipelines.score import by_name as scoring
 from pipelines.score.cache import load_records
+from pipelines.score.code import score_code
 from pipelines.score.judge import judge
+from pipelines.score.result import HeadScores, ScoredHead, ScoreResult, ScoreTable
 
-SCORED_ROLES = ("validation", "test", "validation_ood", "shifted", "ood")
+FOLDER = ("cache", "scores")
+SCORED_ROLES: tuple[Role, ...] = ("validation", "test", "validation_ood", "shifted", "ood")
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class HeadScores:
-    """A trained head and the parameters of the scores that judge by it."""
-
-    name: str  # METHOD-SEED
-    address: str
-    scores: Mapping[str, Mapping[str, float]]
-    records: Mapping[str, str] = field(default_factory=dict)  # addresses of what was fitted
-
-
-@dataclass(frozen=True)
-class _Members:
-    """Which keys of one source are scored, sorted, with their set and label."""
-
-    keys: pa.Array
-    sets: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class _Work:
-    """What every task needs; put once into Ray's object store."""
+    """What every task needs: heads by the address of their table, and which rows are scored."""
 
     storage: Storage
-    run: str
-    heads: tuple[HeadScores, ...]
-    members: Mapping[str, _Members]
-    set_names: tuple[str, ...]
+    heads: Mapping[str, HeadScores]
+    members: SetMembers
 
 
 def run(
     heads: Sequence[HeadScores],
     sets: FeatureSets,
     storage: Storage,
-    run_id: str,
     *,
+    with_ray: bool = True,
     at_once: int | None = None,
     on_progress: Progress | None = None,
-) -> list[str]:
-    """Write the scores of all heads; returns the folder of each head below `scores/`.
+) -> ScoreResult:
+    """Score every image of the roles in `SCORED_ROLES` by every head, where that is missing.
 
     Args:
-        heads: what judges, each with a name of its own.
+        heads: what judges; every key once.
         sets: the benchmark's features.
-        storage: where the run lies.
-        run_id: the run.
+        storage: where heads, records and tables are kept.
+        with_ray: Ray Data tasks; else a loop in this process, with the same result.
         at_once: tasks at a time; by default as many as Ray has CPUs for.
         on_progress: called with (shards done, in all).
+
+    Raises:
+        UserError: where a shard of features is damaged, or an image has no feature and no reason.
     """
-    names = tuple(n for n in sets.benchmark.sets if role(n) in SCORED_ROLES)
-    members = _members(sets.benchmark, names)
-    units = [
-        {"source": source, "number": number, "path": path}
-        for source, cache in sets.caches.items()
-        if source in members
-        for number, path in enumerate(cache.shards())
-    ]
-    work = _Work(storage, run_id, tuple(heads), members, names)
-    missing = [unit for unit in units if not _is_done(work, unit)]
-    done = len(units) - len(missing)
-    if on_progress:
-        on_progress(done, len(units))
-    for _ in _scored(missing, work, at_once):
-        done += 1
-        if on_progress:
-            on_progress(done, len(units))
-    return [head.name for head in heads]
+    members = sets.members(*sets.names(*SCORED_ROLES))
+    addresses = [address(head, sets, storage) for head in heads]
+    missing = {
+        place: head
+        for place, head in zip(addresses, heads, strict=True)
+        if not storage.exists(*FOLDER, place, "manifest.json")
+    }
+    _fill(_Work(storage, missing, members), with_ray, at_once, on_progress)
+    tables = {place: _manifest(storage, place) for place in addresses}
+    return ScoreResult(
+        heads=tuple(
+            ScoredHead(key=head.key, address=place, rows=tables[place].rows)
+            for head, place in zip(heads, addresses, strict=True)
+        )
+    )
 
 
-def read(storage: Storage, run_id: str, head: str) -> pa.Table:
-    """All scores of one head, sorted by set and key."""
-    folder = ("runs", run_id, "scores", head)
-    parts = [
-        storage.read_table(*folder, name)
-        for name in storage.names(*folder)
-        if name.endswith(".parquet")
-    ]
+def address(head: HeadScores, sets: FeatureSets, storage: Storage) -> str:
+    """Where the table of a head lies below `cache/scores/`."""
+    file = load_predictor(storage, head.address).head
+    return digest(
+        {
+            "head": head.address,
+            "scores": head.scores,
+            "fitted": head.fitted,
+            "sets": sets.address(sets.names(*SCORED_ROLES)),
+            "code": score_code(file, head.scores, score_shard).digest,
+        }
+    )
+
+
+def read(storage: Storage, place: str) -> pa.Table:
+    """The table of scores at that address, sorted by set and key.
+
+    Raises:
+        UserError: where a part is missing, or the rows are not those that were scored.
+    """
+    table = _manifest(storage, place)
+    there = set(storage.names(*FOLDER, place))
+    if lost := [part for part in table.parts if part not in there]:
+        raise UserError(
+            f"scores {place}: {len(lost)} of {len(table.parts)} parts are missing (first: "
+            f"{lost[0]}); {_remedy(storage, place)}"
+        )
+    parts = [storage.read_table(*FOLDER, place, part) for part in table.parts]
+    rows = sum(part.num_rows for part in parts)
+    if rows != table.rows:
+        raise UserError(
+            f"scores {place}: {rows} rows, and {table.rows} images were scored; "
+            f"{_remedy(storage, place)}"
+        )
     return pa.concat_tables(parts).sort_by([("set", "ascending"), ("key", "ascending")])
 
 
-def _members(benchmark: Benchmark, names: Sequence[str]) -> dict[str, _Members]:
-    rows: dict[str, list[tuple[str, int, int]]] = {}
-    for number, name in enumerate(names):
-        chosen = benchmark.sets[name]
-        for source, key, label in zip(chosen.sources, chosen.keys, chosen.labels, strict=True):
-            rows.setdefault(source, []).append((key, number, label))
-    members = {}
-    for source, found in rows.items():
-        keys, numbers, labels = zip(*sorted(found), strict=True)
-        members[source] = _Members(
-            pa.array(keys, pa.string()), np.asarray(numbers), np.asarray(labels, dtype=np.int64)
-        )
-    return members
+def read_all(storage: Storage, result: ScoreResult) -> dict[HeadKey, pa.Table]:
+    """The tables of all heads; raises what `read` raises."""
+    tables = {place: read(storage, place) for place in {head.address for head in result.heads}}
+    return {head.key: tables[head.address] for head in result.heads}
 
 
-def _part(unit: Mapping[str, Any]) -> str:
-    return f"{unit['source']}-{unit['number']:05d}.parquet"
+def read_chosen(storage: Storage, result: ScoreResult) -> dict[tuple[str, int], pa.Table]:
+    """The tables of the heads of chosen settings by (method, seed); raises what `read` raises."""
+    return {
+        (head.key.method, head.key.seed): read(storage, head.address)
+        for head in result.heads
+        if head.key.variant == "chosen"
+    }
 
 
-def _is_done(work: _Work, unit: Mapping[str, Any]) -> bool:
-    return all(
-        work.storage.exists("runs", work.run, "scores", head.name, _part(unit))
-        for head in work.heads
-    )
+def score_shard(shard: SourceShard, work: _Work) -> dict[str, int]:
+    """Judge the images of one feature shard by every head whose part is not there yet.
+
+    Gives the rows of the shard's part in each table, by address.
+    """
+    storage, part = work.storage, _part(shard)
+    there = [place for place in work.heads if storage.exists(*FOLDER, place, part)]
+    heads = {
+        place: (head, load_predictor(storage, head.address))
+        for place, head in work.heads.items()
+        if place not in there
+    }
+    counts = {p: storage.read_table(*FOLDER, p, part, columns=["key"]).num_rows for p in there}
+    if not heads:
+        return counts
+    local = any(p.takes_local or scoring.reads_local(head.scores) for head, p in heads.values())
+    rows = work.members.read(shard, local=local)
+    about = _about(rows, work.members)
+    for place, (head, predictor) in heads.items():
+        records = load_records(storage, head.fitted)
+        columns = judge(predictor, head.scores, rows.features, records, rows.local)
+        arrays = {name: pa.array(values) for name, values in columns.items()}
+        storage.write_table(pa.table({**about, **arrays}), *FOLDER, place, part)
+        counts[place] = len(rows.keys)
+    return counts
 
 
-def _scored(units: Sequence[Mapping[str, Any]], work: _Work, at_once: int | None) -> Any:
-    """Runs the units as Ray Data tasks and yields as each is done."""
-    if not units:
+def _fill(work: _Work, with_ray: bool, at_once: int | None, on_progress: Progress | None) -> None:
+    """Write the parts that are missing, then the manifest of each table."""
+    shards = work.members.shards()
+    parts: dict[str, dict[str, int]] = {place: {} for place in work.heads}
+    if on_progress:
+        on_progress(0 if work.heads else len(shards), len(shards))
+    if not work.heads:
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    shared = ray.put(work)
-    blocks = [pa.Table.from_pylist([dict(unit)]) for unit in units]
-    task: Any = _score_shard  # takes a keyword more than map_batches' type knows
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        task,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_kwargs={"shared": shared},
-        num_cpus=1,
-        compute=ray.data.TaskPoolStrategy(size=at_once),
-    )
-    yield from dataset.iter_rows()
+    results = map_shards(score_shard, shards, work, with_ray=with_ray, at_once=at_once)
+    for number, (shard, counts) in enumerate(zip(shards, results, strict=True), start=1):
+        for place, rows in counts.items():
+            parts[place][_part(shard)] = rows
+        if on_progress:
+            on_progress(number, len(shards))
+    for place, counted in parts.items():
+        _finish(work, place, counted)
 
 
-def _score_shard(batch: Any, shared: Any) -> Any:
-    work: _Work = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
-    for unit in batch.to_pylist():
-        score_shard(unit, work)
-    return batch
+def _finish(work: _Work, place: str, parts: Mapping[str, int]) -> None:
+    """Write a table's manifest, where every image that has a feature is in it."""
+    rows, planned = sum(parts.values()), work.members.num_rows()
+    if rows != planned:
+        raise UserError(
+            f"scores {place}: {rows} images were scored, and {planned} have a feature; delete "
+            f"{work.storage.path(*FOLDER, place)} and the features, and run embed again"
+        )
+    table = ScoreTable(address=place, rows=rows, parts=dict(parts))
+    work.storage.write_bytes(table.to_json(), *FOLDER, place, "manifest.json")
 
 
-def score_shard(unit: Mapping[str, Any], work: _Work) -> None:
-    """Judge the images of one feature shard by every head and write one file a head."""
-    storage, members = work.storage, work.members[unit["source"]]
-    relative = str(unit["path"]).removeprefix(storage.root + "/")
-    heads = [(head, load_predictor(storage, head.address)) for head in work.heads]
-    patches = any(p.takes_local or scoring.reads_local(head.scores) for head, p in heads)
-    names = ["key", "feature", *([LOCAL] if patches else [])]
-    table = pq.read_table(io.BytesIO(storage.read_bytes(relative)), columns=names)
-    place = pc.index_in(table["key"], value_set=members.keys).to_numpy()
-    wanted = np.flatnonzero(~np.isnan(place.astype(np.float64)))
-    rows = place[wanted].astype(np.int64)
-    features = matrix(table["feature"])[wanted]
-    local = None
-    if patches:
-        flat = matrix(table[LOCAL])[wanted]
-        local = flat.reshape(len(flat), -1, features.shape[1])
-    keys = table["key"].take(pa.array(wanted))
-    set_names = pa.array(work.set_names, pa.string()).take(pa.array(members.sets[rows]))
-    for head, predictor in heads:
-        records = load_records(storage, head.records)
-        judged = judge(predictor, head.scores, features, records, local)
-        columns = {
-            "set": set_names,
-            "key": keys,
-            "label": pa.array(members.labels[rows], pa.int64()),
-            **{name: pa.array(values) for name, values in judged.items()},
-        }
-        storage.write_table(pa.table(columns), "runs", work.run, "scores", head.name, _part(unit))
+def _about(rows: ShardRows, members: SetMembers) -> dict[str, pa.Array]:
+    """The columns that do not depend on a head."""
+    return {
+        "set": pa.array(members.names, pa.string()).take(pa.array(rows.sets)),
+        "key": rows.keys,
+        "label": pa.array(rows.labels, pa.int64()),
+    }
+
+
+def _part(shard: SourceShard) -> str:
+    return f"{shard.source}-{shard.number:05d}.parquet"
+
+
+def _manifest(storage: Storage, place: str) -> ScoreTable:
+    parts = (*FOLDER, place, "manifest.json")
+    if not storage.exists(*parts):
+        raise UserError(f"scores {place}: not there or not finished; run score again")
+    return ScoreTable.from_json(storage.read_bytes(*parts), storage.path(*parts))
+
+
+def _remedy(storage: Storage, place: str) -> str:
+    return f"delete {storage.path(*FOLDER, place)} and run score again"

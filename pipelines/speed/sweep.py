@@ -30,9 +30,11 @@ from pipelines.score.search import PostHocConfig
 from pipelines.settings import PipelineConfig
 from pipelines.speed.measure import Row
 from pipelines.sweep import stage as sweep
-from pipelines.sweep import tune as sweep_tune
+from pipelines.sweep import tune
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.progress import Budget, Live
+from pipelines.sweep.result import SweepResult
 from pipelines.sweep.space import with_values
-from pipelines.sweep.stage import SweepConfig
 from pipelines.sweep.trial import Shared
 
 SPACE = {
@@ -68,17 +70,14 @@ def _benchmark(folder: str) -> Iterator[Run]:
         yield pipeline.run(config, Quiet(), only="embed")
 
 
-def _sweep(opened: Run, space: Mapping[str, Sequence[Any]], budget: int) -> dict[str, Any]:
+def _sweep(opened: Run, space: Mapping[str, Sequence[float]], budget: int) -> SweepResult:
     settings = SweepConfig(posthoc=PostHocConfig(budget=budget), space={"ebm": dict(space)})
-    return sweep.run(
-        opened.config.methods,
-        opened.config.scores,
-        opened.sets,
-        opened.backbone,
-        opened.storage,
-        settings=settings,
-        compute=opened.config.compute,
+    config = opened.config
+    inputs = sweep.Inputs(
+        config.methods, config.scores, opened.sets, opened.backbone, opened.storage
     )
+    result, _ = sweep.run(inputs, settings, compute=config.compute)
+    return result
 
 
 def _two_levels(opened: Run, scale: float) -> list[Row]:
@@ -86,9 +85,9 @@ def _two_levels(opened: Run, scale: float) -> list[Row]:
     space = {**SPACE, "training.lr": SPACE["training.lr"][: max(1, round(5 * scale))]}
     trainings = len(list(itertools.product(*space.values())))
     start = time.perf_counter()
-    found = _sweep(opened, space, POSTHOC)
+    result = _sweep(opened, space, POSTHOC)
     seconds = time.perf_counter() - start
-    assert {trial["status"] for trial in found["trials"]} == {"done"}
+    assert {trial.status for trial in result.trials} == {"done"}
     name = f"sweep, {trainings} trainings x {POSTHOC} post-hoc settings of 5 scores"
     limit = 120.0 * trainings / 60
     plain = _plain_trial_seconds(opened) * trainings * POSTHOC
@@ -123,9 +122,10 @@ def _plain_trial_seconds(opened: Run) -> float:
 
 
 def _fit(trial: Any, count: int, opened: Run) -> None:
-    live, budget = sweep_tune.Live(count, None), sweep_tune.Budget(None)
     space = {"place": ray.tune.grid_search(list(range(count)))}
-    results = sweep_tune.fit(trial, space, opened.config.compute, budget, live)
+    results = tune.fit(
+        trial, space, compute=opened.config.compute, budget=Budget(None), live=Live(count, None)
+    )
     assert not results.errors
 
 

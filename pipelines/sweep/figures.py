@@ -1,15 +1,13 @@
 """Pictures of a sweep: its trials, what mattered, the post-hoc surface, accuracy against FPR.
 
-Drawn from `sweep.json`, the surfaces of the chosen trials and `pipelines.sweep.evidence`, in the
-look of `pipelines.plots`. Colour is always validation AUROC, the same scale in a figure.
+Drawn from `SweepResult`, the surfaces of the chosen trials and `pipelines.sweep.evidence`, in the
+look of `pipelines.plots`. Colour is always validation AUROC, the same scale in a figure. Optuna's
+own pictures are not used: they leave out failed and stopped trials and the chosen one.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -19,128 +17,64 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from pipelines.plots import INK, LINE, MUTED, PAPER, new_figure
-from pipelines.sweep import evidence as facts
-from pipelines.sweep.evidence import Importance, Trial
+from pipelines.plots import COLOURS, INK, LINE, MUTED, PAPER, new_figure
+from pipelines.sweep import evidence, importance, surfaces
+from pipelines.sweep.axes import Scale
+from pipelines.sweep.evidence import ParetoPoint
+from pipelines.sweep.importance import Importance, is_number, spans_decades, varied
+from pipelines.sweep.result import ScoreParams, Settings, SweepResult, Trial
+from pipelines.sweep.surfaces import Row
 
-_BLUE, _ORANGE, _VERMILION = "#0072b2", "#e69f00", "#d55e00"
-_LINES = ("#0072b2", "#d55e00", "#009e73", "#aa3377", "#e69f00", "#56b4e9", "#8c564b", "#999933")
+_BLUE, _VERMILION, _ORANGE = COLOURS[0], COLOURS[1], COLOURS[4]
 _MARKERS = "osD^vPX<>hp*"
-_APART = 0.06  # of an axis: what two written values need between them
-_LONGEST = 18  # characters of a written value
 _PLACES = 6  # of trials that a contour needs
 _SHOWN = 200  # trials of one picture: the best of more
+_DELTA_ENERGY = "delta_energy"
 
 
-@dataclass(frozen=True)
-class Scale:
-    """An axis from 0 to 1: numbers (logarithmic over decades) or words, one step each."""
-
-    name: str
-    values: tuple[Any, ...]
-    log: bool = False
-
-    @classmethod
-    def of(cls, name: str, tried: Sequence[Any]) -> Scale:
-        """The axis of the values that were tried."""
-        if all(map(facts.is_number, tried)):
-            numbers = sorted({float(value) for value in tried})
-            return cls(name, tuple(numbers), facts.spans_decades(numbers))
-        return cls(name, tuple(dict.fromkeys(map(str, tried))))
-
-    @property
-    def numeric(self) -> bool:
-        """Whether the values are numbers."""
-        return not isinstance(self.values[0], str)
-
-    def place(self, value: Any) -> float:
-        """Where a value stands."""
-        if len(self.values) == 1:
-            return 0.5
-        if not self.numeric:
-            return self.values.index(str(value)) / (len(self.values) - 1)
-        ends = self.values[0], self.values[-1], float(value)
-        low, high, at = np.log(ends) if self.log else np.asarray(ends)
-        return float((at - low) / (high - low))
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        """Places and what is written there: the values, or round numbers where they crowd."""
-        places = sorted(self.place(value) for value in self.values)
-        crowded = any(b - a < _APART for a, b in itertools.pairwise(places))
-        if not (self.numeric and crowded):
-            return [(self.place(value), self._written(value)) for value in self.values]
-        low, high = self.values[0], self.values[-1]
-        if self.log:
-            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            steps = (1,) if len(powers) > 4 else (1, 2, 5)
-            spaced = [step * 10.0**power for power in powers for step in steps]
-            round_values = [v for v in spaced if low <= v * (1 + 1e-9) and v <= high * (1 + 1e-9)]
-        else:
-            found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-            round_values = [float(value) for value in found if low <= value <= high]
-        return [(self.place(value), self._written(value)) for value in round_values]
-
-    def _written(self, value: Any) -> str:
-        if self.name.endswith("(%)"):
-            return f"{value:.1f}"
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\u2026"
-
-
-def drawn(
-    sweep: Mapping[str, Any], surfaces: pa.Table | None = None
-) -> Iterator[tuple[str, str, Figure]]:
+def drawn(sweep: SweepResult, table: pa.Table | None = None) -> Iterator[tuple[str, str, Figure]]:
     """Every picture that the sweep has something for: file name without suffix, title, figure.
 
     Args:
-        sweep: the content of `sweep.json`.
-        surfaces: of the chosen trials, or None.
+        sweep: its result.
+        table: the surfaces of the chosen trials, or None.
     """
-    members, own, bars = facts.trials(sweep), facts.own_scores(sweep), []
-    for method, score in own.items():
-        trials = [trial for trial in members if trial.method == method]
-        chosen = sweep["methods"][method].get("chosen") or {}
-        measured = facts.importance(trials, score)
-        if (figure := parallel(trials, score, chosen)) is not None:
+    bars = []
+    for method, choice in sweep.methods.items():
+        trials, criterion = sweep.of(method), choice.setting.score
+        measured = importance.of_training(trials, criterion)
+        if (figure := parallel(trials, criterion, choice.chosen)) is not None:
             yield f"parallel-{method}", f"{method}: one line a trial", figure
-        if (figure := contour(trials, score, chosen, measured)) is not None:
+        if (figure := contour(trials, criterion, choice.chosen, measured)) is not None:
             yield f"contour-{method}", f"{method}: two settings", figure
-        for name in dict.fromkeys((score, "delta_energy")):
-            rows = facts.surface_rows(surfaces, method, name)
-            params = (sweep["methods"][method].get("scores") or {}).get(name) or {}
-            if (figure := surface(rows, params)) is not None:
-                yield f"surface-{method}-{name}", f"{method} + {name}, chosen head", figure
-        of_score = facts.surface_importance(facts.surface_rows(surfaces, method, score))
+        for score in dict.fromkeys((criterion, _DELTA_ENERGY)):
+            rows = surfaces.of_score(table, method, score)
+            if (figure := surface(rows, choice.scores.get(score, {}))) is not None:
+                yield f"surface-{method}-{score}", f"{method} + {score}, chosen head", figure
+        of_score = evidence.criterion_surface(sweep, table, method)
         bars += [found for found in (measured, of_score) if found is not None and found.shares]
     if bars:
         yield "importance", "What explains the validation AUROC", importance_bars(bars)
-    points = facts.pareto(members, own)
+    points = evidence.pareto(sweep)
     if len(points) > 1:
         yield "pareto", "ID accuracy against FPR", front(points, chosen_trials(sweep))
 
 
-def chosen_trials(sweep: Mapping[str, Any]) -> set[tuple[str, int]]:
-    """(method, number) of the chosen trials; in an earlier version's record, by their settings."""
-    found = set()
-    for trial in sweep.get("trials") or []:
-        chosen = sweep["methods"].get(trial["method"]) or {}
-        number = chosen.get("trial")
-        same = trial["settings"] == chosen.get("chosen")
-        if trial["trial"] == number if number is not None else same:
-            found.add((trial["method"], int(trial["trial"])))
-    return found
+def chosen_trials(sweep: SweepResult) -> set[tuple[str, int]]:
+    """(method, number) of the chosen trials."""
+    chosen = {(name, choice.trial) for name, choice in sweep.methods.items()}
+    return {(method, number) for method, number in chosen if number is not None}
 
 
-def parallel(trials: Sequence[Trial], score: str, chosen: Mapping[str, Any]) -> Figure | None:
+def parallel(trials: Sequence[Trial], criterion: str, chosen: Settings) -> Figure | None:
     """Each trial as a line through its settings to its accuracy and AUROC; the chosen one thick.
 
     A failed trial is dashed and ends in a cross behind its settings; a stopped one is dotted.
     """
-    keys, known = facts.varied(trials), _judged(trials, score)
+    keys, known = varied(trials), _judged(trials, criterion)
     if not keys or len(known) < 2:
         return None
     known = known[-_SHOWN:]
@@ -154,7 +88,7 @@ def parallel(trials: Sequence[Trial], score: str, chosen: Mapping[str, Any]) -> 
         axes = figure.subplots()
         for trial, auroc in known:
             values = [*map(trial.settings.get, keys), 100 * (trial.accuracy or 0), 100 * auroc]
-            best = trial.status == "done" and dict(trial.settings) == dict(chosen)
+            best = trial.status == "done" and trial.settings == chosen
             axes.plot(
                 range(len(scales)),
                 [scale.place(value) for scale, value in zip(scales, values, strict=True)],
@@ -174,20 +108,20 @@ def parallel(trials: Sequence[Trial], score: str, chosen: Mapping[str, Any]) -> 
 
 def contour(
     trials: Sequence[Trial],
-    score: str,
-    chosen: Mapping[str, Any],
+    criterion: str,
+    chosen: Settings,
     measured: Importance | None = None,
 ) -> Figure | None:
     """Validation AUROC over the two numeric settings that matter most, linear between trials.
 
     Where other settings vary too, the best trial of a place stands for it.
     """
-    known = _judged(trials, score)
+    known = _judged(trials, criterion)
     shares = measured.shares if measured is not None else {}
     keys = [
         key
-        for key in sorted(facts.varied(trials), key=lambda key: -shares.get(key, 0.0))
-        if all(facts.is_number(trial.settings.get(key)) for trial, _ in known)
+        for key in sorted(varied(trials), key=lambda key: -shares.get(key, 0.0))
+        if all(is_number(trial.settings.get(key)) for trial, _ in known)
     ][:2]
     if len(keys) < 2:
         return None
@@ -215,27 +149,27 @@ def contour(
     return figure
 
 
-def surface(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Figure | None:
-    """Validation AUROC over tau (or k), a line for each c or gamma; the chosen place ringed."""
-    along = next((k for k in ("tau", "k", "gamma", "c") if len(_values(rows, k)) > 1), None)
+def surface(rows: Sequence[Row], chosen: ScoreParams) -> Figure | None:
+    """Validation AUROC over one parameter, a line for each value of another; the choice ringed.
+
+    The first is tau where it varied, else k, gamma or c. Of more than two, the best setting at a
+    place stands for it.
+    """
+    along, other = _varied_parameters(rows)
     if along is None:
         return None
-    other = next((k for k in ("c", "gamma") if k != along and len(_values(rows, k)) > 1), None)
     with new_figure(4.4, 3.1) as figure:
         axes = figure.subplots()
-        groups = _values(rows, other) if other else [None]
-        for number, value in enumerate(groups):
-            line = sorted(
-                (row[along], 100 * row["auroc"]) for row in rows if not other or row[other] == value
-            )
-            colour = _LINES[number % len(_LINES)]
+        for number, value in enumerate(_values(rows, other) if other else [None]):
+            line = _line(rows, along, (other, value))
+            colour = COLOURS[number % len(COLOURS)]
             marker = "." if len(line) <= 40 else ""
             label = f"{other} = {value:g}" if other and value is not None else None
             axes.plot(*zip(*line, strict=True), color=colour, marker=marker, label=label)
             if value == (chosen.get(other) if other else None) and along in chosen:
                 x, y = min(line, key=lambda point: abs(point[0] - chosen[along]))
                 _ring(axes, x, y)
-        if facts.spans_decades(_values(rows, along)):
+        if spans_decades(_values(rows, along)):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -247,6 +181,28 @@ def surface(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Fig
     return figure
 
 
+def _varied_parameters(rows: Sequence[Row]) -> tuple[str | None, str | None]:
+    """What a surface is drawn over, and what its lines are; None where nothing more varied."""
+    known = ("tau", "k", "gamma", "c", "weight")
+    names = [name for name in known if len(_values(rows, name)) > 1]
+    return (*names, None, None)[0], next((name for name in reversed(names[1:])), None)
+
+
+def _line(
+    rows: Sequence[Row], along: str, fixed: tuple[str | None, float | None]
+) -> list[tuple[float, float]]:
+    """Places and AUROC in percent of the settings with one value of another parameter."""
+    other, value = fixed
+    best: dict[float, float] = {}
+    for row in rows:
+        place, auroc = row[along], row["auroc"]
+        assert is_number(place)
+        assert is_number(auroc)
+        if other is None or row[other] == value:
+            best[place] = max(best.get(place, 0.0), 100 * auroc)
+    return sorted(best.items())
+
+
 def importance_bars(found: Sequence[Importance]) -> Figure:
     """The share of each setting, a block of bars for each method and what is varied."""
     lines = sum(len(one.shares) for one in found) + len(found)
@@ -254,7 +210,7 @@ def importance_bars(found: Sequence[Importance]) -> Figure:
         axes = figure.subplots()
         at, names, spots = 0, [], []
         for one in found:
-            trained = one.of == "training settings"
+            trained = one.of == importance.TRAINING
             count = f"{one.num} trials" if trained else f"{one.num} settings of {one.of}"
             side: dict[str, Any] = {"va": "center", "fontsize": 8.5}
             axes.text(0, at, f"{one.method}, {count}", fontweight="bold", **side)
@@ -273,27 +229,27 @@ def importance_bars(found: Sequence[Importance]) -> Figure:
     return figure
 
 
-def front(points: Sequence[Mapping[str, Any]], chosen: set[tuple[str, int]]) -> Figure:
+def front(points: Sequence[ParetoPoint], chosen: set[tuple[str, int]]) -> Figure:
     """FPR against ID accuracy of every trial: up and to the left is better; chosen ones ringed."""
     with new_figure(4.6, 3.5) as figure:
         axes = figure.subplots()
-        best = sorted((100 * p["fpr"], 100 * p["accuracy"]) for p in points if p["front"])
+        best = sorted((100 * p.fpr, 100 * p.accuracy) for p in points if p.front)
         style: dict[str, Any] = {"color": MUTED, "linewidth": 1, "zorder": 1}
         axes.step(*zip(*best, strict=True), where="post", label="Pareto front", **style)
-        for number, method in enumerate(dict.fromkeys(point["method"] for point in points)):
-            own = [point for point in points if point["method"] == method]
+        for number, method in enumerate(dict.fromkeys(point.method for point in points)):
+            of_method = [point for point in points if point.method == method]
             axes.plot(
-                [100 * point["fpr"] for point in own],
-                [100 * point["accuracy"] for point in own],
+                [100 * point.fpr for point in of_method],
+                [100 * point.accuracy for point in of_method],
                 _MARKERS[number % len(_MARKERS)],
-                color=_LINES[number % len(_LINES)],
+                color=COLOURS[number % len(COLOURS)],
                 markersize=5.5,
                 alpha=0.85,
                 label=method,
             )
         for point in points:
-            if (point["method"], point["trial"]) in chosen:
-                _ring(axes, 100 * point["fpr"], 100 * point["accuracy"])
+            if (point.method, point.trial) in chosen:
+                _ring(axes, 100 * point.fpr, 100 * point.accuracy)
         axes.set_xlabel("FPR at 95 % TPR, validation OOD (%)")
         axes.set_ylabel("ID validation accuracy (%)")
         axes.grid(color=LINE, linewidth=0.6)
@@ -303,20 +259,20 @@ def front(points: Sequence[Mapping[str, Any]], chosen: set[tuple[str, int]]) -> 
     return figure
 
 
-def _judged(trials: Sequence[Trial], score: str) -> list[tuple[Trial, float]]:
+def _judged(trials: Sequence[Trial], criterion: str) -> list[tuple[Trial, float]]:
     """The trials that have both figures, with their AUROC, the best last."""
     known = [
-        (trial, auroc)
+        (trial, figures.auroc)
         for trial in trials
         if trial.status != "failed"
         and trial.accuracy is not None
-        and (auroc := trial.of(trial.auroc, score)) is not None
+        and (figures := trial.by(criterion)) is not None
     ]
     return sorted(known, key=lambda item: item[1])
 
 
-def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return sorted({row[key] for row in rows if row.get(key) is not None})
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return sorted({value for row in rows if is_number(value := row.get(key))})
 
 
 def _span(percents: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:

@@ -1,8 +1,9 @@
 """What a run keeps of its sweep: configurations to run again, evidence, pictures, MLflow runs.
 
+    runs/RUN/surfaces.parquet     every post-hoc setting of the chosen trials (`sweep.surfaces`)
     runs/RUN/best/METHOD.yaml     the chosen setting, with every score's chosen parameters
-    runs/RUN/sweep/evidence.json  importance, Pareto front, edges, budget (`sweep_evidence`)
-    runs/RUN/sweep/*.png          pictures (`sweep_figures`)
+    runs/RUN/sweep/evidence.json  importance, Pareto front, edges, budget (`sweep.evidence`)
+    runs/RUN/sweep/*.png          pictures (`sweep.figures`)
 
 `python -m jobs.pipeline method=@runs/RUN/best/METHOD.yaml sweep=none` with the run's other words
 gives the run's numbers again.
@@ -11,22 +12,27 @@ gives the run's numbers again.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pyarrow as pa
 
-from pipelines.config import to_yaml
+from pipelines.config import plain, to_yaml
 from pipelines.data.storage import Storage
-from pipelines.plots import png
 from pipelines.sweep import evidence as sweep_evidence
-from pipelines.sweep import figures as sweep_figures
+from pipelines.sweep import surfaces
+from pipelines.sweep.evidence import Evidence
+from pipelines.sweep.result import Choice, Status, SweepResult, Trial
 from pipelines.tracking import ChildRun, Tracker
 
-SURFACES = "surfaces.parquet"
-_STATUS: Mapping[str, Any] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+# MLflow's status of a run by that of a trial.
+_STATUS: Mapping[Status, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "done": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
 
 
 @dataclass(frozen=True)
@@ -46,101 +52,102 @@ class Place:
     tracking_run: str
 
 
-def keep(place: Place, sweep: Mapping[str, Any], words: str) -> None:
+def keep(place: Place, result: SweepResult, table: pa.Table | None, words: str) -> None:
     """Write it all and log it to MLflow; where nothing was searched, the configurations alone.
 
     Args:
-        place: where to; the surfaces, if any, are in storage already.
-        sweep: the content of `sweep.json`.
+        place: where to.
+        result: what was chosen.
+        table: the surfaces of the chosen trials, where there are any.
         words: of the run's command line, which have to be given again.
     """
     storage = place.storage
-    for name, found in sweep["methods"].items():
-        text = best_yaml(name, found, words)
+    for name, choice in result.methods.items():
+        text = best_yaml(name, choice, words)
         storage.write_bytes(text.encode(), "runs", place.run, "best", f"{name}.yaml")
-    if not sweep.get("trials"):
+    if table is not None:
+        storage.write_table(table, "runs", place.run, surfaces.FILE)
+    if not result.trials:
         return
-    table = surfaces(storage, place.run)
-    facts = sweep_evidence.evidence(sweep, table)
-    storage.write_json(facts, "runs", place.run, "sweep", "evidence.json")
-    pictures = {f"{name}.png": png(figure) for name, _, figure in sweep_figures.drawn(sweep, table)}
+    from pipelines.plots import png
+    from pipelines.sweep import figures as sweep_figures
+
+    evidence = sweep_evidence.evidence(result, table)
+    storage.write_bytes(evidence.to_json(), "runs", place.run, "sweep", "evidence.json")
+    drawn = sweep_figures.drawn(result, table)
+    pictures = {f"{name}.png": png(figure) for name, _, figure in drawn}
     for name, content in pictures.items():
         storage.write_bytes(content, "runs", place.run, "sweep", name)
-    _log(place, sweep, facts, pictures)
+    place.tracker.log_children(children(result), place.tracking_run)
+    _log(place, result, evidence, pictures)
 
 
-def surfaces(storage: Storage, run: str) -> pa.Table | None:
-    """The post-hoc surfaces of the chosen trials, where the sweep wrote them."""
-    if not storage.exists("runs", run, SURFACES):
-        return None
-    return storage.read_table("runs", run, SURFACES)
-
-
-def best_yaml(name: str, found: Mapping[str, Any], words: str) -> str:
+def best_yaml(name: str, choice: Choice, words: str) -> str:
     """A method's chosen setting as a file of the group `method`.
 
     Args:
         name: the method's, as in tables.
-        found: its entry of `methods` in `sweep.json`.
+        choice: its chosen setting.
         words: of the run's command line, which have to be given again.
     """
     lines = [
         f"# {name}, chosen on validation data. Again, with whatever else the run was given:",
         f"# python -m jobs.pipeline method=@FILE sweep=none {words}",
     ]
-    params = {score: values for score, values in found["scores"].items() if values}
-    setting = {**found["setting"], "score_params": params}
+    params = {score: values for score, values in choice.scores.items() if values}
+    setting = {**plain(choice.setting), "score_params": params}
     return "\n".join(lines) + "\n" + to_yaml(setting)
 
 
-def children(sweep: Mapping[str, Any]) -> list[ChildRun]:
+def children(result: SweepResult) -> list[ChildRun]:
     """Every trial as a run of MLflow: a stopped one is KILLED there, with the reason as a tag."""
-    found = []
-    for trial in sweep_evidence.trials(sweep):
-        figures = {
-            **{f"validation/auroc/{score}": value for score, value in trial.auroc.items()},
-            **{f"validation/fpr/{score}": value for score, value in trial.fpr.items()},
-            **{
-                f"best/{score}/{key}": value
-                for score, params in trial.params.items()
-                for key, value in params.items()
-            },
-        }
-        if trial.accuracy is not None:
-            figures["validation/accuracy"] = trial.accuracy
-        found.append(
-            ChildRun(
-                f"sweep {trial.method} {trial.number}",
-                _STATUS[trial.status],
-                trial.seconds,
-                {"method": trial.method, **trial.settings},
-                figures,
-                {"trial.status": trial.status}
-                | ({"trial.reason": trial.reason} if trial.reason else {}),
-            )
+    return [
+        ChildRun(
+            f"sweep {trial.method} {trial.trial}",
+            _STATUS[trial.status],
+            trial.seconds,
+            {"method": trial.method, **trial.settings},
+            dict(_figures(trial)),
+            {"trial.status": trial.status}
+            | ({"trial.reason": trial.reason} if trial.reason else {}),
         )
-    return found
+        for trial in result.trials
+    ]
+
+
+def _figures(trial: Trial) -> Iterator[tuple[str, float]]:
+    """What MLflow gets of a trial as metrics."""
+    for score, figures in trial.scores.items():
+        yield f"validation/auroc/{score}", figures.auroc
+        yield f"validation/fpr/{score}", figures.fpr
+        for key, value in figures.params.items():
+            yield f"best/{score}/{key}", value
+    if trial.accuracy is not None:
+        yield "validation/accuracy", trial.accuracy
+
+
+def _tags(result: SweepResult) -> Iterator[tuple[str, str]]:
+    """What was chosen, as tags of the run's own MLflow run."""
+    for name, choice in result.methods.items():
+        for key, value in choice.chosen.items():
+            yield f"chosen.{name}.{key}", str(value)
+        for score, params in choice.scores.items():
+            for key, number in params.items():
+                yield f"chosen.{name}.{score}.{key}", f"{number:g}"
 
 
 def _log(
-    place: Place, sweep: Mapping[str, Any], facts: Mapping[str, Any], pictures: Mapping[str, bytes]
+    place: Place, result: SweepResult, evidence: Evidence, pictures: Mapping[str, bytes]
 ) -> None:
-    place.tracker.log_children(children(sweep), place.tracking_run)
-    chosen: dict[str, str] = {}
-    for name, found in sweep["methods"].items():
-        chosen |= {f"chosen.{name}.{key}": str(value) for key, value in found["chosen"].items()}
-        chosen |= {
-            f"chosen.{name}.{score}.{key}": f"{value:g}"
-            for score, params in found["scores"].items()
-            for key, value in params.items()
-        }
+    """The choice as tags, the importance as metrics, the pictures as artifacts."""
     shares = {
-        f"importance/{one['method']}/{one['of'].partition(' ')[0]}/{key}": share
-        for one in facts["importance"]
-        for key, share in one["shares"].items()
+        f"importance/{one.method}/{one.of.partition(' ')[0]}/{key}": share
+        for one in evidence.importance
+        for key, share in one.shares.items()
     }
+    tags = dict(_tags(result))
     with (
-        place.tracker.run("", run_id=place.tracking_run, tags=chosen) as active,
+        place.tracker.run("", run_id=place.tracking_run, tags=tags) as active,
         tempfile.TemporaryDirectory(prefix="energy-ood-") as folder,
     ):
         active.log_metrics(shares)

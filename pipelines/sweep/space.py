@@ -9,9 +9,9 @@ A space maps dotted keys of a method to a list (a grid) or to a mapping that nam
     scope: {choice: [image, top]}
 
 `grid` tries every combination of lists, `random` draws `num_samples` settings from a seed, and
-`optuna` (`pipelines.sweep.tune`) proposes them one after the other. Settings that a method refuses
-because two margins are in the wrong order are left out of the grid and drawn again, so that
-m_in < m_out holds in every trial.
+`optuna` (`pipelines.sweep.proposed`) proposes them one after the other. Settings that a method
+refuses because two margins are in the wrong order are left out of the grid and drawn again, so
+that m_in < m_out holds in every trial.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.config import UserError, plain
 from pipelines.methods import AnyMethod, MethodConfig
+from pipelines.sweep.result import Settings, SettingValue
 
 Sampler: TypeAlias = Literal["grid", "random", "optuna"]
-Values: TypeAlias = dict[str, Any]
+# By dotted key: a list of values, or a mapping of a sampler's name to its list.
+Space: TypeAlias = Mapping[str, Any]
 
 # name of a sampler: what its list holds
 SAMPLERS: Mapping[str, str] = {
@@ -42,7 +44,7 @@ SAMPLERS: Mapping[str, str] = {
 _PATIENCE = 1000
 
 
-def problem(domain: Any) -> str | None:
+def problem(domain: object) -> str | None:
     """What is wrong with a key's list or mapping, or None."""
     if isinstance(domain, list):
         return None if domain else "an empty list"
@@ -63,7 +65,7 @@ def problem(domain: Any) -> str | None:
     return None
 
 
-def size(space: Mapping[str, Any]) -> int | None:
+def size(space: Space) -> int | None:
     """How many combinations a space of lists has; None where a key names a sampler."""
     if not all(isinstance(domain, list) for domain in space.values()):
         return None
@@ -72,12 +74,12 @@ def size(space: Mapping[str, Any]) -> int | None:
 
 def settings(
     method: MethodConfig,
-    space: Mapping[str, Any],
+    space: Space,
     *,
     sampler: Sampler,
     num_samples: int | None,
     seed: int,
-) -> list[Values]:
+) -> list[Settings]:
     """The settings that a grid or a random search tries, in order.
 
     Args:
@@ -112,7 +114,7 @@ def settings(
     return found
 
 
-def _drawn(space: Mapping[str, Any], random: np.random.Generator) -> Iterator[tuple[str, Any]]:
+def _drawn(space: Space, random: np.random.Generator) -> Iterator[tuple[str, SettingValue]]:
     """One value for every key."""
     for key, domain in space.items():
         name, given = ("choice", domain) if isinstance(domain, list) else next(iter(domain.items()))
@@ -151,7 +153,7 @@ def check_key(method: MethodConfig, key: str) -> None:
         raise UserError(f"sweep.space.{method.name}: no key {key!r} in method {method.name}")
 
 
-def is_ordered(method: MethodConfig, values: Mapping[str, Any]) -> bool:
+def is_ordered(method: MethodConfig, values: Mapping[str, SettingValue]) -> bool:
     """Whether a setting's two margins, where it has two, are in order."""
     known = {**plain(method), **values}
     m_in, m_out = known.get("m_in"), known.get("m_out")
@@ -160,7 +162,16 @@ def is_ordered(method: MethodConfig, values: Mapping[str, Any]) -> bool:
     return m_in < m_out
 
 
-def with_values(method: MethodConfig, values: Mapping[str, Any]) -> MethodConfig:
+def in_order(proposed: Mapping[str, SettingValue]) -> Settings:
+    """Values as tables print them, the two margins exchanged where they came in the wrong order."""
+    values = {k: rounded(v) if isinstance(v, float) else v for k, v in proposed.items()}
+    m_in, m_out = values.get("m_in"), values.get("m_out")
+    if isinstance(m_in, int | float) and isinstance(m_out, int | float) and m_in > m_out:
+        return {**values, "m_in": m_out, "m_out": m_in}
+    return values
+
+
+def with_values(method: MethodConfig, values: Mapping[str, SettingValue]) -> MethodConfig:
     """`method` with dotted keys replaced and everything validated again.
 
     Raises:
@@ -181,7 +192,7 @@ def with_values(method: MethodConfig, values: Mapping[str, Any]) -> MethodConfig
         raise UserError(f"sweep.space.{method.name}: {dict(values)}: {message}") from None
 
 
-def parse_method(data: Mapping[str, Any]) -> MethodConfig:
+def parse_method(data: Mapping[str, object]) -> MethodConfig:
     """A method's section from plain data, by its `name`."""
     adapter: TypeAdapter[MethodConfig] = TypeAdapter(AnyMethod)
     return adapter.validate_python(dict(data))

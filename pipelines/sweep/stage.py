@@ -6,177 +6,116 @@ validation and what stands for the unknown are seen: the view it works on refuse
 set. The unknown is the sets `validation_ood`; without one the `outliers`, unless a method of the
 run learns from them; without any OOD image, ID classes held out in turn.
 
-Rule: among a method's trials whose ID validation accuracy is within `accuracy_tolerance` of its
-best, the one whose own score has the highest mean AUROC over those sets; among equals the first.
-For every score of that head, the parameters with the highest AUROC. Every trained method has the
-same number of trials, every score the same number of settings. A method's losses never choose:
-the DeltaEnergy bound is best, 0, where it does nothing (keep = 1).
+The rule of choice stands in `pipelines.sweep.choice`. Every trained method has the same number of
+trials, every score the same number of settings.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
-from pydantic import Field, model_validator
 
-from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
-from pipelines.config import Section, UserError, digest, group_names, plain
-from pipelines.data.benchmarks import role
-from pipelines.data.feature_sets import TRAINING_ROLES, FeatureSet, FeatureSets
+from pipelines.config import UserError, group_names
+from pipelines.data.feature_sets import FeatureSet, FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune import columns as training_columns
-from pipelines.finetune.cache import code_version
 from pipelines.finetune.loop import TrainingData
-from pipelines.fitted import search as fitted_search
 from pipelines.fitted.plan import FitData
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import search as posthoc
-from pipelines.score.search import PostHocConfig
+from pipelines.sweep import choice, surfaces
 from pipelines.sweep import space as search_space
-from pipelines.sweep import trial as sweep_trial
-from pipelines.sweep import tune as sweep_tune
-from pipelines.sweep.space import parse_method, with_values
-from pipelines.sweep.trial import JudgedOn, Record, Shared
-from pipelines.sweep.tune import Budget, Live, Progress, Search
+from pipelines.sweep.choice import FinishedTrial
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.progress import Budget, Live, Progress
+from pipelines.sweep.result import Choice, JudgedOn, Settings, SweepResult
+from pipelines.sweep.space import parse_method
+from pipelines.sweep.spec import MakeSpec, Spec, inputs_digest
+from pipelines.sweep.trial import Shared
+from pipelines.sweep.trial_record import TrialRecord, failed, has_record, read_record
 
-__all__ = ["SweepConfig", "parse_method", "run", "training_data"]
+if TYPE_CHECKING:
+    from pipelines.sweep.proposed import Search
 
-CRITERIA: Mapping[JudgedOn, str] = {
-    "validation_ood": "highest validation AUROC of the method's own score among trials whose ID "
-    "validation accuracy is within the tolerance of the best",
-    "outliers": "highest AUROC of the method's own score against the outliers (no validation_ood "
-    "is given, and no method learns from them) among trials whose ID validation accuracy is "
-    "within the tolerance of the best",
-    "held_out_classes": "ID data alone: highest AUROC of the method's own score with ID classes "
-    "held out in turn, among trials whose ID validation accuracy is within the tolerance of the "
-    "best; fitted scores keep their defaults",
-}
-# One row for each post-hoc setting of a chosen trial; a parameter that a score lacks is null.
-SURFACES = pa.schema(
-    [
-        ("method", pa.string()),
-        ("trial", pa.int64()),
-        ("score", pa.string()),
-        *((name, pa.float64()) for name in ("tau", "c", "gamma", "k", "auroc", "fpr")),
-    ]
-)
-# Keys of a method that no training depends on.
-NOT_TRAINED = ("score", "score_params")
+__all__ = ["Inputs", "SweepConfig", "parse_method", "run", "training_data"]
 
-
-class SweepConfig(Section):
-    """What is searched; an empty `space` searches the scores' parameters only."""
-
-    posthoc: PostHocConfig = PostHocConfig()
-    space: dict[str, dict[str, Any]] = Field(
-        {},
-        description="by method: dotted keys, each with a list of values or {sampler: [...]}",
-    )
-    lr_factors: list[float] = Field(
-        [],
-        description="for a trained method that `space` does not name: its own learning rate times "
-        "each of these; none: its own settings only",
-    )
-    sampler: search_space.Sampler = Field(
-        "grid", description="grid: every combination of lists; random; optuna: TPE"
-    )
-    num_samples: int | None = Field(
-        None, ge=1, description="trainings of each method; needed by random and optuna"
-    )
-    scheduler: Literal["none", "asha", "median"] = Field(
-        "none", description="stops weak trials early, by their figures after each epoch"
-    )
-    grace_epochs: int = Field(5, ge=1, description="epochs before a trial may be stopped")
-    objectives: list[Literal["auroc", "accuracy", "fpr"]] = Field(
-        ["auroc"],
-        min_length=1,
-        description="what optuna looks at, several at once too; schedulers compare by the first",
-    )
-    time_budget_s: float | None = Field(
-        None, gt=0, description="seconds after which no trial goes on"
-    )
-    seed: int = Field(0, ge=0, description="of random draws and of optuna")
-    accuracy_tolerance: float = Field(
-        0.01, ge=0, le=1, description="ID validation accuracy that a better AUROC may cost"
-    )
-    enabled: bool = Field(True, description="false: the defaults of every method and score")
-
-    @model_validator(mode="after")
-    def _spaces(self) -> SweepConfig:
-        for method, space in self.space.items():
-            for key, domain in space.items():
-                if wrong := search_space.problem(domain):
-                    raise ValueError(f"space.{method}.{key}: {wrong}")
-                if self.sampler == "grid" and not isinstance(domain, list):
-                    raise ValueError(
-                        f"space.{method}.{key}: a grid needs a list of values; give one, or "
-                        "sampler=random (or optuna) and num_samples"
-                    )
-        if self.sampler != "grid" and self.num_samples is None:
-            raise ValueError(f"sampler={self.sampler}: give num_samples, the trainings a method")
-        return self
-
-    @model_validator(mode="after")
-    def _equal_budgets(self) -> SweepConfig:
-        if self.num_samples is not None:
-            return self
-        sizes = {m: search_space.size(s) for m, s in self.space.items() if s}
-        if self.lr_factors:
-            sizes["lr_factors"] = len(self.lr_factors)
-        if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{method}: {n}" for method, n in sizes.items())
-            raise ValueError(f"space: every method gets the same number of trials, came {listed}")
-        return self
-
-    def completed(self, methods: Mapping[str, MethodConfig]) -> SweepConfig:
-        """With a space for each trained method of `methods`, where `lr_factors` gives one."""
-        trained = {n: m for n, m in methods.items() if self.lr_factors and m.head.trainable}
-        around = {
-            name: {"training.lr": [factor * method.training.lr for factor in self.lr_factors]}
-            for name, method in trained.items()
-        }
-        return self.model_copy(update={"space": {**around, **self.space}})
+Records: TypeAlias = list[tuple[Spec, TrialRecord]]
 
 
 @dataclass(frozen=True)
-class _MakeSpec:
-    """The specification of a method's trial; runs in workers too."""
+class Inputs:
+    """What a sweep chooses the settings of, and what it works on.
 
-    name: str
-    method: MethodConfig
-    facts: Mapping[str, Any]
+    Attributes:
+        methods: by the name they have in tables.
+        scores: names, as `pipelines.score.by_name` has them.
+        sets: the benchmark's features; only the training view of it is used.
+        backbone: resolved.
+        storage: finished trials are kept under `cache/trials/`.
+        fit_data: what scores are fitted to, where there is one that is.
+        records: the mined words of neg_label, where it is among the scores.
+    """
 
-    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A setting's specification; one that the method refuses has its `problem` in it."""
-        spec = {"method": self.name, "settings": dict(values)}
-        for key in values:
-            search_space.check_key(self.method, key)  # a typing error is no failed trial
-        try:
-            setting = with_values(self.method, values)
-        except UserError as error:
-            address = digest([self.name, plain(self.method), dict(values), str(error)])
-            return {
-                **spec, "config": plain(self.method), "address": address, "problem": str(error)
-            }  # fmt: skip
-        config = plain(setting)
-        trained = {k: v for k, v in config.items() if k not in NOT_TRAINED}
-        return {
-            **spec,
-            "config": config,
-            "address": digest(
-                [trained, code_version(setting.name, setting.head.name), dict(self.facts)]
-            ),
-        }
+    methods: Mapping[str, MethodConfig]
+    scores: Sequence[str]
+    sets: FeatureSets
+    backbone: BackboneConfig
+    storage: Storage
+    fit_data: FitData | None = None
+    records: scoring.Records = field(default_factory=dict)
+
+
+def run(
+    inputs: Inputs,
+    settings: SweepConfig,
+    *,
+    compute: ComputeConfig,
+    on_progress: Progress | None = None,
+) -> tuple[SweepResult, pa.Table | None]:
+    """Choose the setting of every method and of every score under it.
+
+    Args:
+        inputs: the methods and scores, and the features that they are judged on.
+        settings: the search space.
+        compute: resources of a trial.
+        on_progress: called with (trials done, in all, a note).
+
+    Returns:
+        The content of `sweep.json`, and the post-hoc settings of the chosen trials, one row each;
+        None where no score's parameters were searched.
+
+    Raises:
+        UserError: for a benchmark without validation data, a space that does not fit, or a
+            method all of whose trials failed.
+    """
+    methods = inputs.methods
+    if not settings.enabled:
+        num_train = len(inputs.sets.benchmark.sets["train"])
+        return choice.defaults(methods, inputs.scores, num_train=num_train), None
+    settings = settings.completed(methods)
+    _check_names(settings.space, methods)
+    shared = _shared(inputs, settings)
+    finished = _run_trials(shared, inputs.sets, settings, compute=compute, on_progress=on_progress)
+    chosen = {name: choice.choose(finished[name], settings.accuracy_tolerance) for name in methods}
+    result = SweepResult(
+        criterion=choice.CRITERIA[shared.judged_on],
+        judged_on=shared.judged_on,
+        sampler=settings.sampler,
+        scheduler=settings.scheduler,
+        accuracy_tolerance=settings.accuracy_tolerance,
+        budget=settings.posthoc.budget,
+        methods={name: _choice(trial, shared) for name, trial in chosen.items()},
+        trials=tuple(trial.trial() for name in methods for trial in finished[name]),
+    )
+    records = [(name, trial.number, trial.record) for name, trial in chosen.items()]
+    return result, surfaces.table(records, inputs.scores)
 
 
 def training_data(sets: FeatureSets, methods: Iterable[MethodConfig] = ()) -> TrainingData:
@@ -201,103 +140,31 @@ def training_data(sets: FeatureSets, methods: Iterable[MethodConfig] = ()) -> Tr
     return training_columns.fill(data, sets, methods)
 
 
-def run(
-    methods: Mapping[str, MethodConfig],
-    scores: Sequence[str],
-    sets: FeatureSets,
-    backbone: BackboneConfig,
-    storage: Storage,
-    *,
-    settings: SweepConfig,
-    compute: ComputeConfig,
-    fit_data: FitData | None = None,
-    records: scoring.Records = MappingProxyType({}),
-    on_progress: Progress | None = None,
-) -> dict[str, Any]:
-    """The chosen setting of every method and of every score under it.
+def _check_names(space: Iterable[str], methods: Iterable[str]) -> None:
+    allowed = sorted({*methods, *METHODS, *group_names("method")})
+    for name in space:
+        if name not in allowed:
+            raise UserError(f"sweep.space.{name}: no such method; allowed: {', '.join(allowed)}")
 
-    Args:
-        methods: by the name they have in tables.
-        scores: names, as `pipelines.score.by_name` has them.
-        sets: the benchmark's features; only the training view of it is used.
-        backbone: resolved.
-        storage: finished trials are kept under `cache/trials/`.
-        settings: the search space.
-        compute: resources of a trial.
-        fit_data: what scores are fitted to, where there is one that is.
-        records: the mined words of neg_label, where it is among the scores.
-        on_progress: called with (trials done, in all, a note).
 
-    Returns:
-        The content of `sweep.json`, and under `surfaces` the post-hoc settings of the chosen
-        trials, one row each.
-
-    Raises:
-        UserError: for a benchmark without validation data, a space that does not fit, or a
-            method all of whose trials failed.
-    """
-    if not settings.enabled:
-        return _defaults(methods, scores, sets)
-    settings = settings.completed(methods)
-    known = sorted({*methods, *METHODS, *group_names("method")})
-    for name in settings.space:
-        if name not in known:
-            raise UserError(f"sweep.space.{name}: no such method; allowed: {', '.join(known)}")
-    view = sets.for_training()
+def _shared(inputs: Inputs, settings: SweepConfig) -> Shared:
+    """What every trial works on, opened through the view that holds no test set."""
+    view, methods, scores = inputs.sets.for_training(), inputs.methods, inputs.scores
     judged_on, ood = _unknown(methods, view)
-    shared = Shared(
-        training_data(view, methods.values()), view.load("validation"), ood, judged_on, backbone,
-        storage, tuple(scores), settings.posthoc, fit_data, methods,
-        comparing_search.patches(view, ["validation", *ood], methods, scores), records,
-    )  # fmt: skip
-    trials = _trials(methods, settings, shared, sets, compute, on_progress)
-    chosen = {
-        name: _choose(name, [t for t in trials if t["method"] == name], settings)
-        for name in methods
-    }
-    if judged_on == "held_out_classes":
-        kept = {s: posthoc.defaults(s, num_train=len(shared.data.features)) for s in scores}
-        for found in chosen.values():
-            found["scores"] = {s: found["scores"].get(s, kept[s]) for s in scores}
-    return {
-        "criterion": CRITERIA[judged_on],
-        "judged_on": judged_on,
-        "sampler": settings.sampler,
-        "scheduler": settings.scheduler,
-        "accuracy_tolerance": settings.accuracy_tolerance,
-        "budget": settings.posthoc.budget,
-        "methods": chosen,
-        "trials": [_brief(trial) for trial in trials],
-        "surfaces": [
-            row
-            for name, found in chosen.items()
-            for trial in trials
-            if (trial["method"], trial["trial"]) == (name, found["trial"])
-            for row in _surface(trial)
-        ],
-    }
-
-
-def _defaults(
-    methods: Mapping[str, MethodConfig], scores: Sequence[str], sets: FeatureSets
-) -> dict[str, Any]:
-    num_train = len(sets.benchmark.sets["train"])
-    return {
-        "criterion": "none: the defaults of every method and score",
-        "accuracy_tolerance": 0.0,
-        "budget": 0,
-        "methods": {
-            name: {
-                "setting": plain(method),
-                "chosen": {},
-                "scores": posthoc.method_defaults(method, scores, num_train=num_train),
-                "validation": {},
-                "accuracy": None,
-            }
-            for name, method in methods.items()
-        },
-        "trials": [],
-    }
+    return Shared(
+        data=training_data(view, methods.values()),
+        validation=view.load("validation"),
+        ood=ood,
+        judged_on=judged_on,
+        backbone=inputs.backbone,
+        storage=inputs.storage,
+        scores=tuple(scores),
+        posthoc=settings.posthoc,
+        fit_data=inputs.fit_data,
+        methods=methods,
+        local=comparing_search.local_features(view, ["validation", *ood], methods, scores),
+        records=inputs.records,
+    )
 
 
 def _unknown(
@@ -317,83 +184,82 @@ def _unknown(
     return "held_out_classes", {}
 
 
-def _trials(
-    methods: Mapping[str, MethodConfig],
-    settings: SweepConfig,
+def _choice(chosen: FinishedTrial, shared: Shared) -> Choice:
+    """A method's choice; scores that no held-out class can judge keep their defaults."""
+    found = choice.choice_of(chosen)
+    if shared.judged_on != "held_out_classes":
+        return found
+    num_train = len(shared.data.features)
+    defaults = {s: posthoc.defaults(s, num_train=num_train) for s in shared.scores}
+    return found.model_copy(update={"scores": {**defaults, **found.scores}})
+
+
+def _run_trials(
     shared: Shared,
     sets: FeatureSets,
+    settings: SweepConfig,
+    *,
     compute: ComputeConfig,
     on_progress: Progress | None,
-) -> list[Record]:
-    """Every trial of every method: its record, and what was tried."""
-    facts = _facts(shared, sets)
-    makers = {name: _MakeSpec(name, method, facts) for name, method in methods.items()}
+) -> dict[str, list[FinishedTrial]]:
+    """Every trial of every method, by the method's name."""
+    methods, digest = shared.methods, inputs_digest(shared, sets)
+    makers = {n: MakeSpec(n, method, shared.scores, digest) for n, method in methods.items()}
     # Settings that are neither proposed on the way nor stopped early.
     is_known = settings.scheduler == "none" and settings.sampler != "optuna"
-    live_names = [name for name in methods if settings.space.get(name) and not is_known]
+    names = [name for name in methods if settings.space.get(name) and not is_known]
     specs = {
-        name: [maker(values) for values in _settings(name, methods[name], settings)]
-        for name, maker in makers.items()
-        if name not in live_names
+        name: [make(values) for values in _settings(name, methods[name], settings)]
+        for name, make in makers.items()
+        if name not in names
     }
     _check_budgets(specs, settings)
-    searches = [_search(name, methods[name], settings) for name in live_names]
+    searches = [_search(name, methods[name], settings) for name in names]
     total = sum(map(len, specs.values())) + sum(s.num_samples for s in searches)
     live, budget = Live(total, on_progress), Budget(settings.time_budget_s)
-    found = _known(specs, shared, compute, budget, live)
+    found = _run_known(specs, shared, compute=compute, budget=budget, live=live)
+    if searches:
+        from pipelines.sweep import proposed  # Ray Tune takes seconds to import
     for search in searches:
-        found[search.method] = sweep_tune.run_live(
+        found[search.method] = proposed.run_proposed(
             search, makers[search.method], shared, compute=compute, budget=budget, live=live
         )
-    return [
-        {**record, **spec, "trial": number}
-        for name in methods
-        for number, (spec, record) in enumerate(found[name])
-    ]
-
-
-def _facts(shared: Shared, sets: FeatureSets) -> dict[str, Any]:
-    """What decides a trial's result besides its setting."""
-    opened = [n for n in sets.benchmark.sets if role(n) in TRAINING_ROLES]
     return {
-        "data": sets.address(opened),
-        "judged_on": shared.judged_on,
-        "backbone": dict(backbones.identity(shared.backbone)),
-        "posthoc": plain(shared.posthoc),
-        "scores": list(shared.scores),
-        **fitted_search.identity(shared.scores, shared.methods),
-        "records": {
-            n: hashlib.sha256(scoring.to_bytes(r)).hexdigest() for n, r in shared.records.items()
-        },
+        name: [FinishedTrial(spec, n, record) for n, (spec, record) in enumerate(found[name])]
+        for name in methods
     }
 
 
-def _known(
-    specs: Mapping[str, Sequence[Mapping[str, Any]]],
+def _run_known(
+    specs: Mapping[str, Sequence[Spec]],
     shared: Shared,
+    *,
     compute: ComputeConfig,
     budget: Budget,
     live: Live,
-) -> dict[str, list[tuple[Mapping[str, Any], Record]]]:
+) -> dict[str, Records]:
     """Specifications with their records; those that share a training are one trial."""
     every = [spec for part in specs.values() for spec in part]
-    has = functools.partial(sweep_trial.has_record, shared.storage)
-    missing = list({s["address"]: s for s in every if not has(s["address"])}.values())
-    live.done = len(every) - len(missing)
+    absent = {s.address: s for s in every if not has_record(shared.storage, s.address)}
+    live.done = len(every) - len(absent)
     live.show()
     reasons: dict[str, str] = {}
-    if missing:
-        reasons = sweep_tune.run_known(missing, shared, compute=compute, budget=budget, live=live)
+    if absent:
+        from pipelines.sweep import known  # Ray Tune takes seconds to import
 
-    def record(spec: Mapping[str, Any]) -> Record:
-        if spec["address"] in reasons:
-            return sweep_trial.failed(UserError(reasons[spec["address"]]), 0.0)
-        return sweep_trial.read_record(shared.storage, spec["address"])
+        reasons = known.run_known(
+            list(absent.values()), shared, compute=compute, budget=budget, live=live
+        )
+
+    def record(spec: Spec) -> TrialRecord:
+        if spec.address in reasons:
+            return failed(UserError(reasons[spec.address]))
+        return read_record(shared.storage, spec.address)
 
     return {name: [(spec, record(spec)) for spec in part] for name, part in specs.items()}
 
 
-def _settings(name: str, method: MethodConfig, settings: SweepConfig) -> list[dict[str, Any]]:
+def _settings(name: str, method: MethodConfig, settings: SweepConfig) -> list[Settings]:
     return search_space.settings(
         method,
         settings.space.get(name, {}),
@@ -403,7 +269,7 @@ def _settings(name: str, method: MethodConfig, settings: SweepConfig) -> list[di
     )
 
 
-def _check_budgets(specs: Mapping[str, Sequence[Any]], settings: SweepConfig) -> None:
+def _check_budgets(specs: Mapping[str, Sequence[Spec]], settings: SweepConfig) -> None:
     """Equal budgets also after settings with margins in the wrong order were left out."""
     sizes = {name: len(found) for name, found in specs.items() if settings.space.get(name)}
     if len(set(sizes.values())) > 1:
@@ -415,62 +281,22 @@ def _check_budgets(specs: Mapping[str, Sequence[Any]], settings: SweepConfig) ->
 
 
 def _search(name: str, method: MethodConfig, settings: SweepConfig) -> Search:
+    from pipelines.sweep.proposed import Search
+
     space = settings.space[name]
     epochs = space.get("training.epochs", [method.training.epochs])
     listed = epochs if isinstance(epochs, list) else next(iter(epochs.values()))
-    known = [] if settings.sampler == "optuna" else _settings(name, method, settings)
+    values = [] if settings.sampler == "optuna" else _settings(name, method, settings)
     for key in space:
         search_space.check_key(method, key)
     return Search(
         method=name,
-        settings=known,
+        settings=values,
         space=space,
-        num_samples=len(known) or settings.num_samples or 1,
+        num_samples=len(values) or settings.num_samples or 1,
         scheduler=settings.scheduler,
         objectives=tuple(settings.objectives),
         grace_epochs=settings.grace_epochs,
         max_epochs=max(listed),
         seed=settings.seed,
     )
-
-
-def _choose(name: str, trials: Sequence[Record], settings: SweepConfig) -> dict[str, Any]:
-    """The chosen trial of one method, by the rule at the head of this file."""
-    done = [trial for trial in trials if trial["status"] == "done"]
-    if not done:
-        raise UserError(
-            f"sweep: every trial of {name} failed ({len(trials)}); the first "
-            f"({trials[0]['settings'] or 'its defaults'}): {trials[0]['reason']}"
-        )
-    best_accuracy = max(trial["accuracy"] for trial in done)
-    fit = [t for t in done if t["accuracy"] >= best_accuracy - settings.accuracy_tolerance]
-    chosen = max(fit, key=lambda t: sweep_tune.own_figures(t, t["config"]["score"])["auroc"])
-    return {
-        "setting": chosen["config"],
-        "chosen": chosen["settings"],
-        "trial": chosen["trial"],
-        "scores": {score: figures["params"] for score, figures in chosen["scores"].items()},
-        "validation": chosen["scores"],
-        "accuracy": chosen["accuracy"],
-    }
-
-
-def _brief(trial: Record) -> dict[str, Any]:
-    """A trial as `sweep.json` has it."""
-    kept = ("method", "trial", "settings", "status", "reason", "accuracy", "seconds")
-    figures = {
-        name: {score: found[name] for score, found in trial["scores"].items()}
-        for name in ("auroc", "fpr", "params")
-    }
-    return {**{name: trial[name] for name in kept}, **figures}
-
-
-def _surface(trial: Record) -> list[dict[str, Any]]:
-    """One row for each post-hoc setting of a trial."""
-    rows = []
-    for score, found in trial["surface"].items():
-        for place, (auroc, fpr) in enumerate(zip(found["auroc"], found["fpr"], strict=True)):
-            params = {name: float(values[place]) for name, values in found["params"].items()}
-            row = {"method": trial["method"], "trial": trial["trial"], "score": score, **params}
-            rows.append({**row, "auroc": auroc, "fpr": fpr})
-    return rows

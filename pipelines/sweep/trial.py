@@ -1,8 +1,8 @@
 """One trial: train a head with one setting, then search every score's parameters on arrays.
 
-A trial's record lies at `cache/trials/ADDRESS.json`, found again by its content: the setting, the
-validation data, the backbone, the code. A setting that fails (a loss that is no number, a value
-that the method refuses) has a record too, with the reason, so that it is not tried again.
+What is here decides a trial's record and stands in its address (`pipelines.sweep.spec`). Searches
+that only some scores need are rows of `FURTHER_SEARCHES`, so that a trial depends on the fitting
+code where a fitted score is judged, and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +28,18 @@ from pipelines.fitted import search as fitted_search
 from pipelines.fitted.plan import FitData
 from pipelines.heads import Predictor
 from pipelines.methods import MethodConfig
+from pipelines.ood.table import Table
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import search as posthoc
-from pipelines.score.search import PostHocConfig
-from pipelines.sweep.space import parse_method
+from pipelines.score.search import PostHocConfig, Setting
+from pipelines.sweep.result import Detection, JudgedOn, ScoreFigures
+from pipelines.sweep.trial_record import Surface, TrialRecord, failed
 
 logger = logging.getLogger(__name__)
 
-TRIALS = ("cache", "trials")
-
-# What a setting of a score is judged on.
-JudgedOn: TypeAlias = Literal["validation_ood", "outliers", "held_out_classes"]
-Spec: TypeAlias = Mapping[str, Any]
-Record: TypeAlias = dict[str, Any]
+# By score, every setting that was judged.
+Searched: TypeAlias = dict[str, list[Setting]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Shared:
         posthoc: what is searched of every score.
         fit_data: what scores are fitted to, where there is one that is.
         methods: the run's, by name.
-        local: patches (N, P, D) by set name, for heads and scores that read them.
+        local: local features (N, P, D) by set name, for heads and scores that read them.
         records: the mined words of neg_label.
     """
 
@@ -79,69 +77,25 @@ class Shared:
         """The backbone, loaded once in each process."""
         return _loaded(self.backbone)
 
+    def sets(self) -> tuple[FeatureSet, ...]:
+        """ID validation, then each set that stands for the unknown."""
+        return (self.validation, *self.ood.values())
+
 
 @functools.lru_cache(maxsize=2)
 def _loaded(backbone: BackboneConfig) -> backbones.Clip:
     return backbones.load(backbone)
 
 
-def has_record(storage: Storage, address: str) -> bool:
-    """Whether the trial at that address is finished."""
-    return storage.exists(*TRIALS, f"{address}.json")
-
-
-def read_record(storage: Storage, address: str) -> Record:
-    """The record of a finished trial."""
-    return dict(storage.read_json(*TRIALS, f"{address}.json"))
-
-
-def keep_record(record: Record, storage: Storage, address: str) -> None:
-    """Write the record of a trial."""
-    storage.write_json(record, *TRIALS, f"{address}.json")
-
-
-def run(spec: Spec, shared: Shared, on_head: OnHead | None = None) -> Record:
-    """The record of one trial: found, or made and kept; `on_head` as in `trial`."""
-    if has_record(shared.storage, spec["address"]):
-        return read_record(shared.storage, spec["address"])
-    record = attempt(spec, lambda method: trial(method, shared, on_head))
-    keep_record(record, shared.storage, spec["address"])
-    return record
-
-
-def run_together(specs: Sequence[Spec], shared: Shared) -> Iterator[tuple[Spec, Record]]:
-    """The records of trials of one shape, trained as one batched model."""
-    missing = [s for s in specs if not has_record(shared.storage, s["address"])]
-    yield from ((s, read_record(shared.storage, s["address"])) for s in specs if s not in missing)
-    start = time.perf_counter()
-    cells = [TrainingJob(parse_method(spec["config"]), seed=0) for spec in missing]
-    results = train_together(cells, shared.data, shared.load_backbone()) if cells else []
-    seconds = (time.perf_counter() - start) / max(1, len(missing))
-    for spec, result in zip(missing, results, strict=True):
-        record = attempt(spec, functools.partial(_record_of, result, shared, seconds))
-        keep_record(record, shared.storage, spec["address"])
-        yield spec, record
-
-
-def _record_of(
-    result: Trained | UserError, shared: Shared, seconds: float, method: MethodConfig
-) -> Record:
-    if isinstance(result, UserError):
-        raise result
-    return judged(result.predictor, method, shared, best_epoch=result.best_epoch, seconds=seconds)
-
-
-def attempt(spec: Spec, make: Callable[[MethodConfig], Record]) -> Record:
-    """The record that `make` gives of the setting, or one that says why it failed.
+def attempt(make: Callable[[], TrialRecord]) -> TrialRecord:
+    """The record that `make` gives of a setting, or one that says why it failed.
 
     What the machine does to a worker (killed, out of memory, a storage that is gone) is no
     property of the setting: it is raised, and the sweep reports it without keeping a record.
     """
     start = time.perf_counter()
     try:
-        if "problem" in spec:
-            raise UserError(spec["problem"])
-        return make(parse_method(spec["config"]))
+        return make()
     except (OSError, MemoryError):
         raise
     except Exception as error:
@@ -150,21 +104,7 @@ def attempt(spec: Spec, make: Callable[[MethodConfig], Record]) -> Record:
         return failed(error, time.perf_counter() - start)
 
 
-def failed(error: Exception, seconds: float) -> Record:
-    """The record of a setting that cannot be trained or judged."""
-    name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return {
-        "status": "failed",
-        "reason": f"{name}{error}",
-        "accuracy": None,
-        "scores": {},
-        "surface": {},
-        "best_epoch": 0,
-        "seconds": round(seconds, 3),
-    }
-
-
-def trial(method: MethodConfig, shared: Shared, on_head: OnHead | None = None) -> Record:
+def trial(method: MethodConfig, shared: Shared, on_head: OnHead | None = None) -> TrialRecord:
     """Train one head (seed 0) and search every score's parameters on validation data.
 
     Args:
@@ -173,53 +113,60 @@ def trial(method: MethodConfig, shared: Shared, on_head: OnHead | None = None) -
         on_head: called after each epoch with the epoch's number and the head as it is then.
     """
     start = time.perf_counter()
-    trained = train_in_process(
-        TrainingJob(method, seed=0), shared.data, shared.load_backbone(), on_head=on_head
-    )
-    return judged(
-        trained.predictor,
-        method,
-        shared,
-        best_epoch=trained.best_epoch,
-        seconds=time.perf_counter() - start,
-    )
+    job = TrainingJob(method, seed=0)
+    trained = train_in_process(job, shared.data, shared.load_backbone(), on_head=on_head)
+    return judged(trained, method, shared, seconds=time.perf_counter() - start)
+
+
+def trials_together(methods: Sequence[MethodConfig], shared: Shared) -> Iterator[TrialRecord]:
+    """The records of settings of one shape, trained as one batched model, in order."""
+    start = time.perf_counter()
+    jobs = [TrainingJob(method, seed=0) for method in methods]
+    results = train_together(jobs, shared.data, shared.load_backbone()) if jobs else []
+    seconds = (time.perf_counter() - start) / max(1, len(jobs))
+    for method, result in zip(methods, results, strict=True):
+        yield attempt(functools.partial(_judged_result, result, method, shared, seconds))
+
+
+def _judged_result(
+    result: Trained | UserError, method: MethodConfig, shared: Shared, seconds: float
+) -> TrialRecord:
+    if isinstance(result, UserError):
+        raise result
+    return judged(result, method, shared, seconds=seconds)
 
 
 def judged(
-    predictor: Predictor, method: MethodConfig, shared: Shared, *, best_epoch: int, seconds: float
-) -> Record:
-    """The record of a trained head: its accuracy, and the best of every score's settings."""
+    trained: Trained, method: MethodConfig, shared: Shared, *, seconds: float
+) -> TrialRecord:
+    """The record of a trained head: its accuracy, and the best of every score's settings.
+
+    Args:
+        trained: the head.
+        method: its setting.
+        shared: what it is judged on.
+        seconds: that its training took.
+    """
     start = time.perf_counter()
+    predictor = trained.predictor
     similarities = _similarities(predictor, shared)
-    found = _searched(predictor, method, shared, similarities)
-    scores: dict[str, Any] = {}
-    for score in shared.scores:
-        if score in found:
-            chosen = posthoc.best(found[score])
-            scores[score] = {
-                "params": dict(chosen.params),
-                "auroc": chosen.auroc,
-                "fpr": chosen.fpr,
-                "tried": len(found[score]),
-            }
-    right = predictor.predicted(similarities.validation) == shared.validation.labels
-    return {
-        "status": "done",
-        "reason": None,
-        "accuracy": float(right.mean()),
-        "scores": scores,
-        "surface": {s: _columns(found[s]) for s in shared.scores if len(found.get(s, ())) > 1},
-        "best_epoch": best_epoch,
-        "seconds": round(seconds + time.perf_counter() - start, 3),
-    }
+    searched = _searched(predictor, method, shared, similarities)
+    judged_scores = [score for score in shared.scores if score in searched]
+    return TrialRecord(
+        status="done",
+        accuracy=_accuracy(predictor, shared, similarities),
+        scores={score: _figures(searched[score]) for score in judged_scores},
+        surface={s: Surface.of(searched[s]) for s in judged_scores if len(searched[s]) > 1},
+        best_epoch=trained.best_epoch,
+        seconds=round(seconds + time.perf_counter() - start, 3),
+    )
 
 
-def own_figures(predictor: Predictor, score: str, shared: Shared) -> dict[str, float]:
+def followed(predictor: Predictor, score: str, shared: Shared) -> tuple[float, Detection]:
     """Accuracy, and AUROC and FPR of one score's best setting: what early stopping looks at."""
     similarities = _similarities(predictor, shared)
-    best = posthoc.best(_plain(score, predictor, shared, similarities))
-    right = predictor.predicted(similarities.validation) == shared.validation.labels
-    return {"accuracy": float(right.mean()), "auroc": best.auroc, "fpr": best.fpr}
+    best = posthoc.best(_of_similarities(score, predictor, shared, similarities))
+    return _accuracy(predictor, shared, similarities), Detection(best.auroc, best.fpr)
 
 
 @dataclass(frozen=True)
@@ -232,46 +179,43 @@ class _Similarities:
 
 def _similarities(predictor: Predictor, shared: Shared) -> _Similarities:
     validation, *others = (
-        predictor.similarity(s.features, shared.local.get(s.name))
-        for s in (shared.validation, *shared.ood.values())
+        predictor.similarity(s.features, shared.local.get(s.name)) for s in shared.sets()
     )
     return _Similarities(validation, dict(zip(shared.ood, others, strict=True)))
 
 
+def _accuracy(predictor: Predictor, shared: Shared, similarities: _Similarities) -> float:
+    right = predictor.predicted(similarities.validation) == shared.validation.labels
+    return float(right.mean())
+
+
+def _figures(settings: Sequence[Setting]) -> ScoreFigures:
+    """The best of a score's settings."""
+    best = posthoc.best(settings)
+    return ScoreFigures(
+        params=dict(best.params), auroc=best.auroc, fpr=best.fpr, tried=len(settings)
+    )
+
+
 def _searched(
     predictor: Predictor, method: MethodConfig, shared: Shared, similarities: _Similarities
-) -> dict[str, list[posthoc.Setting]]:
+) -> Searched:
     """Every setting of every score, and of the parts of sums."""
     found = {
-        score: _plain(score, predictor, shared, similarities)
+        score: _of_similarities(score, predictor, shared, similarities)
         for score in scoring.with_parts(shared.scores)
         if score in posthoc.USABLE
     }
     # Without OOD images these would have to be fitted anew for each held-out class.
-    if not shared.ood:
-        return found
-    sets = (shared.validation, *shared.ood.values())
-    found |= comparing_search.search(
-        shared.scores, predictor, sets, shared.local, shared.records, shared.posthoc
-    )
-    if shared.fit_data is not None:
-        found |= fitted_search.search(
-            shared.scores,
-            found,
-            fitted_search.Context(
-                predictor, method, shared.methods, shared.fit_data, shared.storage
-            ),
-            {s.name: s.features for s in sets},
-            shared.posthoc,
-            shared.local,
-        )
+    for name in further_searches(shared.scores) if shared.ood else ():
+        found |= FURTHER_SEARCHES[name](predictor, method, shared, found)
     return found
 
 
-def _plain(
+def _of_similarities(
     score: str, predictor: Predictor, shared: Shared, similarities: _Similarities
-) -> list[posthoc.Setting]:
-    """Every setting of a score of similarities."""
+) -> list[Setting]:
+    """Every setting of a score that reads similarities or logits alone."""
     scale, known = predictor.logit_scale, similarities.validation
     if similarities.ood:
         return posthoc.search(score, known, similarities.ood, scale, shared.posthoc)
@@ -280,11 +224,36 @@ def _plain(
     )
 
 
-def _columns(found: Sequence[posthoc.Setting]) -> dict[str, Any]:
-    """A score's settings as columns, one entry a setting."""
-    names = list(found[0].params)
-    return {
-        "params": {name: [setting.params[name] for setting in found] for name in names},
-        "auroc": [setting.auroc for setting in found],
-        "fpr": [setting.fpr for setting in found],
-    }
+def further_searches(scores: Sequence[str]) -> list[str]:
+    """The names of the searches that some of the scores need beside that over similarities."""
+    comparing = ["comparing"] if set(scores) & set(scoring.COMPARING) else []
+    return comparing + (["fitted"] if scoring.any_fitted(scores) else [])
+
+
+def _search_comparing(
+    predictor: Predictor,
+    method: MethodConfig,  # noqa: ARG001
+    shared: Shared,
+    found: Searched,  # noqa: ARG001
+) -> Searched:
+    return comparing_search.search(
+        shared.scores, predictor, shared.sets(), shared.local, shared.records, shared.posthoc
+    )
+
+
+def _search_fitted(
+    predictor: Predictor, method: MethodConfig, shared: Shared, found: Searched
+) -> Searched:
+    if shared.fit_data is None:
+        return {}
+    context = fitted_search.Context(
+        predictor, method, shared.methods, shared.fit_data, shared.storage
+    )
+    features = {s.name: s.features for s in shared.sets()}
+    return fitted_search.search(
+        shared.scores, found, context, features, shared.posthoc, shared.local
+    )
+
+
+Search: TypeAlias = Callable[[Predictor, MethodConfig, Shared, Searched], Searched]
+FURTHER_SEARCHES: Table[Search] = Table({"comparing": _search_comparing, "fitted": _search_fitted})

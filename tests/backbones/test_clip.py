@@ -2,16 +2,18 @@ import io
 import json
 import pickle
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.backbones import clip, templates
+from pipelines.backbones import clip, description, templates
 from pipelines.backbones.clip import BackboneConfig, Clip
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.config import UserError
@@ -130,6 +132,10 @@ def test_identity_follows_weights_architecture_and_precision(
     assert clip.identity(moved)["weights"] != base["weights"]
 
 
+def test_defaults_of_preprocessing_are_open_clips() -> None:
+    assert asdict(PreprocessCfg()) == clip.PREPROCESSING
+
+
 def test_openai_weights_need_quick_gelu(backbone_files: Files, tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path))
     path = str(backbone_files["vit"][1])
@@ -150,7 +156,7 @@ def test_offline_without_weights_is_one_clear_line(
     def refuse(_tag: object) -> str:
         raise OSError("no network")
 
-    monkeypatch.setattr(clip, "_cached", lambda _hub: None)
+    monkeypatch.setattr(description, "_cached", lambda _hub: None)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse)
     config = BackboneConfig(name="vit_b16", model="ViT-B-16-quickgelu", pretrained="openai")
     with pytest.raises(UserError) as caught:
@@ -219,3 +225,9 @@ def test_templates_fill_once() -> None:
 @pytest.mark.parametrize("name", sorted(templates.NAMES))
 def test_every_template_set_fills(name: str) -> None:
     assert all("cat" in text for text in templates.prompts(["cat"], templates.templates(name)))
+
+
+def test_the_preprocessing_of_a_file_is_open_clips_default() -> None:
+    from open_clip.transform import PreprocessCfg
+
+    assert asdict(PreprocessCfg()) == description.PREPROCESSING

@@ -1,4 +1,4 @@
-"""Local features against forwards written out by hand, and augmented views."""
+"""Local features against forwards written out by hand."""
 
 import json
 import math
@@ -8,13 +8,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.backbones.encoder import Encoder, Preparer, Views
+from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.backbones.local import encode_with_local
 from pipelines.config import UserError
 
@@ -68,7 +67,7 @@ def test_vit_local_features_are_the_value_path(backbone_files: Files) -> None:
     features, local = loaded.encode_with_local(pixels)
     torch.testing.assert_close(features, plain, rtol=0, atol=1e-6)
     assert local.shape == (2, 16, 16)
-    assert loaded.num_patches == 16
+    assert loaded.num_local == 16
     for image in range(2):
         for patch in range(16):
             expected = vit_by_hand(state, entering[image, 1 + patch])
@@ -106,48 +105,23 @@ def test_an_unknown_tower_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
-def test_extra_columns_leave_the_feature_alone(
+def test_local_features_leave_the_feature_alone(
     backbone_files: Files, pictures: Path, tower: str
 ) -> None:
     loaded, _, _ = load_both(backbone_files, tower)
     contents: list[bytes | Exception] = [p.read_bytes() for p in sorted(pictures.rglob("*.jpg"))]
     contents[4] = b""
     keys = [str(number) for number in range(30)]
-    views = Views(2, seed=1)
     plain = Encoder(loaded, 8).encode(Preparer(loaded.crop).batches(keys, contents, 8))
-    preparer = Preparer(loaded.crop, views=views)
-    full = Encoder(loaded, 8, local_features=True, views=2).encode(
-        preparer.batches(keys, contents, 8)
-    )
-    patches = loaded.num_patches
+    preparer = Preparer(loaded.crop)
+    full = Encoder(loaded, 8, local_features=True).encode(preparer.batches(keys, contents, 8))
+    count = loaded.num_local
     assert {name: c.shape for name, c in full.columns.items()} == {
         "feature": (29, 16),
-        "local_features": (29, patches, 16),
-        "views": (29, 2, 16),
+        "local_features": (29, count, 16),
     }
     assert np.array_equal(full.columns["feature"], plain.columns["feature"])
     for column in full.columns.values():
         np.testing.assert_allclose(np.linalg.norm(column, axis=-1), 1, atol=1e-6)
-    nothing = Encoder(loaded, 8, local_features=True, views=2).encode([])
-    assert nothing.columns["local_features"].shape == (0, patches, 16)
-
-
-def test_views_follow_seed_and_key_and_stay_inside() -> None:
-    ramp = np.zeros((60, 90, 3), np.uint8)
-    ramp[..., 0] = np.arange(90)[None] * 2
-    ramp[..., 1] = np.arange(60)[:, None] * 4
-    image = Image.fromarray(ramp)
-    views = Views(50, seed=3, smallest=0.5)
-    made = [np.asarray(view).astype(int) for view in views.of("a", image, (32, 32))]
-    again = [np.asarray(view).astype(int) for view in Views(50, 3, 0.5).of("a", image, (32, 32))]
-    assert all(np.array_equal(one, two) for one, two in zip(made, again, strict=True))
-    other = np.asarray(views.of("b", image, (32, 32))[0]).astype(int)
-    assert not np.array_equal(made[0], other)
-    assert not np.array_equal(made[0], np.asarray(Views(1, 4).of("a", image, (32, 32))[0]))
-    mirrored = [view[0, 0, 0] > view[0, -1, 0] for view in made]
-    assert 10 < sum(mirrored) < 40
-    for view in made:  # the ramps say how much of the width and height a crop kept
-        width = abs(view[16, -1, 0] - view[16, 0, 0]) / 178
-        height = abs(view[-1, 16, 1] - view[0, 16, 1]) / 236
-        assert 0.4 < width * height <= 1.0
-    assert len({int(view[16, 16, 0]) for view in made}) > 10
+    nothing = Encoder(loaded, 8, local_features=True).encode([])
+    assert nothing.columns["local_features"].shape == (0, count, 16)

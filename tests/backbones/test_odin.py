@@ -104,7 +104,7 @@ def test_features_are_those_of_the_moved_image(
     encoded = Encoder(loaded, 4, odin=odin).encode(batches)
     features = encoded.columns["feature"]
     assert [None if v is None else v.reason for v in encoded.verdicts] == [None] * 5 + ["empty"]
-    good = [item[0] for batch in batches for item in batch[:5] if isinstance(item, np.ndarray)]
+    good = [item for batch in batches for item in batch[:5] if isinstance(item, np.ndarray)]
     expected, probabilities = [], []
     for crop in good:
         image = torch.from_numpy(crop.copy()).permute(2, 0, 1).double() / 255
@@ -167,7 +167,7 @@ def test_its_shards_have_an_address_of_their_own(
     for one in range(len(ways)):
         for other in range(one):
             assert not np.allclose(columns[one], columns[other], rtol=0, atol=1e-6)
-    assert set(caches[1].manifest["odin"]) == {"text_features", "tau", "eps"}
+    assert set(caches[1].manifest.about["odin"]) == {"text_features", "tau", "eps"}
 
 
 def test_a_row_that_is_not_finite_stops_no_other(backbone_files: Files) -> None:

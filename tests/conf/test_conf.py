@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from pipelines.config import CONF, compose, group_names, load
-from pipelines.data.benchmarks import role
 from pipelines.methods import METHODS
 from pipelines.ood import SCORES
+from pipelines.records import SetName
 from pipelines.score.by_name import FITTED
 from pipelines.settings import PipelineConfig
 from pipelines.sweep.space import settings, with_values
@@ -22,7 +22,10 @@ from pipelines.sweep.space import settings, with_values
 ROOT = CONF.parent
 JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if "__main__" in p.read_text())
 GROUPS = ("backbone", "benchmark", "compute", "method", "sweep")
-PRESETS = ("paper", "results_all", "results_densities", "results_digits", "results_pacs", "test")
+# A preset for each sweep that is about a method or two.
+ABOUT_METHODS = ("balanced", "delta_energy", "margins", "prompts", "templates")
+RESULTS = ("results_all", "results_densities", "results_digits", "results_pacs")
+PRESETS = (*ABOUT_METHODS, "paper", *RESULTS, "test")
 # Files that a job loads by another name than its own.
 OTHERS = ("embed_folder",)
 
@@ -48,7 +51,7 @@ def test_every_file_has_its_place() -> None:
 def test_help_lists_every_key_with_type_default_and_meaning(
     job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(job, "--help", monkeypatch=monkeypatch)
+    run(job, "--help", "all", monkeypatch=monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert f"usage: python -m jobs.{job} [key=value ...]" in lines
     rows = [n for n, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
@@ -90,7 +93,7 @@ def test_a_mistake_is_a_line_and_exit_status_2(
 def test_benchmarks(name: str) -> None:
     config = pipeline(f"benchmark={name}", "sweep=none").benchmark
     assert config.name == name
-    roles = {role(set_name) for set_name in config.sets}
+    roles = {SetName.parse(set_name).role for set_name in config.sets}
     assert {"test", "ood"} <= roles
     files = [c.partition("#") for s in config.sets.values() for c in (s.classes or [])]
     for file, mark, key in files:
@@ -107,7 +110,7 @@ def test_backbones(name: str) -> None:
 
 @pytest.mark.parametrize("name", group_names("method"))
 def test_methods(name: str) -> None:
-    (method,) = pipeline(f"method={name}").methods.values()
+    (method,) = pipeline(f"methods=[{name}]").methods.values()
     assert method.score in SCORES or method.score in FITTED
     assert type(method) is METHODS[method.name].Config
     # What the file says is what is loaded.
@@ -139,18 +142,19 @@ def test_sweeps(name: str) -> None:
         assert trained == set(config.completed(every).space)
     # Each part of the space is a method's, and settings drawn from it are accepted.
     for method, space in config.space.items():
-        section = pipeline(f"method={method}").methods[method]
+        section = pipeline(f"methods=[{method}]").methods[method]
         drawn = settings(section, space, sampler="random", num_samples=40, seed=0)
         assert {key for values in drawn for key in values} == set(space)
         for values in drawn:
             with_values(section, values)
 
 
-@pytest.mark.parametrize("name", ["margins", "balanced", "delta_energy", "prompts"])
-def test_a_sweep_brings_its_methods_unless_others_are_given(name: str) -> None:
-    config = pipeline(f"sweep={name}")
+@pytest.mark.parametrize("name", ABOUT_METHODS)
+def test_a_preset_names_a_sweep_and_the_methods_that_it_is_about(name: str) -> None:
+    config = pipeline(f"preset={name}")
+    assert config.sweep == pipeline(f"sweep={name}").sweep
     assert set(config.methods) >= set(config.sweep.space)
-    other = pipeline(f"sweep={name}", "methods=[coop]", "scores=[mcm]")
+    other = pipeline(f"preset={name}", "methods=[coop]", "scores=[mcm]")
     assert (list(other.methods), other.scores) == (["coop"], ["mcm"])
 
 

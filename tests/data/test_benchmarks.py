@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from pipelines import config
 from pipelines.config import UserError, compose
-from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark, role
+from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
 from pipelines.data.schema import NO_LABEL
+from pipelines.records import SetName
 
 ID = ("cat", "dog")
 
@@ -286,6 +287,14 @@ class TestMistakes:
             ({"class_names": ["cat"]}, "at least 2 items"),
             ({"sets": {"test": {"source": "elsewhere"}}}, "no source 'elsewhere'; allowed: photo"),
             ({"sets": {"near/x": {"source": "photo"}}}, "a name starts with one of train"),
+            (
+                {"sets": {"ood": {"source": "photo"}}},
+                "set 'ood': an OOD set is written ood/GROUP/NAME",
+            ),
+            (
+                {"sets": {"ood/x": {"source": "photo"}}},
+                "set 'ood/x': an OOD set is written ood/GROUP/NAME",
+            ),
             ({"sets": {"test": None}}, "needs the set 'test'"),
             ({"sets": {"test": {"source": "photo", "per_class": 0}}}, "greater than or equal to 1"),
         ],
@@ -320,7 +329,7 @@ def test_the_digits_benchmark_is_what_its_row_in_the_protocols_says() -> None:
         assert (styles[name], parts[name]) == ({"plain"}, {name})
         assert set(found.sets[name].labels) == set(range(6))
     assert Counter(found.sets["train"].labels) == dict.fromkeys(range(6), 16)
-    shifted = {n: s for n, s in styles.items() if role(n) == "shifted"}
+    shifted = {n: s for n, s in styles.items() if SetName.parse(n).role == "shifted"}
     assert sorted(map(sorted, shifted.values())) == [
         ["blurred"],
         ["inverted"],

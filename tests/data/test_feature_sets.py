@@ -9,9 +9,10 @@ import pytest
 
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark, Selection
-from pipelines.data.feature_sets import TRAINING_ROLES, FeatureSets
+from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
+from pipelines.records import TRAINING_ROLES, SetName
 from tests.feature_cache import make_cache
 
 OPEN = ("train", "validation", "outliers", "validation_ood/x")
@@ -93,7 +94,7 @@ def test_the_training_view_opens_the_others(sets: FeatureSets) -> None:
     view = sets.for_training()
     for name in ("train", "validation", "validation_ood/x"):
         np.testing.assert_array_equal(view.load(name).features, sets.load(name).features)
-    assert {name.partition("/")[0] for name in OPEN} == set(TRAINING_ROLES)
+    assert {SetName.parse(name).role for name in OPEN} == set(TRAINING_ROLES)
 
 
 def test_the_address_follows_members_labels_and_features(sets: FeatureSets) -> None:

@@ -46,7 +46,7 @@ def words(
 def test_text_features_of_names_and_prompts_are_kept(words: list[str], tmp_path: Path) -> None:
     config = load(FolderJob, "embed_folder", [*words, f"templates={tmp_path / 'prompts.txt'}"])
     done = own_images.run(config)
-    assert done.cache.manifest["rows"] == 30
+    assert done.cache.manifest.rows == 30
     loaded = clip.load(config.backbone)
     assert done.text is not None
     for row, name in zip(done.text, ("cat", "red dog"), strict=True):
@@ -67,8 +67,8 @@ def test_odin_makes_features_of_its_own(words: list[str]) -> None:
     assert moved.cache.address == again.cache.address != plain.cache.address
     keys = plain.cache.keys().to_pylist()
     assert np.abs(plain.cache.load(keys) - moved.cache.load(keys)).max() > 1e-4
-    assert moved.cache.manifest["odin"]["tau"] == 1000.0
-    assert moved.cache.manifest["model"] == "t"
+    assert moved.cache.manifest.about["odin"]["tau"] == 1000.0
+    assert moved.cache.manifest.model == "t"
 
 
 def test_mistakes(words: list[str], tmp_path: Path) -> None:

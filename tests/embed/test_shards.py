@@ -6,7 +6,6 @@ import pyarrow as pa
 import pytest
 
 from pipelines.backbones.clip import BackboneConfig
-from pipelines.backbones.encoder import Views
 from pipelines.data.features import FeatureCache, finish, inspect_shard
 from pipelines.data.images import Decoding
 from pipelines.data.sources import FolderSource
@@ -39,8 +38,7 @@ def test_decoding_apart_changes_no_byte(
     written = []
     for place in ("together", "apart"):
         storage = Storage.open(str(tmp_path / place))
-        views = Views(2) if extra else None
-        work = Work(backbone, storage, Decoding(), 4, views, extra, threads=1, device="cpu")
+        work = Work(backbone, storage, Decoding(), 4, extra, threads=1, device="cpu")
         row = {"name": "mine", "address": "abc", "shard": 3, "keys": KEYS}
         table = pa.Table.from_pylist([row], schema=PLAN)
         if place == "apart":
@@ -61,7 +59,7 @@ def test_columns_come_back_in_shape(
     architecture, weights = backbone_files["vit"]
     backbone = BackboneConfig(name="tiny", config=str(architecture), path=str(weights))
     storage = Storage.open(str(tmp_path / "storage"))
-    work = Work(backbone, storage, Decoding(), 4, Views(2), True, threads=2, device="cpu")
+    work = Work(backbone, storage, Decoding(), 4, True, threads=2, device="cpu")
     row = {"name": "mine", "address": "abc", "shard": 0, "keys": KEYS}
     ShardEncoder(work, {"mine": source})(pa.Table.from_pylist([row], schema=PLAN))
     receipt = inspect_shard(storage, "abc", 0)
@@ -70,4 +68,3 @@ def test_columns_come_back_in_shape(
     keys = [KEYS[5], KEYS[0]]
     assert cache.load(keys).shape == (2, 16)
     assert cache.load(keys, "local_features").shape == (2, 16, 16)
-    assert cache.load(keys, "views").shape == (2, 2, 16)

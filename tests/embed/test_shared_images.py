@@ -19,13 +19,11 @@ from pipelines import pipeline
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import UserError, load
 from pipelines.data.benchmarks import BenchmarkConfig
-from pipelines.data.features import FeatureCache
-from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
+from pipelines.embed.result import EmbedResult
 from pipelines.embed.workers import PLAN, ShardEncoder
 from pipelines.run import Quiet, Run
 from pipelines.settings import PipelineConfig
-from tests.feature_cache import make_cache
 
 # Folders, each a source and a set; class_0 and class_1 are known.
 SETS = {
@@ -174,12 +172,9 @@ def test_a_rejected_image_has_no_hash(embedded: Callable[..., Run], images: Path
     found = embedded()
     assert found.has("embed")
     assert "class_0/08.png" in found.benchmark.sets["test"].keys
-    rejected = found.manifest("embed")["sources"]["test"]["rejected"]
-    assert [row["key"] for row in rejected] == ["class_0/08.png"]
-
-
-def test_a_cache_without_hashes_says_what_to_do(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path))
-    make_cache(storage, "old", {"a": [1.0, 0.0]})
-    with pytest.raises(UserError, match="features old: no image hashes; run embed again"):
-        FeatureCache(storage, "old").image_hashes(["a"])
+    result = found.embedded
+    assert (result.benchmark, set(result.sources)) == ("toy", {n.replace("/", "-") for n in SETS})
+    source = result.sources["test"]
+    assert [(row.key, row.reason) for row in source.rejected] == [("class_0/08.png", "truncated")]
+    assert source.rows == found.sets.caches["test"].manifest.rows
+    assert EmbedResult.from_json(result.to_json(), "embed.json") == result

@@ -34,8 +34,8 @@ class Weights:
         self.epochs.append({n: v.double().numpy() for n, v in state["parameters"].items()})
 
 
-def cells():
-    """One cell a trained method; the batch of 25 does not divide by two."""
+def jobs():
+    """One job a trained method; the batch of 25 does not divide by two."""
     found = {}
     for name, module in METHODS.items():
         config = module.Config(training=TRAINING)
@@ -59,14 +59,14 @@ def run(workers, names):
     for name in names:
         weights = Weights()
         train_in_process(
-            cells()[name], toy_data(), small_clip(), workers=workers, checkpoint=weights
+            jobs()[name], toy_data(), small_clip(), workers=workers, checkpoint=weights
         )
         results[name] = weights.epochs
     return results
 
 
 def divisible(split):
-    return [n for n, c in cells().items() if split == "rows" or c.method.head.class_parallel]
+    return [n for n, c in jobs().items() if split == "rows" or c.method.head.class_parallel]
 
 
 def work(rank, place):

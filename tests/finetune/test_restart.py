@@ -14,9 +14,11 @@ import pytest
 from pipelines.data.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
-# Cells of 3, 3 and 400 epochs; each finished epoch is a line: which cell, which epoch.
+# Jobs of 3, 3 and 60 epochs; each finished epoch is a line: which job, which epoch. After the
+# epoch that it is told to stop at, of the third job, it waits to be killed.
 DRIVER = """
 import sys
+import time
 from pipelines.finetune import stage as finetune
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
@@ -27,23 +29,27 @@ from tests.small_clip import small_clip, toy_data
 
 finetune.backbones.load = lambda *_: small_clip()
 finetune.backbones.identity = lambda _: {"name": "small"}
-cells = [
+jobs = [
     TrainingJob(METHODS["coop"].Config(training={"epochs": epochs, "warmup_epochs": 0}), seed)
     for seed, epochs in ((0, 3), (1, 3), (0, int(sys.argv[2])))
 ]
+def told(job, report):
+    print(jobs.index(job), int(report["epoch"]), flush=True)
+    if (jobs.index(job), int(report["epoch"])) == (2, int(sys.argv[3])):
+        time.sleep(600)
+
 for address in finetune.train(
-    cells, toy_data(), BackboneConfig(name="small"), Storage(sys.argv[1]),
+    jobs, toy_data(), BackboneConfig(name="small"), Storage(sys.argv[1]),
     compute=ComputeConfig(), mode="in_process",
-    on_epoch=lambda cell, report: print(
-        cells.index(cell), int(report["epoch"]), flush=True),
+    on_epoch=told,
 ):
     print("head", address, flush=True)
 """
 
 
-def start(storage: Path) -> subprocess.Popen[str]:
+def start(storage: Path, stop_at: int = 0) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DRIVER, str(storage), "60"]
+    command = [sys.executable, "-c", DRIVER, str(storage), "60", str(stop_at)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
@@ -52,7 +58,7 @@ def start(storage: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_finished_heads_are_found_again_and_the_one_in_work_goes_on(tmp_path: Path) -> None:
-    first = start(tmp_path)
+    first = start(tmp_path, stop_at=5)
     assert first.stdout is not None
     lines = []
     for line in first.stdout:
@@ -71,7 +77,7 @@ def test_finished_heads_are_found_again_and_the_one_in_work_goes_on(tmp_path: Pa
     assert second.returncode == 0, err
     again = [line.split() for line in out.splitlines()]
     epochs = [tuple(map(int, line)) for line in again if line[0] != "head"]
-    assert {cell for cell, _ in epochs} == {2}
+    assert {job for job, _ in epochs} == {2}
     # The epochs of the third head that were finished are not trained again.
     assert epochs[0][1] >= 5
     assert epochs[-1] == (2, 60)

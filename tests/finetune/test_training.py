@@ -16,7 +16,7 @@ from tests.small_clip import small_clip, toy_data
 TRAINED = [name for name, module in METHODS.items() if module.Config().head.trainable]
 
 
-def cell(name, *, seed=0, **training):
+def job(name, *, seed=0, **training):
     # A linear probe starts at zero and needs larger steps than a context.
     lr = 0.2 if METHODS[name].Config().head.name == "linear_probe" else 0.02
     training = {"epochs": 4, "batch_size": 16, "lr": lr, "warmup_epochs": 1, **training}
@@ -48,10 +48,10 @@ class Memory:
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name):
     clip, data = small_clip(), toy_data()
-    first = train_in_process(cell(name), data, clip)
+    first = train_in_process(job(name), data, clip)
     torch.randn(7)  # the state of the caller's random numbers is no part of a run
-    again = train_in_process(cell(name), data, clip)
-    other = train_in_process(cell(name, seed=1), data, clip)
+    again = train_in_process(job(name), data, clip)
+    other = train_in_process(job(name, seed=1), data, clip)
     assert first.predictor.files() == again.predictor.files()
     assert first.history == again.history
     assert first.predictor.files() != other.predictor.files()
@@ -62,11 +62,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name):
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_interrupted_after_an_epoch_it_ends_with_the_undisturbed_bytes(name, optimizer, epoch):
     clip, data = small_clip(), toy_data()
-    undisturbed = train_in_process(cell(name, optimizer=optimizer), data, clip)
+    undisturbed = train_in_process(job(name, optimizer=optimizer), data, clip)
     memory = Memory(stop_after=epoch)
     with pytest.raises(KeyboardInterrupt):
-        train_in_process(cell(name, optimizer=optimizer), data, clip, checkpoint=memory)
-    resumed = train_in_process(cell(name, optimizer=optimizer), data, clip, checkpoint=memory)
+        train_in_process(job(name, optimizer=optimizer), data, clip, checkpoint=memory)
+    resumed = train_in_process(job(name, optimizer=optimizer), data, clip, checkpoint=memory)
     assert len(memory.saved) == 4
     assert resumed.last.files() == undisturbed.last.files()
     assert resumed.predictor.files() == undisturbed.predictor.files()
@@ -75,7 +75,7 @@ def test_interrupted_after_an_epoch_it_ends_with_the_undisturbed_bytes(name, opt
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_on_the_training_images_falls_to_seven_tenths(name):
-    result = train_in_process(cell(name, epochs=12, warmup_epochs=0), toy_data(), small_clip())
+    result = train_in_process(job(name, epochs=12, warmup_epochs=0), toy_data(), small_clip())
     first, last = result.history[0], result.history[-1]
     assert last["loss"] < 0.7 * first["loss"]
     assert last["loss/cross_entropy"] < 0.7 * first["loss/cross_entropy"]
@@ -84,14 +84,14 @@ def test_the_loss_on_the_training_images_falls_to_seven_tenths(name):
 def test_the_callers_random_state_and_threads_are_left_alone():
     torch.manual_seed(5)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    train_in_process(cell("coop"), toy_data(), small_clip())
+    train_in_process(job("coop"), toy_data(), small_clip())
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
 
 
 def test_the_kept_epoch_has_the_best_validation_accuracy_then_cross_entropy():
     data = toy_data()
-    result = train_in_process(cell("coop", epochs=8, lr=0.3), data, small_clip())
+    result = train_in_process(job("coop", epochs=8, lr=0.3), data, small_clip())
     ranks = [
         (-report["validation/accuracy"], report["validation/cross_entropy"], report["epoch"])
         for report in result.history
@@ -109,7 +109,7 @@ def test_without_validation_images_the_last_epoch_is_kept():
         validation_features=data.validation_features[:0],
         validation_labels=data.validation_labels[:0],
     )
-    result = train_in_process(cell("coop"), data, small_clip())
+    result = train_in_process(job("coop"), data, small_clip())
     assert result.best_epoch == 4
     assert result.predictor.files() == result.last.files()
 
@@ -117,14 +117,14 @@ def test_without_validation_images_the_last_epoch_is_kept():
 def test_the_backbone_is_not_changed():
     clip = small_clip()
     before = {name: value.clone() for name, value in clip.model.state_dict().items()}
-    train_in_process(cell("coop"), toy_data(), clip)
+    train_in_process(job("coop"), toy_data(), clip)
     assert all(torch.equal(before[name], v) for name, v in clip.model.state_dict().items())
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
-    whole = train_in_process(cell("coop", epochs=1, warmup_epochs=0), toy_data(), small_clip())
+    whole = train_in_process(job("coop", epochs=1, warmup_epochs=0), toy_data(), small_clip())
     parts = train_in_process(
-        cell("coop", epochs=1, warmup_epochs=0, accumulate=3), toy_data(), small_clip()
+        job("coop", epochs=1, warmup_epochs=0, accumulate=3), toy_data(), small_clip()
     )
     a, b = (r.last.arrays["text_features"] for r in (whole, parts))
     assert np.abs(a - b).max() < 1e-5
@@ -146,13 +146,13 @@ def test_a_class_without_images_is_named():
     kept = data.labels != 2
     data = dataclasses.replace(data, features=data.features[kept], labels=data.labels[kept])
     with pytest.raises(UserError, match="no training image of: two red cats"):
-        train_in_process(cell("coop"), data, small_clip())
+        train_in_process(job("coop"), data, small_clip())
 
 
 def test_a_label_outside_the_class_list_is_refused():
     data = dataclasses.replace(toy_data(), labels=toy_data().labels + 1)
     with pytest.raises(UserError, match="labels from 1 to 4; the class list has 4"):
-        train_in_process(cell("coop"), data, small_clip())
+        train_in_process(job("coop"), data, small_clip())
 
 
 def test_a_loss_that_is_no_number_stops_with_the_learning_rate_named():
@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number_stops_with_the_learning_rate_named():
     broken[3, 2] = np.nan
     data = dataclasses.replace(data, features=broken)
     with pytest.raises(UserError, match=r"training\.lr"):
-        train_in_process(cell("coop"), data, small_clip())
+        train_in_process(job("coop"), data, small_clip())
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused():

@@ -18,7 +18,7 @@ from pipelines.data.storage import Storage
 from pipelines.finetune import state as training_run
 from pipelines.finetune.loop import TrainingJob, check, train_in_process
 from pipelines.heads.base import HeadOutput
-from pipelines.methods import METHODS
+from pipelines.methods import METHODS, MethodPlugin
 from pipelines.sweep import stage as sweep
 from tests.feature_cache import make_cache
 from tests.small_clip import small_clip, toy_data
@@ -37,7 +37,7 @@ class Listed:
         return pa.table({"key": keys, "domain": pa.array(self.domains, pa.string())})
 
 
-def patches(source: str, key: int) -> list[list[float]]:
+def local_of(source: str, key: int) -> list[list[float]]:
     """(P, D) = (2, 3), another for every image."""
     start = {"a": 0.0, "b": 100.0}[source] + 10 * key
     return [[start, start + 1, start + 2], [start + 3, start + 4, start + 5]]
@@ -48,7 +48,7 @@ def opened(folder: Path, *, local: bool = True, train: str = "baab") -> FeatureS
     caches = {}
     for source in DOMAINS:
         rows = {str(key): [float(key), 0.0, float(len(source))] for key in range(4)}
-        more = {str(key): patches(source, key) for key in range(4)} if local else None
+        more = {str(key): local_of(source, key) for key in range(4)} if local else None
         caches[source] = make_cache(storage, f"{source}{local}", rows, local=more)
     keys = ("2", "1", "0", "0")
     sets = {
@@ -76,7 +76,7 @@ def asking(*columns: str, head: tuple[str, ...] = (), outliers: bool = False):
     return Method.model_construct(**{**dict(coop()), "head": Head()})
 
 
-def test_rows_of_several_sources_keep_their_patches_and_domains(tmp_path: Path) -> None:
+def test_rows_of_several_sources_keep_their_local_features_and_domains(tmp_path: Path) -> None:
     sets = opened(tmp_path)
     data = sweep.training_data(
         sets.for_training(), [asking("domains", head=("local_features",), outliers=True)]
@@ -84,13 +84,13 @@ def test_rows_of_several_sources_keep_their_patches_and_domains(tmp_path: Path) 
     # Sources in order: a before b, as the features' rows are.
     chosen = [("a", 1), ("a", 0), ("b", 2), ("b", 0)]
     assert data.features[:, 0].tolist() == [key for _, key in chosen]
-    assert data.columns["local_features"].tolist() == [patches(*place) for place in chosen]
+    assert data.columns["local_features"].tolist() == [local_of(*place) for place in chosen]
     # art 0, cartoon 1, photo 2, sketch 3: the training images' own domains in order.
     assert data.columns["domains"].tolist() == [1, 2, 3, 0]
     assert data.columns["domains"].dtype == np.int64
-    expected = [patches("a", 2), patches("b", 3)]
+    expected = [local_of("a", 2), local_of("b", 3)]
     assert data.validation_columns["local_features"].tolist() == expected
-    assert data.outlier_columns["local_features"].tolist() == [patches("a", 3)]
+    assert data.outlier_columns["local_features"].tolist() == [local_of("a", 3)]
 
 
 def test_nothing_is_loaded_that_nothing_asks_for(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_images_that_are_named_no_domain_at_all_are_of_one(tmp_path: Path) -> No
     assert data.columns["domains"].tolist() == [0, 0, 0, 0]
 
 
-def test_no_test_set_is_opened_for_its_patches(tmp_path: Path) -> None:
+def test_no_test_set_is_opened_for_its_local_features(tmp_path: Path) -> None:
     view = opened(tmp_path).for_training()
     with pytest.raises(PermissionError, match="test data"):
         view.column("test", "local_features")
@@ -136,7 +136,7 @@ def test_a_method_without_its_columns_is_refused_before_training() -> None:
         check(TrainingJob(asking("local_features"), 0), replace(toy_data(), columns={}))
 
 
-def test_the_loop_gives_a_head_the_patches_of_its_own_images(monkeypatch) -> None:
+def test_the_loop_gives_a_head_the_local_features_of_its_own_images(monkeypatch) -> None:
     data = toy_data(per_class=4)
     rng = np.random.default_rng(5)
 
@@ -180,9 +180,8 @@ def test_the_loop_gives_a_head_the_patches_of_its_own_images(monkeypatch) -> Non
         assert torch.equal(outputs.rows["n"], expected)
         return METHODS["coop"].loss(outputs, batch, config)
 
-    monkeypatch.setitem(
-        training_run.METHODS, "watched", type("M", (), {"loss": staticmethod(loss)})
-    )
+    watched = MethodPlugin(METHODS["coop"].Config, loss)
+    monkeypatch.setattr(training_run, "METHODS", {**METHODS, "watched": watched})
     method = asking(head=("local_features",), outliers=True)
     short = method.training.model_copy(update={"epochs": 1, "warmup_epochs": 0, "batch_size": 12})
     method = method.model_copy(update={"name": "watched", "training": short})

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipelines.config import UserError
-from pipelines.finetune import together as training_together
 from pipelines.finetune.loop import Trained, TrainingJob, train_in_process
 from pipelines.finetune.together import shape_of, train_together
+from pipelines.heads import coop
 from pipelines.methods import METHODS
 from tests.small_clip import small_clip, toy_data
 
@@ -25,7 +25,7 @@ TRAININGS = (
 )
 
 
-def cells(name: str, *trainings: dict) -> list[TrainingJob]:
+def jobs(name: str, *trainings: dict) -> list[TrainingJob]:
     # The mask of scope=image jumps where its entries change places: the last bits may decide.
     scope = {"scope": "top"} if name == "ebm" else {}
     return [
@@ -37,12 +37,12 @@ def cells(name: str, *trainings: dict) -> list[TrainingJob]:
 @pytest.mark.parametrize("name", LEARNED)
 def test_each_head_is_the_one_that_is_trained_alone(name):
     clip, data = small_clip(), toy_data()
-    group = cells(name, *TRAININGS)
-    assert len({shape_of(cell.method) for cell in group}) == 1
+    group = jobs(name, *TRAININGS)
+    assert len({shape_of(job.method) for job in group}) == 1
     together = train_together(group, data, clip)
-    for cell, found in zip(group, together, strict=True):
+    for job, found in zip(group, together, strict=True):
         assert isinstance(found, Trained)
-        alone = train_in_process(cell, data, clip)
+        alone = train_in_process(job, data, clip)
         assert found.best_epoch == alone.best_epoch
         np.testing.assert_allclose(
             found.last.similarity(data.features),
@@ -58,12 +58,12 @@ def test_each_head_is_the_one_that_is_trained_alone(name):
 
 def test_a_setting_that_fails_leaves_the_others_as_they_are():
     clip, data = small_clip(), toy_data()
-    good, bad, other = cells("ebm", {"lr": 0.02}, {"lr": 1e30}, {"lr": 0.01})
+    good, bad, other = jobs("ebm", {"lr": 0.02}, {"lr": 1e30}, {"lr": 0.01})
     found = train_together([good, bad, other], data, clip)
     assert isinstance(found[1], UserError)
     assert "try a smaller training.lr" in str(found[1])
-    for cell, result in ((good, found[0]), (other, found[2])):
-        alone = train_in_process(cell, data, clip)
+    for job, result in ((good, found[0]), (other, found[2])):
+        alone = train_in_process(job, data, clip)
         np.testing.assert_allclose(
             result.last.similarity(data.features),
             alone.last.similarity(data.features),
@@ -75,7 +75,6 @@ def test_a_setting_that_fails_leaves_the_others_as_they_are():
 
 def test_one_pass_of_the_tower_serves_a_step_of_all(monkeypatch):
     clip, data = small_clip(), toy_data()
-    coop = training_together.HEADS["coop"]
     sizes = []
     encode = coop.encode_shared
 
@@ -84,7 +83,7 @@ def test_one_pass_of_the_tower_serves_a_step_of_all(monkeypatch):
         return encode(tower, prefix, *args, **named)
 
     monkeypatch.setattr(coop, "encode_shared", count)
-    group = cells("coop", *TRAININGS)
+    group = jobs("coop", *TRAININGS)
     train_together(group, data, clip)
     steps = -(-len(data.labels) // BASE["batch_size"])
     # A pass a step and one for validation, each epoch; then two frozen heads each.

@@ -11,8 +11,9 @@ from pipelines.config import UserError
 from pipelines.data.storage import Storage
 from pipelines.fitted import fit
 from pipelines.fitted import plan as fit_plan
+from pipelines.fitted.address import address as address_of
 from pipelines.fitted.class_statistics import reduce_shards
-from pipelines.fitted.plan import Fit
+from pipelines.fitted.plan import ScoreFit
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS
 from pipelines.ood import FITTED_SCORES, KNN, SSD, energy
@@ -23,6 +24,7 @@ from pipelines.score import by_name as scoring
 from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
 from pipelines.score.judge import judge
+from tests.feature_cache import flip_a_byte
 from tests.feature_sets import clustered_sets
 
 DIM = 16
@@ -77,12 +79,19 @@ def test_statistics_of_shards_are_those_of_all_rows(sets, storage, data):
         reduce_shards(sets.for_training(), "test", with_ray=False)
 
 
+def test_statistics_of_a_damaged_shard_are_refused(tmp_path):
+    """They used to be taken around its checksum: other means, and no word."""
+    sets = clustered_sets(Storage(str(tmp_path)), dim=DIM)
+    shard = sets.caches["train-two"]
+    flip_a_byte(shard, float(shard.load(["train-two/30"])[0, 0]))
+    with pytest.raises(UserError, match=r"train-two/00000\.parquet: not the bytes"):
+        reduce_shards(sets.for_training(), "train", with_ray=False)
+
+
 @pytest.mark.parametrize("name", [n for n in FITTED_SCORES if n not in scoring.OF_HEAD])
 def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, storage):
     params = {"k": 5} if name == "knn" else {}
-    plan = fit_plan.plan(
-        {name: params}, method=ZERO_SHOT, methods={}, seed=2, head="none", data=data
-    )
+    plan = fit_plan.plan({name: params}, method=ZERO_SHOT, methods={}, seed=2, head="none")
     assert list(plan) == [name]
     assert plan[name].seed == 0  # no seed decides it
     (address,) = run(plan.values(), data, storage)
@@ -91,10 +100,10 @@ def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, s
     wanted = FITTED_SCORES[name].fit({"features": data.features, "labels": data.labels}, **options)
     queries = data.features[::3] + np.float32(0.05)
     torch.testing.assert_close(record(queries), wanted(queries), rtol=1e-6, atol=1e-6)
-    before = storage.read_bytes("cache", "scores", address, "record.safetensors")
-    written = storage.local("cache", "scores", address, "manifest.json").stat().st_mtime_ns
+    before = storage.read_bytes("cache", "fitted", address, "record.safetensors")
+    written = storage.local("cache", "fitted", address, "manifest.json").stat().st_mtime_ns
     assert run(plan.values(), data, storage) == [address]
-    assert storage.local("cache", "scores", address, "manifest.json").stat().st_mtime_ns == written
+    assert storage.local("cache", "fitted", address, "manifest.json").stat().st_mtime_ns == written
     assert fit.scoring.to_bytes(record) == before
 
 
@@ -103,7 +112,7 @@ def test_vim_and_kl_matching_read_the_head(kind, data, storage):
     head = predictor(kind)
     store_head(storage, kind, head)
     plan = fit_plan.plan(
-        {"vim": {}, "kl_matching": {}}, method=ZERO_SHOT, methods={}, seed=0, head=kind, data=data
+        {"vim": {}, "kl_matching": {}}, method=ZERO_SHOT, methods={}, seed=0, head=kind
     )
     addresses = dict(zip(plan, run(plan.values(), data, storage), strict=True))
     records = fitted_records.load_records(storage, addresses)
@@ -130,9 +139,7 @@ def test_a_sum_is_z_normalised_by_the_whole_training_set(data, storage):
     head = predictor()
     store_head(storage, "sum", head)
     name, params = "energy+knn", {"energy.tau": 2.0, "knn.k": 3}
-    plan = fit_plan.plan(
-        {name: params}, method=ZERO_SHOT, methods={}, seed=0, head="sum", data=data
-    )
+    plan = fit_plan.plan({name: params}, method=ZERO_SHOT, methods={}, seed=0, head="sum")
     assert list(plan) == ["knn", name]
     assert plan["knn"].params == {"k": 3}
     records = fitted_records.load_records(
@@ -154,7 +161,7 @@ def test_a_sum_is_z_normalised_by_the_whole_training_set(data, storage):
 
 @pytest.mark.parametrize("config", [CORRECTION, EBM])
 def test_an_energy_model_goes_on_from_its_last_epoch(config, data, tmp_path, monkeypatch):
-    fits = [Fit(config.name, {}, config, seed=1)]
+    fits = [ScoreFit(config.name, {}, config, seed=1)]
     whole, halted = Storage(str(tmp_path / "whole")), Storage(str(tmp_path / "halted"))
     seen = []
     (address,) = run(fits, data, whole, on_progress=lambda *report: seen.append(report))
@@ -174,7 +181,7 @@ def test_an_energy_model_goes_on_from_its_last_epoch(config, data, tmp_path, mon
     monkeypatch.setattr(EnergyTrainer, "epoch", lambda t: ran.append(1) or epoch(t))
     assert run(fits, data, halted) == [address]
     assert len(ran) == 1
-    place = ("cache", "scores", address, "record.safetensors")
+    place = ("cache", "fitted", address, "record.safetensors")
     assert halted.read_bytes(*place) == whole.read_bytes(*place)
     manifest = fitted_records.read_manifest(whole, address)
     assert [report["epoch"] for report in manifest["history"]] == [1, 2, 3]
@@ -185,19 +192,19 @@ def test_an_energy_model_goes_on_from_its_last_epoch(config, data, tmp_path, mon
 def test_an_address_changes_with_what_decides_the_record(data):
     other = METHODS["energy_correction"].Config(**{**TINY, "l2_weight": 3.0})
     fits = [
-        Fit("energy_correction", {}, CORRECTION),
-        Fit("energy_correction", {}, CORRECTION, seed=1),
-        Fit("energy_correction", {}, other),
-        Fit("feature_ebm", {}, EBM),
-        Fit("knn", {"k": 1}),
-        Fit("knn", {"k": 2}),
-        Fit("vim", {}, head="a"),
-        Fit("vim", {}, head="b"),
+        ScoreFit("energy_correction", {}, CORRECTION),
+        ScoreFit("energy_correction", {}, CORRECTION, seed=1),
+        ScoreFit("energy_correction", {}, other),
+        ScoreFit("feature_ebm", {}, EBM),
+        ScoreFit("knn", {"k": 1}),
+        ScoreFit("knn", {"k": 2}),
+        ScoreFit("vim", {}, head="a"),
+        ScoreFit("vim", {}, head="b"),
     ]
-    assert len({planned.address(data) for planned in fits}) == len(fits)
+    assert len({address_of(planned, data) for planned in fits}) == len(fits)
     # The head's own settings say nothing of the density.
     probe = CORRECTION.model_copy(update={"score": "mcm"})
-    assert Fit("energy_correction", {}, probe).address(data) == fits[0].address(data)
+    assert address_of(ScoreFit("energy_correction", {}, probe), data) == address_of(fits[0], data)
 
 
 def test_settings_come_from_the_heads_own_method_then_the_runs_then_the_defaults():
@@ -213,9 +220,9 @@ def test_settings_come_from_the_heads_own_method_then_the_runs_then_the_defaults
 def test_divergence_is_one_line_for_the_user(data, tmp_path):
     wild = METHODS["energy_correction"].Config(**{**TINY, "lr": 1e20})
     with pytest.raises(UserError, match="score energy_correction: the energy model diverged"):
-        run([Fit("energy_correction", {}, wild)], data, Storage(str(tmp_path)))
+        run([ScoreFit("energy_correction", {}, wild)], data, Storage(str(tmp_path)))
     with pytest.raises(UserError, match=r"score knn: k must lie in 1\.\.60"):
-        run([Fit("knn", {"k": 61})], data, Storage(str(tmp_path)))
+        run([ScoreFit("knn", {"k": 61})], data, Storage(str(tmp_path)))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +234,7 @@ def every(data, storage):
     scores["energy+energy_correction"] = {"energy.tau": 3.0}
     scores["delta_energy+knn"] = {"delta_energy.tau": 0.3, "delta_energy.c": 2, "knn.k": 4}
     methods = {m.name: m for m in (CORRECTION, EBM)}
-    plan = fit_plan.plan(scores, method=ZERO_SHOT, methods=methods, seed=0, head="every", data=data)
+    plan = fit_plan.plan(scores, method=ZERO_SHOT, methods=methods, seed=0, head="every")
     addresses = dict(zip(plan, run(plan.values(), data, storage), strict=True))
     return head, scores, fitted_records.load_records(storage, addresses)
 

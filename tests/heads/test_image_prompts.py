@@ -55,7 +55,7 @@ def test_each_image_is_judged_by_prompts_of_its_own(layers):
         error = (found[name] - parameter.grad).norm() / parameter.grad.norm()
         assert float(error) < 1e-5, name
     # The images matter: the same feature under another image's prompts has another similarity.
-    text = head.own_text_features(features)
+    text = head.image_text_features(features)
     assert float((text[0] - text[5]).detach().abs().max()) > 1e-2
 
 

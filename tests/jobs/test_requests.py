@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from jobs import main, pipeline
-from pipelines.settings import PipelineConfig
+from jobs import main, pipeline, run_section
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def refused(capsys, monkeypatch, tmp_path):
         line = ["jobs.pipeline", "sweep=none", f"storage={storage}", *words]
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as stopped:
-            main("pipeline", PipelineConfig, pipeline.pipeline, "")
+            main("pipeline", run_section, pipeline.pipeline, "")
         assert stopped.value.code == 2
         said = capsys.readouterr()
         assert said.out == ""
@@ -34,26 +33,26 @@ NO_OUTLIERS = "benchmark.sets={train: {source: digits, classes: id, domains: [pl
 
 
 def test_more_shots_than_exist(refused):
-    (line,) = refused("method=coop", "shots=100000")
+    (line,) = refused("methods=[coop]", "shots=100000")
     assert line.startswith("shots=100000: more than there are (zero: ")
     assert line.endswith("shots=null takes all")
 
 
 def test_a_class_without_images(refused):
-    (line,) = refused("method=coop", "benchmark.class_names=[zero, one, dodo]")
+    (line,) = refused("methods=[coop]", "benchmark.class_names=[zero, one, dodo]")
     assert line == "set 'train' of benchmark 'digits': no image of class dodo"
 
 
 @pytest.mark.parametrize("name", ["coop", "ebm", "linear_probe"])
 def test_outliers_for_a_method_that_needs_none(refused, name):
-    (line,) = refused(f"method={name}", "method.training.outlier_batch_size=32")
+    (line,) = refused(f"methods=[{name}]", f"methods.{name}.training.outlier_batch_size=32")
     assert "training.outlier_batch_size=32" in line
     assert "learns from no outliers" in line
 
 
 @pytest.mark.parametrize("name", ["energy_margin", "outlier_exposure", "balanced_energy"])
 def test_no_outliers_for_a_method_that_needs_some(refused, name):
-    (line,) = refused(f"method={name}", NO_OUTLIERS)
+    (line,) = refused(f"methods=[{name}]", NO_OUTLIERS)
     assert line == (
         f"methods.{name}: it learns from outliers and benchmark 'digits' has no set 'outliers'; "
         "add one, or choose a method that needs none"
@@ -62,12 +61,12 @@ def test_no_outliers_for_a_method_that_needs_some(refused, name):
 
 @pytest.mark.parametrize("name", ["energy_margin", "balanced_energy"])
 def test_margins_in_the_wrong_order(refused, name):
-    (line,) = refused(f"method={name}", "method.m_in=-3", "method.m_out=-7")
+    (line,) = refused(f"methods=[{name}]", f"methods.{name}.m_in=-3", f"methods.{name}.m_out=-7")
     assert line == (
         f"methods.{name}: m_in=-3.0 must be below m_out=-7.0: energies are low for images of the "
         "classes"
     )
-    (line,) = refused(f"method={name}", "method.m_in=-3")
+    (line,) = refused(f"methods=[{name}]", f"methods.{name}.m_in=-3")
     assert "give both m_in and m_out, or neither" in line
 
 

@@ -195,7 +195,7 @@ CASES = [
 ]
 
 
-# Their update by hand is in test_local_methods.py: it goes through prompts and patches.
+# Their update by hand is in test_local_methods.py: it goes through prompts and local features.
 WITH_PROMPTS = {"locoop", "negprompt", "gallop"}
 # Their loss is cross-entropy alone, if their head is trained: what is theirs is a density.
 DENSITIES = {"energy_correction", "feature_ebm", "gaussian_mixture"}

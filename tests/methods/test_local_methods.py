@@ -17,7 +17,7 @@ from pipelines.finetune import state as training_run
 from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import HeadContext, Predictor, build
 from pipelines.heads.comparisons import global_similarity, local_similarity, negative_similarity
-from pipelines.heads.gallop import top_patches
+from pipelines.heads.gallop import num_averaged
 from pipelines.methods import METHODS
 from pipelines.methods.locoop import num_top
 from tests.small_clip import small_clip, toy_data
@@ -88,11 +88,11 @@ def test_negative_prompts_begin_apart_and_move_from_images():
 
 
 @pytest.mark.parametrize(
-    ("patches", "counts"),
+    ("number", "counts"),
     [(196, [5, 10, 15, 20]), (49, [1, 2, 4, 5]), (4, [1, 2, 3, 4]), (3, [1, 2, 3, 3])],
 )
-def test_the_scales_are_the_published_numbers_of_vit_b16_patches(patches, counts):
-    assert top_patches([0.025, 0.05, 0.075, 0.1], patches) == counts
+def test_the_scales_are_the_published_numbers_of_vit_b16(number, counts):
+    assert num_averaged([0.025, 0.05, 0.075, 0.1], number) == counts
 
 
 @pytest.mark.parametrize(("classes", "top"), [(1000, 200), (7, 1), (2, 1), (10, 2)])
@@ -150,9 +150,9 @@ def locoop_by_hand(hand, parameters, data, config):
     text = hand.text(parameters["context"])
     rows = [[10 * dot(z, h) for h in text] for z in data.features.tolist()]
     found = []
-    for patches, label in zip(data.columns["local_features"].tolist(), data.labels, strict=True):
-        for patch in patches:
-            logs = log_softmax([10 * dot(patch, h) for h in text])
+    for local, label in zip(data.columns["local_features"].tolist(), data.labels, strict=True):
+        for feature in local:
+            logs = log_softmax([10 * dot(feature, h) for h in text])
             if label not in sorted(range(4), key=lambda k: -logs[k])[:2]:
                 found.append(-sum(math.exp(v) * v for v in logs))
     assert 3 < len(found) < 3 * len(data.labels)
@@ -186,8 +186,8 @@ def gallop_by_hand(hand, parameters, data, config):
     for number, count in enumerate((1, 2)):
         text = hand.text(parameters[f"local_prompts.{number}.context"])
         rows = []
-        for patches in data.columns["local_features"].tolist():
-            moved = [[dot(w, p) for w in parameters["projection"].tolist()] for p in patches]
+        for local in data.columns["local_features"].tolist():
+            moved = [[dot(w, p) for w in parameters["projection"].tolist()] for p in local]
             moved = [[v / math.sqrt(dot(p, p)) for v in p] for p in moved]
             best = [sorted((dot(p, h) for p in moved), reverse=True)[:count] for h in text]
             rows.append([10 * mean(values) for values in best])
@@ -295,7 +295,7 @@ def test_gallops_rule_is_its_heads_and_its_formula(tmp_path):
     assert loaded.similarity(features, local).tobytes() == (
         predictor.similarity(features, local).tobytes()
     )
-    # Validation accuracy, which chose the epoch, saw the patches.
+    # Validation accuracy, which chose the epoch, saw the local features.
     result = train("gallop", {**SHORT, "epochs": 2}, head=BY_HAND["gallop"][1])
     right = result.predictor.predicted(result.predictor.similarity(features, local))
     accuracy = float((right == data.validation_labels).mean())

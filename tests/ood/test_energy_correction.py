@@ -349,7 +349,7 @@ class Threads:
     def __init__(self, rank, world, barrier, board):
         self.rank, self.world, self.barrier, self.board = rank, world, barrier, board
 
-    def own(self, count):
+    def part(self, count):
         return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def total(self, values):

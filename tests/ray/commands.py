@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import logging
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
+from tests.barrier import Barrier
 from tests.ray.processes import descendants, kill
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +54,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def job(name: str, *words: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     """`python -m jobs.NAME words...` at the repository's root, to its end."""
     with ray_folder() as folder:
-        process = start(name, *words, folder=folder)
+        process = start(f"jobs.{name}", *words, folder=folder)
         try:
             out, err = process.communicate(timeout=timeout)
         finally:
@@ -54,10 +62,10 @@ def job(name: str, *words: str, timeout: int = 300) -> subprocess.CompletedProce
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(name: str, *words: str, folder: Path) -> subprocess.Popen[str]:
-    """`python -m jobs.NAME words...` in a session of its own."""
+def start(module: str, *words: str, folder: Path) -> subprocess.Popen[str]:
+    """`python -m MODULE words...` in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"jobs.{name}", *words],
+        [sys.executable, "-m", module, *words],
         cwd=ROOT,
         env=environment(folder),
         stdin=subprocess.DEVNULL,
@@ -81,17 +89,29 @@ def end(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-def job_killed_when(
-    reached: Callable[[], bool], name: str, *words: str, timeout: int = 300
-) -> None:
-    """Start a job and kill it, and all it started, as soon as `reached`, in the middle of it."""
+def job_killed_at(barrier: Barrier, name: str, *words: str) -> None:
+    """Start a job and kill it, and all it started, once one of its processes is held."""
+    held = json.dumps(asdict(barrier))
     with ray_folder() as folder:
-        process = start(name, *words, folder=folder)
+        process = start("tests.ray.held_job", held, name, *words, folder=folder)
         try:
-            limit = time.monotonic() + timeout
-            while not reached():
-                assert process.poll() is None, "ended before it could be killed"
-                assert time.monotonic() < limit, "never came to where it is killed"
-                time.sleep(0.01)
+            barrier.arrived(lambda: process.poll() is None)
         finally:
             end(process)
+
+
+def job_here(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The same as `job` in this process, on the Ray that is already there."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", [f"jobs.{name}", *words]),
+        mock.patch.object(logging, "basicConfig"),
+    ):
+        try:
+            runpy.run_module(f"jobs.{name}", run_name="__main__")
+        except SystemExit as end_of_job:
+            status = int(end_of_job.code or 0)
+    return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())

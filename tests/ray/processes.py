@@ -26,14 +26,6 @@ def descendants(root):
     return below
 
 
-def title(pid):
-    """The command line, which Ray sets to what a worker does."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
 def kill(pid):
     """End a process at once, if it is still there."""
     try:

@@ -123,7 +123,7 @@ def test_features_are_those_of_one_process(
     assert np.array_equal(cache.load(keys[::-3]), cache.load(keys)[::-3])
     assert cache.keys().to_pylist() == keys
     assert cache.rejected().num_rows == 0
-    assert [shard["rows"] for shard in cache.manifest["shards"]] == [8, 8, 8, 6]
+    assert [shard.rows for shard in cache.manifest.shards] == [8, 8, 8, 6]
 
 
 def test_progress_counts_every_image(first_run: FirstRun) -> None:
@@ -151,8 +151,8 @@ def test_bad_images_are_listed_and_the_rest_embedded(
         {"key": "07", "reason": "empty"},
     ]
     assert cache.present(keys).tolist() == [n not in (3, 7) for n in range(10)]
-    assert cache.manifest["rows"] == 8
-    assert cache.manifest["rejected"] == 3
+    assert cache.manifest.rows == 8
+    assert cache.manifest.rejected == 3
     with pytest.raises(UserError, match="1 of 2 keys have no feature"):
         cache.load(["02", "03"])
     # The finished shards count against a stricter bound without any new work.
@@ -267,7 +267,6 @@ def test_the_address_follows_everything_that_changes_a_byte(
             ("exif", "apply"),
             ("max_pixels", 10),
             ("local_features", True),
-            ("views", 1),
         )
     ]
     others.append(address(backbone=backbone.model_copy(update={"precision": "bf16"})))

@@ -12,24 +12,27 @@ sys.path.insert(0, {folder!r})
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from test_embed_faults import SlowSource, go, num_finished, wait_until
+from test_embed_faults import NotingSource, barrier_in, go, held_storage
+from tests.barrier import gone, wait_until
 from pipelines.backbones.clip import BackboneConfig
 
 backbone = BackboneConfig.model_validate_json({backbone!r})
 place = Path({place!r})
-source = SlowSource(root={root!r}, notes=str(place / "notes"))
+source = NotingSource(root={root!r}, notes=str(place / "notes"))
 cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
 second = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
-nodes = set()
+barrier = barrier_in(place, node=second.node_id)
 
 def kill():
-    wait_until(lambda: num_finished(place) >= 3)
+    worker = barrier.arrived()
     cluster.remove_node(second, allow_graceful=False)
+    wait_until(lambda: gone(worker))
+    barrier.open()
 
 killer = threading.Thread(target=kill)
 killer.start()
-cache = go(source, backbone, place)
+cache = go(source, backbone, place, held_storage(place, barrier))
 killer.join()
 print("ADDRESS", cache.address)
 ray.shutdown()
@@ -41,12 +44,11 @@ cluster.shutdown()
 def test_a_killed_node_costs_only_its_shards(
     pictures: Path, backbone_files: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    from test_embed_faults import SlowSource, go, shards
-
     from pipelines.backbones.clip import BackboneConfig
     from pipelines.compute.cluster import ComputeConfig, connect
     from pipelines.data.features import FeatureCache
     from pipelines.data.storage import Storage
+    from tests.ray.test_embed_faults import NotingSource, go, shards
 
     architecture, weights = backbone_files["vit"]
     backbone = BackboneConfig(name="tiny", config=str(architecture), path=str(weights))
@@ -63,7 +65,7 @@ def test_a_killed_node_costs_only_its_shards(
     )
     address = done.stdout.split("ADDRESS ")[1].split()[0]
     storage = Storage.open(str(tmp_path / "disturbed" / "storage"))
-    source = SlowSource(root=str(pictures), notes=str(tmp_path / "notes"), seconds=0)
+    source = NotingSource(root=str(pictures), notes=str(tmp_path / "notes"))
     with connect(ComputeConfig(num_cpus=4)):
         expected = shards(go(source, backbone, tmp_path / "quiet"))
     assert shards(FeatureCache(storage, address)) == expected

@@ -1,4 +1,4 @@
-"""`method=energy_correction` through the main job: judged, reported, registered, predicted with."""
+"""`methods=[energy_correction]` through the main job: judged, reported, registered, used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from pipelines.data.storage import Storage
 from tests.ray.commands import job
 
 SCORES = ("mcm", "knn", "ssd", "mahalanobis", "vim", "energy_correction", "energy+knn")
-TINY = ("method.width=16", "method.epochs=2", "method.steps=4")
+TINY = (
+    "methods.energy_correction.width=16",
+    "methods.energy_correction.epochs=2",
+    "methods.energy_correction.steps=4",
+)
 
 
 pytestmark = pytest.mark.slow
@@ -26,7 +30,7 @@ def finished(mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(mini_storage.local("cache", "backbones"), storage / "cache" / "backbones")
     done = job(
         "pipeline",
-        "method=energy_correction",
+        "methods=[energy_correction]",
         f"scores=[{','.join(SCORES)}]",
         *TINY,
         # Ray Train and Tune have tests of their own; here each would only cost its start-up.

@@ -1,10 +1,15 @@
-"""A killed worker and a killed driver end with the weights of an undisturbed run."""
+"""A killed worker and a killed driver end with the weights of an undisturbed run.
 
+Both are held in the middle of training when they are killed (`tests.barrier`).
+"""
+
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
+import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,16 +19,18 @@ from pipelines.data.storage import Storage
 from pipelines.finetune.loop import TrainingJob
 from pipelines.finetune.stage import train
 from pipelines.methods import METHODS
-from tests.ray.processes import descendants, kill, title
+from tests.barrier import Barrier, wait_until
+from tests.ray.processes import descendants, kill
 from tests.ray.small_backbone import files, write_backbone
 from tests.small_clip import toy_data
 
-# Long enough that the kill comes in the middle.
-EPOCHS = 150
+EPOCHS = 6
+# The second epoch's state waits just before it replaces the first's.
+CHECKPOINT = "cache/heads/*/checkpoint.pt"
 TRAINING = {"epochs": EPOCHS, "batch_size": 16, "lr": 0.02}
 
 
-def cells():
+def jobs():
     config = METHODS["ebm"].Config(head={"name": "coop", "num_context": 4}, training=TRAINING)
     return [TrainingJob(config, 0)]
 
@@ -31,54 +38,56 @@ def cells():
 def undisturbed(folder):
     storage = Storage(str(folder / "undisturbed"))
     backbone = write_backbone(folder)
-    heads = train(
-        cells(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process"
-    )
+    heads = train(jobs(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process")
     return backbone, heads[0], files(storage, heads[0])
 
 
-def train_workers():
-    """The Ray Train workers below this process."""
-    return [pid for pid in descendants(os.getpid()) if "RayTrainWorker" in title(pid)]
+def barrier_in(folder):
+    return Barrier.new(folder / "barrier", held=CHECKPOINT, after=CHECKPOINT)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_ends_with_the_undisturbed_weights(tmp_path):
     backbone, head, expected = undisturbed(tmp_path)
-    storage, epochs, killed = Storage(str(tmp_path / "killed")), [], []
+    barrier = barrier_in(tmp_path)
+    storage, epochs, killed = barrier.storage(str(tmp_path / "killed")), [], []
 
-    def kill_once(_, report):
-        epochs.append(report["epoch"])
-        if report["epoch"] >= 10 and not killed:
-            for pid in train_workers():
-                kill(pid)
-                killed.append(pid)
+    def kill_once():
+        killed.append(barrier.arrived())
+        wait_until(lambda: epochs == [1.0])  # reports are not waited for
+        kill(killed[0])
+        barrier.open()
 
+    killer = threading.Thread(target=kill_once)
+    killer.start()
     heads = train(
-        cells(), toy_data(), backbone, storage, compute=ComputeConfig(), on_epoch=kill_once
-    )
+        jobs(), toy_data(), backbone, storage, compute=ComputeConfig(),
+        on_epoch=lambda _, report: epochs.append(report["epoch"]),
+    )  # fmt: skip
+    killer.join()
     assert len(killed) == 1
     assert heads == [head]
     assert files(storage, head) == expected
-    # It went on in the middle: no epoch before the tenth was trained again.
+    # It went on in the middle: the first epoch was not trained again.
     assert epochs.count(1.0) == 1
     assert epochs[-1] == EPOCHS
 
 
 DRIVER = """
-import sys, warnings
+import json, sys, warnings
 warnings.simplefilter("ignore")
 import ray
 from pipelines.compute.cluster import ComputeConfig
-from pipelines.data.storage import Storage
-from pipelines.finetune import train
+from pipelines.finetune.stage import train
 from pipelines.backbones.clip import BackboneConfig
-from tests.ray.test_finetune_faults import cells
+from tests.barrier import Barrier
+from tests.ray.test_finetune_faults import jobs
 from tests.small_clip import toy_data
 backbone = BackboneConfig.model_validate_json(sys.argv[1])
+storage = Barrier(**json.loads(sys.argv[3])).storage(sys.argv[2])
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-train(cells(), toy_data(), backbone, Storage(sys.argv[2]), compute=ComputeConfig())
+train(jobs(), toy_data(), backbone, storage, compute=ComputeConfig())
 """
 
 
@@ -86,18 +95,16 @@ train(cells(), toy_data(), backbone, Storage(sys.argv[2]), compute=ComputeConfig
 def test_a_killed_driver_started_again_ends_with_the_undisturbed_weights(tmp_path):
     backbone, head, expected = undisturbed(tmp_path)
     storage = Storage(str(tmp_path / "killed"))
-    command = [sys.executable, "-c", DRIVER, backbone.model_dump_json(), storage.root]
+    barrier = barrier_in(tmp_path)
+    command = [sys.executable, "-c", DRIVER, backbone.model_dump_json(), storage.root,
+               json.dumps(asdict(barrier))]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     driver = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     below = []
     try:
-        checkpoint = storage.local("cache", "heads", head, "checkpoint.pt")
-        deadline = time.monotonic() + 240
-        while not checkpoint.exists() and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert checkpoint.exists()
+        barrier.arrived(lambda: driver.poll() is None)
         below = descendants(driver.pid)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -105,9 +112,8 @@ def test_a_killed_driver_started_again_ends_with_the_undisturbed_weights(tmp_pat
         for pid in below:
             kill(pid)
         driver.kill()
+    barrier.open()
     assert not storage.exists("cache", "heads", head, "manifest.json")
-    heads = train(
-        cells(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process"
-    )
+    heads = train(jobs(), toy_data(), backbone, storage, compute=ComputeConfig(), mode="in_process")
     assert heads == [head]
     assert files(storage, head) == expected

@@ -9,8 +9,9 @@ import torch
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import is_trained
-from pipelines.finetune.loop import TrainingData
-from pipelines.finetune.stage import CLASS_PARALLEL_FROM, TrainingJob, _split, train
+from pipelines.finetune.loop import TrainingData, TrainingJob
+from pipelines.finetune.stage import train
+from pipelines.finetune.workers import CLASS_PARALLEL_FROM, _split
 from pipelines.methods import METHODS
 from tests.ray.small_backbone import write_backbone
 
@@ -39,7 +40,7 @@ def many_classes(num_classes=CLASS_PARALLEL_FROM + 1):
     )
 
 
-def cells():
+def jobs():
     context = {"name": "coop", "num_context": 4}
     outliers = {**TRAINING, "outlier_batch_size": 33}
     return {
@@ -62,8 +63,8 @@ def weights(storage, head):
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_give_one_workers_weights(tmp_path):
     backbone, data = write_backbone(tmp_path), many_classes()
-    todo = {name: TrainingJob(method, 0) for name, method in cells().items()}
-    divided = {name: _split(cell, data) for name, cell in todo.items()}
+    todo = {name: TrainingJob(method, 0) for name, method in jobs().items()}
+    divided = {name: _split(job, data) for name, job in todo.items()}
     assert set(divided.values()) == {"rows", "classes"}
     two, one = Storage(str(tmp_path / "two")), Storage(str(tmp_path / "one"))
     workers = ComputeConfig(train_workers=2)

@@ -9,16 +9,16 @@ from pipelines.config import UserError
 from pipelines.data.storage import Storage
 from pipelines.fitted import fit
 from pipelines.fitted.class_statistics import reduce_shards
-from pipelines.fitted.plan import Fit
+from pipelines.fitted.plan import ScoreFit
 from pipelines.methods import METHODS
 from pipelines.score import cache as fitted_records
 from tests.feature_sets import clustered_sets
 
 TINY = {"width": 8, "hidden": 2, "epochs": 2, "steps": 3, "batch_size": 16}
 FITS = [
-    Fit("energy_correction", {}, METHODS["energy_correction"].Config(**TINY), seed=1),
-    Fit("feature_ebm", {}, METHODS["feature_ebm"].Config(**TINY)),
-    Fit("knn", {"k": 2}),
+    ScoreFit("energy_correction", {}, METHODS["energy_correction"].Config(**TINY), seed=1),
+    ScoreFit("feature_ebm", {}, METHODS["feature_ebm"].Config(**TINY)),
+    ScoreFit("knn", {"k": 2}),
 ]
 
 
@@ -52,7 +52,7 @@ def test_ray_gives_what_this_process_gives(tmp_path):
     assert addresses == wanted
     assert seen == [(n, 4) for n in (1, 2, 3, 4)]
     for address in addresses:
-        place = ("cache", "scores", address, "record.safetensors")
+        place = ("cache", "fitted", address, "record.safetensors")
         assert on_ray.read_bytes(*place) == here.read_bytes(*place)
     assert not on_ray.names("cache", "ray_train")
 
@@ -72,7 +72,7 @@ def test_ray_gives_what_this_process_gives(tmp_path):
     wild = METHODS["energy_correction"].Config(**{**TINY, "lr": 1e20})
     with pytest.raises(UserError, match="score energy_correction: the energy model diverged"):
         fit.run(
-            [Fit("energy_correction", {}, wild)],
+            [ScoreFit("energy_correction", {}, wild)],
             data,
             two,
             compute=ComputeConfig(train_workers=2),

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -15,7 +14,8 @@ import pytest
 
 from pipelines.data.digits import DigitsSource
 from pipelines.data.storage import Storage
-from tests.ray.commands import job, job_killed_when
+from tests.barrier import Barrier
+from tests.ray.commands import job, job_killed_at
 
 STAGES = ("embed", "sweep", "finetune", "score", "evaluate", "register")
 METHODS = ("zero_shot", "coop", "ebm")
@@ -141,25 +141,22 @@ def test_a_second_run_finds_everything_and_prints_the_same(first: Finished) -> N
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def some(storage: Path, pattern: str) -> Callable[[], bool]:
-    """Whether a file of that pattern is there."""
-    return lambda: any(storage.glob(pattern))
-
-
-# In the middle of a stage: its first output is there, its manifest is not.
+# Where a stage is killed: a file of its first output is there, the next one waits just before it
+# takes its name.
 MIDDLE = {
-    "embed": "cache/features/*/0*.parquet",
-    "sweep": "cache/trials/*.json",
-    "finetune": "cache/heads/*/checkpoint.pt",
-    "score": "runs/*/scores/*/*.parquet",
-    "evaluate": "runs/*/metrics.json",
-    "register": "runs/*/evaluate.json",
+    "embed": ("cache/features/*/0*.parquet", "cache/features/*/0*.parquet"),
+    "sweep": ("cache/trials/*.json", "cache/trials/*.json"),
+    "finetune": ("cache/heads/*/checkpoint.pt", "cache/heads/*/checkpoint.pt"),
+    "score": ("runs/*/scores/*.parquet", "runs/*/scores/*/*.parquet"),
+    "evaluate": ("runs/*/evaluate.json", "runs/*/metrics.json"),
+    "register": ("runs/*/register.json", "runs/*/evaluate.json"),
 }
 
 
 def killed_and_started_again(storage: Path, stage: str, *words: str) -> None:
-    job_killed_when(some(storage, MIDDLE[stage]), "pipeline", "preset=test",
-                    f"storage={storage}", *words)  # fmt: skip
+    held, after = MIDDLE[stage]
+    barrier = Barrier.new(storage.parent / "barrier", held=held, after=after)
+    job_killed_at(barrier, "pipeline", "preset=test", f"storage={storage}", *words)
     assert not (run_folder(storage) / f"{stage}.json").exists(), "was done before it was killed"
     pipeline(storage, *words)
 
@@ -204,7 +201,7 @@ def test_the_winning_yaml_gives_the_same_numbers_again(backbones: Path, tmp_path
     heads = json.loads((folder / "finetune.json").read_text())
     assert len(heads["defaults"]["ebm"]) == 1  # of the first seed only
     assert heads["defaults"]["ebm"][0] not in heads["heads"]["ebm"]
-    pipeline(again, f"method=@{folder}/best/ebm.yaml", "sweep=none", "seeds=2")
+    pipeline(again, f"methods=@{folder}/best/ebm.yaml", "sweep=none", "seeds=2")
     repeated = json.loads(metrics(again))
     assert repeated["rows"] == found["rows"]
     assert repeated["comparisons"] == found["comparisons"]
@@ -245,11 +242,9 @@ def test_a_sweep_killed_in_the_middle_keeps_its_trials_and_has_the_same_winner(
     undisturbed = job("sweep", *words, f"storage={whole}")
     assert undisturbed.returncode == 0, undisturbed.stderr
     records = killed / "cache" / "trials"
-
-    def two_are_done() -> bool:
-        return records.is_dir() and len(list(records.glob("*.json"))) >= 2
-
-    job_killed_when(two_are_done, "sweep", *words, f"storage={killed}")
+    one = "cache/trials/*.json"
+    barrier = Barrier.new(tmp_path / "barrier", held=one, after=one, more=1)
+    job_killed_at(barrier, "sweep", *words, f"storage={killed}")
     kept = {path: path.read_bytes() for path in records.glob("*.json")}
     assert 2 <= len(kept) < 6, "was done before it was killed"
     again = job("sweep", *words, f"storage={killed}")

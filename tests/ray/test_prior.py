@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.code_digest import Code
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
@@ -14,6 +15,7 @@ from pipelines.data.storage import Storage
 from pipelines.finetune import outlier_prior as prior
 from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.methods import METHODS
+from tests.feature_cache import flip_a_byte
 from tests.ray.small_backbone import write_backbone
 from tests.small_clip import CLASS_NAMES, small_clip, toy_data
 
@@ -84,9 +86,35 @@ def test_the_counts_of_shards_add_up_to_the_counts_of_the_whole(outliers, tmp_pa
     assert counts.tolist() == expected
     assert sum(expected) == len(held) == 44
     assert len(set(expected)) > 1
-    # The second time they are found.
-    monkeypatch.setattr(prior, "_count", lambda *_: pytest.fail("counted again"))
+    (name,) = storage.names("cache", "priors")
+    storage.local("cache", "priors", name).unlink()
+    here = prior.measure(sets.for_training(), backbone, storage, with_ray=False)
+    assert here.tolist() == expected
+    assert storage.names("cache", "priors") == [name]
+    # The next time they are found.
+    monkeypatch.setattr(prior, "map_shards", lambda *_, **__: pytest.fail("counted again"))
     assert prior.measure(sets.for_training(), backbone, storage).tolist() == expected
+    # After an edit they are counted again.
+    monkeypatch.setattr(prior, "prior_code", lambda: Code({"edited": "1"}, {}))
+    with pytest.raises(pytest.fail.Exception, match="counted again"):
+        prior.measure(sets.for_training(), backbone, storage)
+
+
+def test_a_view_without_the_outliers_counts_none(outliers, tmp_path):
+    """The pass used to read any set, whatever the view may open."""
+    storage, sets, _ = outliers
+    view = dataclasses.replace(sets, roles=("train", "validation"))
+    with pytest.raises(PermissionError, match="'outliers'"):
+        prior.measure(view, write_backbone(tmp_path), storage, with_ray=False)
+
+
+def test_a_damaged_shard_is_not_counted(outliers, tmp_path):
+    """It used to be read around its checksum: other counts, and no word."""
+    storage, sets, _ = outliers
+    shard = sets.caches["second"]
+    flip_a_byte(shard, float(shard.load(["second-0012"])[0, 0]))
+    with pytest.raises(UserError, match=r"second/00000\.parquet: not the bytes"):
+        prior.measure(sets.for_training(), write_backbone(tmp_path), storage, with_ray=False)
 
 
 def test_a_benchmark_without_outliers_is_refused(outliers, tmp_path):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
@@ -19,10 +21,13 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.sweep import stage as sweep
-from pipelines.sweep.stage import SweepConfig
-from tests.ray.processes import descendants, kill, title
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.result import SweepResult
+from tests.barrier import wait_until
+from tests.ray.processes import kill
 from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -45,69 +50,92 @@ def run(
     backbone: BackboneConfig,
     epochs: int = 2,
     methods: Mapping[str, MethodConfig] | None = None,
+    storage: Storage | None = None,
     **settings: Any,
-) -> dict[str, Any]:
-    storage: Storage = next(iter(sets.caches.values())).storage
-    return sweep.run(
-        methods or {"coop": coop(epochs)},
-        ("mcm", "energy"),
-        sets,
-        backbone,
-        storage,
-        settings=SweepConfig(posthoc={"budget": 4}, **settings),
-        compute=ComputeConfig(),
-    )
+) -> SweepResult:
+    config = SweepConfig(posthoc={"budget": 4}, **settings)
+    inputs = inputs_of(sets, backbone, methods or {"coop": coop(epochs)}, storage)
+    return sweep.run(inputs, config, compute=ComputeConfig())[0]
 
 
-def statuses(found: Mapping[str, Any]) -> list[str]:
-    return [trial["status"] for trial in found["trials"]]
+def inputs_of(
+    sets: FeatureSets,  # noqa: F811
+    backbone: BackboneConfig,
+    methods: Mapping[str, MethodConfig],
+    storage: Storage | None = None,
+) -> sweep.Inputs:
+    storage = storage or next(iter(sets.caches.values())).storage
+    return sweep.Inputs(methods, ("mcm", "energy"), sets, backbone, storage)
+
+
+def statuses(found: SweepResult) -> list[str]:
+    return [trial.status for trial in found.trials]
+
+
+@dataclass(frozen=True)
+class NotingStorage(Storage):
+    """Notes which process asks for which trial's record, as every worker does at first."""
+
+    notes: str = ""
+
+    def exists(self, *parts: str) -> bool:
+        if parts[:2] == ("cache", "trials"):
+            with Path(self.notes).open("a") as file:
+                file.write(f"{os.getpid()} {parts[-1]}\n")
+        return super().exists(*parts)
+
+    def workers(self, trial: str) -> list[int]:
+        """The processes, other than this one, that began that trial."""
+        lines = [line.split() for line in Path(self.notes).read_text().splitlines()]
+        return [int(pid) for pid, of in lines if of == trial and int(pid) != os.getpid()]
+
+    def trials(self) -> set[str]:
+        """The trials that were begun."""
+        return {line.split()[1] for line in Path(self.notes).read_text().splitlines()}
+
+    def records(self) -> set[str]:
+        """The trials that are finished."""
+        names = self.names("cache", "trials")
+        return {name for name in names if not name.startswith(".")}
 
 
 @contextmanager
-def killing_workers_from(seconds: float, until: float) -> Iterator[list[int]]:
-    """Kills every worker that runs a trial for longer than that, again and again."""
-    killed: list[int] = []
-    stopped = threading.Event()
-    seen: dict[int, float] = {}
+def killing_the_endless_trial(storage: NotingStorage, others: int, times: int) -> Iterator[None]:
+    """Kills the worker of the trial that never ends, again and again, once all others are done."""
 
     def watch() -> None:
-        limit = time.monotonic() + until
-        while not stopped.is_set() and time.monotonic() < limit:
-            for pid in trial_workers():
-                began = seen.setdefault(pid, time.monotonic())
-                if time.monotonic() - began > seconds:
-                    kill(pid)
-                    killed.append(pid)
-                    del seen[pid]
-            time.sleep(0.1)
+        wait_until(lambda: len(storage.records()) == others)
+        wait_until(lambda: len(storage.trials()) == others + 1)
+        (endless,) = storage.trials() - storage.records()
+        killed: set[int] = set()
+        for _ in range(times):
+            wait_until(lambda: bool({*storage.workers(endless)} - killed))
+            (pid,) = {*storage.workers(endless)} - killed
+            kill(pid)
+            killed.add(pid)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    try:
-        yield killed
-    finally:
-        stopped.set()
-        thread.join()
-
-
-def trial_workers() -> list[int]:
-    """Processes of Ray's below this one that run trials."""
-    return [pid for pid in descendants(os.getpid()) if "ImplicitFunc" in title(pid)]
+    yield
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "the endless trial was not killed that often"
 
 
 @pytest.mark.slow
 def test_a_killed_worker_is_a_failed_trial_and_the_rest_goes_on(
     sets: FeatureSets,  # noqa: F811
     backbone: BackboneConfig,
+    tmp_path: Path,
 ) -> None:
     # One training would take hours; its worker is killed, and so is the one that tries again.
+    storage = NotingStorage(str(tmp_path / "storage"), notes=str(tmp_path / "notes"))
+    Path(storage.notes).touch()
     space = {"coop": {"training.epochs": [2, 3, 10_000_000, 4]}}
-    with killing_workers_from(12.0, until=200.0) as killed:
-        found = run(sets, backbone, space=space)
-    assert len(killed) == 2
+    with killing_the_endless_trial(storage, others=3, times=2):
+        found = run(sets, backbone, space=space, storage=storage)
     assert statuses(found) == ["done", "done", "failed", "done"]
-    assert "the worker was killed" in found["trials"][2]["reason"]
-    assert found["methods"]["coop"]["chosen"]["training.epochs"] in (2, 3, 4)
+    assert "the worker was killed" in str(found.trials[2].reason)
+    assert found.methods["coop"].chosen["training.epochs"] in (2, 3, 4)
 
 
 def test_a_failing_setting_stops_nothing(
@@ -115,21 +143,15 @@ def test_a_failing_setting_stops_nothing(
     backbone: BackboneConfig,
 ) -> None:
     notes: list[str] = []
-    storage: Storage = next(iter(sets.caches.values())).storage
-    found = sweep.run(
-        {"coop": coop()},
-        ("mcm", "energy"),
-        sets,
-        backbone,
-        storage,
-        settings=SweepConfig(
-            posthoc={"budget": 4}, space={"coop": {"training.lr": [0.05, 1e30, 0.02]}}
-        ),
+    config = SweepConfig(posthoc={"budget": 4}, space={"coop": {"training.lr": [0.05, 1e30, 0.02]}})
+    found, _ = sweep.run(
+        inputs_of(sets, backbone, {"coop": coop()}),
+        config,
         compute=ComputeConfig(),
         on_progress=lambda done, total, note: notes.append(f"{done}/{total} {note}"),
     )
     assert statuses(found) == ["done", "failed", "done"]
-    assert "try a smaller training.lr" in found["trials"][1]["reason"]
+    assert "try a smaller training.lr" in str(found.trials[1].reason)
     # The live view: what runs, what failed, the best so far.
     assert notes[0] == "0/3 trials"
     assert any("running" in note for note in notes)
@@ -151,13 +173,14 @@ def test_asha_stops_the_weak_early(
         grace_epochs=1, objectives=["accuracy"],
     )  # fmt: skip
     assert {"done", "stopped"} == set(statuses(found))
-    stopped = [t for t in found["trials"] if t["status"] == "stopped"]
-    assert all(t["reason"].startswith("stopped after epoch") for t in stopped)
-    assert all(0 <= t["accuracy"] <= 1 for t in stopped)
+    stopped = [t for t in found.trials if t.status == "stopped"]
+    assert all(str(t.reason).startswith("stopped after epoch") for t in stopped)
+    assert all(t.accuracy is not None and 0 <= t.accuracy <= 1 for t in stopped)
     # A stopped trial is never the choice, whatever its figures.
-    chosen = found["methods"]["coop"]["trial"]
-    assert found["trials"][chosen]["status"] == "done"
-    assert found["methods"]["coop"]["scores"].keys() == {"mcm", "energy"}
+    chosen = found.methods["coop"].trial
+    assert chosen is not None
+    assert found.trials[chosen].status == "done"
+    assert found.methods["coop"].scores.keys() == {"mcm", "energy"}
 
 
 @pytest.mark.slow
@@ -173,7 +196,9 @@ def test_the_median_rule_ends_with_a_finished_choice(
     assert "failed" not in statuses(found)
     # The three that hardly learn come last, below the median of those before them.
     assert "stopped" in statuses(found)[3:]
-    assert found["trials"][found["methods"]["coop"]["trial"]]["status"] == "done"
+    chosen = found.methods["coop"].trial
+    assert chosen is not None
+    assert found.trials[chosen].status == "done"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +223,7 @@ def test_optuna_proposes_settings_of_the_space(
         space={"energy_margin": space}, objectives=objectives, seed=3,
     )  # fmt: skip
     assert statuses(found) == ["done"] * 5
-    tried = [t["settings"] for t in found["trials"]]
+    tried = [t.settings for t in found.trials]
     assert len({tuple(v.values()) for v in tried}) == 5
     assert all(-15 <= v["m_in"] < v["m_out"] <= -5 for v in tried)
     assert all(1e-3 <= v["training.lr"] <= 1e-1 for v in tried)
@@ -212,5 +237,5 @@ def test_when_the_time_is_up_what_is_done_counts(
     space = {"coop": {"training.epochs": [2, 10_000_000]}}
     found = run(sets, backbone, space=space, time_budget_s=10.0)
     assert statuses(found) == ["done", "failed"]
-    assert found["trials"][1]["reason"] == "not run: the sweep's time was up"
-    assert found["methods"]["coop"]["chosen"] == {"training.epochs": 2}
+    assert found.trials[1].reason == "not run: the sweep's time was up"
+    assert found.methods["coop"].chosen == {"training.epochs": 2}

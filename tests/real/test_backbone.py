@@ -16,7 +16,7 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
-from pipelines.embed.stage import text_features
+from pipelines.embed.text import text_features
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 

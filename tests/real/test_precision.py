@@ -13,7 +13,7 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
-from pipelines.embed.stage import text_features
+from pipelines.embed.text import text_features
 from pipelines.ood.scores import SCORES
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")

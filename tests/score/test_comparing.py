@@ -1,4 +1,4 @@
-"""gl_mcm and neg_label, from stored patches and words to scores, against loops over floats."""
+"""gl_mcm and neg_label, from stored features and words to scores, against loops over floats."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pipelines.backbones import clip
+from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import ConfigError, UserError, load
 from pipelines.data.benchmarks import Benchmark, Selection
@@ -25,20 +26,22 @@ from pipelines.fitted import negative_words as negative_classes
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS
 from pipelines.ood.negatives import NegativeLabels, mine_negatives
+from pipelines.records import HeadKey
 from pipelines.register.detector import Detector
 from pipelines.run import Run
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import stage as score
 from pipelines.score.judge import judge
+from pipelines.score.result import HeadScores
 from pipelines.score.search import PostHocConfig
 from pipelines.settings import PipelineConfig, with_local_features
-from pipelines.sweep import stage as sweep
+from pipelines.sweep.spec import MakeSpec, inputs_digest
 from pipelines.sweep.trial import Shared
 from tests.feature_cache import make_cache
 from tests.small_clip import toy_data
 
-DIM, PATCHES = 8, 3
+DIM, PLACES = 8, 3
 GL = {"tau": 0.3, "weight": 0.7}
 
 
@@ -62,7 +65,7 @@ def predictor(head: str = "zero_shot") -> Predictor:
 
 def images(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return unit(rng, rows, DIM), unit(rng, rows, PATCHES, DIM)
+    return unit(rng, rows, DIM), unit(rng, rows, PLACES, DIM)
 
 
 def words() -> NegativeLabels:
@@ -92,14 +95,14 @@ def top_share(values: list[float], tau: float) -> float:
     return max(math.exp(v / tau) for v in values) / sum(math.exp(v / tau) for v in values)
 
 
-def gl_mcm_by_hand(head: Predictor, z: list[float], patches: list[list[float]]) -> float:
+def gl_mcm_by_hand(head: Predictor, z: list[float], places: list[list[float]]) -> float:
     text = head.arrays["text_features"].tolist()
     whole = top_share([dot(adapted(head, z), h) for h in text], GL["tau"])
     if head.head == "gallop":
         projection = head.arrays["projection"].tolist()
-        patches = [normal([dot(w, p) for w in projection]) for p in patches]
+        places = [normal([dot(w, p) for w in projection]) for p in places]
         text = head.arrays["local_text_features"].astype(float).mean(axis=0).tolist()
-    local = [[dot(adapted(head, p), h) for h in text] for p in patches]
+    local = [[dot(adapted(head, p), h) for h in text] for p in places]
     return whole + GL["weight"] * max(top_share(row, GL["tau"]) for row in local)
 
 
@@ -140,7 +143,7 @@ def test_a_row_has_the_same_bits_in_any_batch(head: str) -> None:
         np.testing.assert_array_equal(np.concatenate([j[column] for j in ones]), values[::41])
 
 
-def test_missing_patches_are_a_users_error() -> None:
+def test_missing_local_features_are_a_users_error() -> None:
     features, _ = images(3)
     with pytest.raises(UserError, match=r"gl_mcm reads local features.*embed\.local_features"):
         judge(predictor(), {"gl_mcm": GL}, features)
@@ -185,10 +188,10 @@ def test_the_search_judges_every_setting_as_by_hand(
 
 def opened(folder: Path, *, local: bool = True) -> FeatureSets:
     """Twenty images each of validation, validation_ood/x and test, one source."""
-    features, patches = images(60)
+    features, of_places = images(60)
     keys = [f"{n:02d}" for n in range(60)]
     rows = dict(zip(keys, features, strict=True))
-    more = dict(zip(keys, patches, strict=True)) if local else None
+    more = dict(zip(keys, of_places, strict=True)) if local else None
     cache = make_cache(Storage(str(folder)), "all", rows, local=more)
     names = ("validation", "validation_ood/x", "test")
     chosen = {
@@ -205,26 +208,20 @@ def stored(folder: Path, head: str) -> tuple[Storage, Predictor]:
     trained = Trained(known, known, 0, ())
     keep(head, TrainingJob(METHODS["zero_shot"].Config(), 0), toy_data(), trained, storage)
     content = scoring.to_bytes(words())
-    storage.write_bytes(content, "cache", "scores", "words", "record.safetensors")
-    storage.write_json({}, "cache", "scores", "words", "manifest.json")
+    storage.write_bytes(content, "cache", "fitted", "words", "record.safetensors")
+    storage.write_json({}, "cache", "fitted", "words", "manifest.json")
     return storage, known
 
 
 @pytest.mark.parametrize("head", ["zero_shot", "gallop"])
-def test_the_score_stage_reads_the_patches_of_its_own_images(
-    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_score_stage_reads_the_local_features_of_its_images(head: str, tmp_path: Path) -> None:
     sets = opened(tmp_path)
     storage, known = stored(tmp_path, head)
 
-    def in_process(units, work, _at_once):
-        for unit in units:
-            yield score.score_shard(unit, work)
-
-    monkeypatch.setattr(score, "_scored", in_process)
-    heads = [score.HeadScores("m-0", head, CHOSEN, {"neg_label": "words"})]
-    score.run(heads, sets, storage, "run")
-    table = score.read(storage, "run", "m-0").to_pydict()
+    key = HeadKey(method="m", seed=0)
+    heads = [HeadScores(key=key, address=head, scores=CHOSEN, fitted={"neg_label": "words"})]
+    result = score.run(heads, sets, storage, with_ray=False)
+    table = score.read_all(storage, result)[key].to_pydict()
     features, local = images(60)
     expected = judge(known, CHOSEN, features, {"neg_label": words()}, local)
     place = [int(key) for key in table["key"]]
@@ -235,9 +232,9 @@ def test_the_score_stage_reads_the_patches_of_its_own_images(
 
 def test_a_trial_searches_them_and_its_address_knows_the_words(tmp_path: Path) -> None:
     sets, data = opened(tmp_path), toy_data()
-    assert comparing_search.patches(sets, ["validation"], {}, ["mcm"]) == {}
+    assert comparing_search.local_features(sets, ["validation"], {}, ["mcm"]) == {}
     with pytest.raises(UserError, match="no local_features"):
-        comparing_search.patches(
+        comparing_search.local_features(
             opened(tmp_path / "b", local=False), ["validation"], {}, ["gl_mcm"]
         )
     shared = Shared(
@@ -258,10 +255,10 @@ def test_a_trial_searches_them_and_its_address_knows_the_words(tmp_path: Path) -
 def address_of(shared: Shared, sets: FeatureSets) -> str:
     # The tiny backbone has no files: its identity is not what is tested.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep.backbones, "identity", lambda _: {})
-        facts = sweep._facts(shared, sets)
-    make = sweep._MakeSpec("zero_shot", METHODS["zero_shot"].Config(), facts)
-    return str(make({})["address"])
+        patch.setattr(backbones, "identity", lambda _: {})
+        inputs = inputs_digest(shared, sets)
+    make = MakeSpec("zero_shot", METHODS["zero_shot"].Config(), shared.scores, inputs)
+    return make({}).address
 
 
 class TestWords:
@@ -308,12 +305,12 @@ class TestWords:
         listed = ["Dog", "polar bear", *(f"thing {n}" for n in range(20))]
         templates = ("a {}.", "one {}.")
         address = negative_classes.keep(listed, known, templates, backbone, storage)
-        manifest = storage.read_json("cache", "scores", address, "manifest.json")
+        manifest = storage.read_json("cache", "fitted", address, "manifest.json")
         assert manifest["candidates"] == 20
         assert len(manifest["words"]) == 3
         loaded = clip.load(backbone)
         kept = scoring.from_bytes(
-            "neg_label", storage.read_bytes("cache", "scores", address, "record.safetensors")
+            "neg_label", storage.read_bytes("cache", "fitted", address, "record.safetensors")
         )
         for word, row in zip(manifest["words"], kept.text_features, strict=True):
             both = loaded.encode_text([t.format(word) for t in templates]).mean(dim=0)
@@ -326,7 +323,7 @@ class TestRun:
     def config(self, *given: str) -> PipelineConfig:
         return load(PipelineConfig, "pipeline", ["sweep=none", *given])
 
-    def test_all_scores_has_gl_mcm_where_a_method_reads_patches(self) -> None:
+    def test_all_scores_has_gl_mcm_where_a_method_reads_local_features(self) -> None:
         plain, local = self.config("scores=all"), self.config("methods=all", "scores=all")
         assert "neg_label" in plain.scores
         assert "gl_mcm" not in plain.scores
@@ -341,7 +338,7 @@ class TestRun:
             (("methods=[gallop]", "scores=[mcm]"), True),
         ],
     )
-    def test_patches_are_embedded_where_they_are_read(
+    def test_local_features_are_embedded_where_they_are_read(
         self, given: tuple[str, ...], expected: bool
     ) -> None:
         found = with_local_features(self.config(*given))
@@ -364,7 +361,7 @@ def picture(seed: int, size: int) -> bytes:
 
 @pytest.mark.parametrize(("tower", "size"), [("vit", 32), ("resnet", 64)])
 @pytest.mark.parametrize("head", ["zero_shot", "gallop"])
-def test_a_detector_judges_images_by_their_patches(
+def test_a_detector_judges_images_by_their_local_features(
     tower: str, size: int, head: str, tmp_path: Path, backbone_files: dict[str, tuple[Path, Path]]
 ) -> None:
     config, path = backbone_files[tower]
@@ -383,7 +380,7 @@ def test_a_detector_judges_images_by_their_patches(
     verdicts = Detector.load(tmp_path).judge_images(contents).to_pylist()
     pixels = [np.asarray(loaded.crop(Image.open(io.BytesIO(c)).convert("RGB"))) for c in contents]
     features, local = loaded.encode_with_local(loaded.normalize(torch.tensor(np.stack(pixels))))
-    assert local.shape[:2] == (3, loaded.num_patches)
+    assert local.shape[:2] == (3, loaded.num_local)
     for row, verdict in enumerate(verdicts):
         expected = gl_mcm_by_hand(known, features[row].tolist(), local[row].tolist())
         assert verdict["score"] == pytest.approx(expected, abs=1e-6)
@@ -391,7 +388,7 @@ def test_a_detector_judges_images_by_their_patches(
         detector.judge_features(features.numpy())
 
 
-def test_a_registered_model_that_reads_patches_asks_for_images() -> None:
+def test_a_registered_model_that_reads_local_features_asks_for_images() -> None:
     import pandas as pd
 
     from pipelines.tracking import load_mlflow

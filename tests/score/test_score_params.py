@@ -18,6 +18,7 @@ from pipelines.run import Quiet, Run
 from pipelines.score import search as posthoc
 from pipelines.settings import PipelineConfig
 from pipelines.sweep import record as sweep_record
+from pipelines.sweep.result import Choice
 
 coop = METHODS["coop"].Config
 
@@ -100,12 +101,10 @@ def test_the_winning_yaml_is_the_setting_to_the_last_digit(tmp_path: Path) -> No
     taus = {"mcm": {"tau": 0.1 + 0.2}, "delta_energy": {"tau": 1e-5 / 3, "c": 2}, "max_logit": {}}
     setting = coop(training={"lr": 1 / 3, "epochs": 7})
     config = load(PipelineConfig, "pipeline", ["methods=[coop]", "shots=4", "seeds=2"])
-    text = sweep_record.best_yaml(
-        "coop", {"setting": plain(setting), "scores": taus}, words_again(config)
-    )
+    text = sweep_record.best_yaml("coop", Choice(setting=setting, scores=taus), words_again(config))
     file = tmp_path / "coop.yaml"
     file.write_text(text)
-    again = load(PipelineConfig, "pipeline", [f"method=@{file}", "sweep=none"])
+    again = load(PipelineConfig, "pipeline", [f"methods=@{file}", "sweep=none"])
     (method,) = again.methods.values()
     assert list(again.methods) == ["coop"]
     assert method == coop(

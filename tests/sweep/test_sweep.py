@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -15,23 +16,26 @@ from sklearn.metrics import roc_auc_score
 from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
-from pipelines.config import UserError, plain
-from pipelines.data.benchmarks import Benchmark, Selection, role
+from pipelines.config import UserError
+from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
 from pipelines.fitted import fit
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.ood import SCORES
+from pipelines.records import SetName
 from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
+from pipelines.sweep import known, worker
 from pipelines.sweep import space as search_space
 from pipelines.sweep import stage as sweep
-from pipelines.sweep import text as sweep_text
 from pipelines.sweep import trial as sweep_trial
-from pipelines.sweep import tune as sweep_tune
-from pipelines.sweep.stage import SweepConfig
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.result import Choice, ScoreFigures, SweepResult
+from pipelines.sweep.spec import Spec
 from pipelines.sweep.trial import Shared
+from pipelines.sweep.trial_record import TrialRecord, keep_record
 from tests.feature_cache import make_cache
 
 CLASSES = ("cat", "dog", "cow")
@@ -63,7 +67,7 @@ def sets(tmp_path: Path) -> FeatureSets:
     chosen, caches = {}, {}
     for name, size in SIZES.items():
         source = name.replace("/", "-")
-        known = role(name) in ("train", "validation", "test", "shifted")
+        known = SetName.parse(name).role in ("train", "validation", "test", "shifted")
         labels = [n % 3 if known else -1 for n in range(size)]
         rows = random.normal(size=(size, 16)) + (2 * centres[labels] if known else 0)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -84,12 +88,12 @@ def method(name: str, **changes: Any) -> MethodConfig:
 
 def without(sets: FeatureSets, missing: str) -> FeatureSets:
     """The same features without the sets of a role."""
-    left = {n: s for n, s in sets.benchmark.sets.items() if role(n) != missing}
+    left = {n: s for n, s in sets.benchmark.sets.items() if SetName.parse(n).role != missing}
     benchmark = Benchmark("toy", CLASSES, ("a photo of a {}.",), "", {}, left, "address")
     return FeatureSets(benchmark, sets.caches)
 
 
-Tune = Callable[[Sequence[dict[str, Any]], Shared], None]
+Tune = Callable[[Sequence[Spec], Shared], None]
 
 
 @pytest.fixture
@@ -97,36 +101,34 @@ def tune_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tune], None]:
     """Puts something else in Ray Tune's place."""
 
     def use(function: Tune) -> None:
-        def known(specs: Sequence[dict[str, Any]], shared: Shared, **_: Any) -> dict[str, str]:
+        def run_known(specs: Sequence[Spec], shared: Shared, **_: Any) -> dict[str, str]:
             function(specs, shared)
             return {}
 
-        monkeypatch.setattr(sweep_tune, "run_known", known)
+        monkeypatch.setattr(known, "run_known", run_known)
 
     return use
 
 
-def in_process(specs: Sequence[dict[str, Any]], shared: Shared) -> None:
+def in_process(specs: Sequence[Spec], shared: Shared) -> None:
     """What the Tune workers do, one trial after the other."""
     for spec in specs:
-        sweep_trial.run(spec, shared)
+        worker.run(spec, shared)
 
 
 def made_up(results: Mapping[str, Sequence[tuple[float, dict[str, float]]]]) -> Tune:
     """Results by method and trial: accuracy and the best AUROC of each score."""
 
-    def write(specs: Sequence[dict[str, Any]], shared: Shared) -> None:
+    def write(specs: Sequence[Spec], shared: Shared) -> None:
         for number, spec in enumerate(specs):
-            accuracy, aurocs = results[spec["method"]][number]
+            accuracy, aurocs = results[spec.method][number]
+            params = {"tau": float(number)}
             scores = {
-                name: {"params": {"tau": float(number)}, "auroc": a, "fpr": 0.5, "tried": 4}
-                for name, a in aurocs.items()
+                name: ScoreFigures(params=params, auroc=auroc, fpr=0.5, tried=4)
+                for name, auroc in aurocs.items()
             }
-            content = {
-                "status": "done", "reason": None, "accuracy": accuracy, "scores": scores,
-                "surface": {}, "best_epoch": 1, "seconds": 0.1,
-            }  # fmt: skip
-            sweep_trial.keep_record(content, shared.storage, spec["address"])
+            record = TrialRecord(status="done", accuracy=accuracy, scores=scores, best_epoch=1)
+            keep_record(record, shared.storage, spec.address)
 
     return write
 
@@ -137,12 +139,21 @@ def run(
     backbone: BackboneConfig,
     scores: Sequence[str] = ("mcm", "delta_energy"),
     **settings: Any,
-) -> dict[str, Any]:
+) -> SweepResult:
+    return run_with_surfaces(methods, sets, backbone, scores, **settings)[0]
+
+
+def run_with_surfaces(
+    methods: Mapping[str, MethodConfig],
+    sets: FeatureSets,
+    backbone: BackboneConfig,
+    scores: Sequence[str] = ("mcm", "delta_energy"),
+    **settings: Any,
+) -> tuple[SweepResult, pa.Table | None]:
     storage = next(iter(sets.caches.values())).storage
     config = SweepConfig(posthoc=POSTHOC, **settings)
-    return sweep.run(
-        methods, scores, sets, backbone, storage, settings=config, compute=ComputeConfig()
-    )
+    inputs = sweep.Inputs(methods, scores, sets, backbone, storage)
+    return sweep.run(inputs, config, compute=ComputeConfig())
 
 
 class TestChoice:
@@ -155,12 +166,11 @@ class TestChoice:
         backbone: BackboneConfig,
         tune_by: Callable[[Tune], None],
         **changes: Any,
-    ) -> dict[str, Any]:
+    ) -> Choice:
         tune_by(made_up({"coop": results}))
         methods = {"coop": method("coop", **changes)}
         found = run(methods, sets, backbone, space=self.SPACE, accuracy_tolerance=0.01)
-        answer: dict[str, Any] = found["methods"]["coop"]
-        return answer
+        return found.methods["coop"]
 
     def test_best_own_score_among_the_accurate_and_the_first_of_equals(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
@@ -172,17 +182,17 @@ class TestChoice:
             (0.895, {"mcm": 0.85, "delta_energy": 0.90}),  # equal, but later
         ]
         found = self.chosen(results, sets, backbone, tune_by)
-        assert found["chosen"] == {"training.lr": 0.2}
-        assert found["setting"]["training"]["lr"] == 0.2
-        assert found["accuracy"] == 0.895
-        assert found["scores"] == {"mcm": {"tau": 1.0}, "delta_energy": {"tau": 1.0}}
-        assert found["validation"]["delta_energy"]["auroc"] == 0.70
+        assert found.chosen == {"training.lr": 0.2}
+        assert found.setting.training.lr == 0.2
+        assert found.accuracy == 0.895
+        assert found.scores == {"mcm": {"tau": 1.0}, "delta_energy": {"tau": 1.0}}
+        assert found.validation["delta_energy"].auroc == 0.70
 
     def test_the_methods_own_score_decides(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
     ) -> None:
         results = [(0.9, {"mcm": 0.8 + n / 100, "delta_energy": 0.9 - n / 100}) for n in range(4)]
-        assert self.chosen(results, sets, backbone, tune_by)["chosen"] == {"training.lr": 0.4}
+        assert self.chosen(results, sets, backbone, tune_by).chosen == {"training.lr": 0.4}
 
     def test_a_method_judged_by_none_of_its_scores_takes_their_mean(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
@@ -191,7 +201,7 @@ class TestChoice:
         results = [(0.9, {"mcm": m - n / 100, "delta_energy": m + n / 100})
                    for n, m in enumerate(means)]  # fmt: skip
         found = self.chosen(results, sets, backbone, tune_by, score="energy")
-        assert found["chosen"] == {"training.lr": 0.3}
+        assert found.chosen == {"training.lr": 0.3}
 
 
 class TestBudgets:
@@ -212,13 +222,13 @@ class TestBudgets:
         methods = {"coop": method("coop"), "ebm": method("ebm")}
         scores = ("mcm", "energy", "delta_energy")
         found = run(methods, sets, backbone, scores, space=space)
-        tried = {(t["method"], tuple(t["settings"].values())) for t in found["trials"]}
+        tried = {(t.method, tuple(t.settings.values())) for t in found.trials}
         grid = [(w, k) for w in (0.5, 2.0) for k in (0.25, 0.5)]
         assert tried == {("coop", (lr,)) for lr in (0.01, 0.02, 0.03, 0.04)} | {
             ("ebm", pair) for pair in grid
         }
-        parts = [m["validation"].values() for m in found["methods"].values()]
-        assert {figures["tried"] for part in parts for figures in part} == {4}
+        parts = [m.validation.values() for m in found.methods.values()]
+        assert {figures.tried for part in parts for figures in part} == {4}
 
     def test_a_trained_method_that_is_not_named_has_as_many_around_its_own_rate(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
@@ -228,7 +238,7 @@ class TestBudgets:
         methods |= {"coop": method("coop"), "ebm": method("ebm")}
         space = {"ebm": {"weight": [0.5, 2.0]}}
         found = run(methods, sets, backbone, space=space, lr_factors=[0.5, 2.0])
-        tried = [(t["method"], t["settings"]) for t in found["trials"]]
+        tried = [(t.method, t.settings) for t in found.trials]
         assert tried == [
             ("zero_shot", {}),
             ("coop", {"training.lr": 0.025}),  # half and twice the 0.05 of TRAINING
@@ -300,13 +310,13 @@ class TestData:
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
     ) -> None:
         tune_by(in_process)
-        found = run({"zero_shot": method("zero_shot")}, sets, backbone)["methods"]["zero_shot"]
+        found = run({"zero_shot": method("zero_shot")}, sets, backbone).methods["zero_shot"]
         model = backbones.load(backbone)
         texts = model.encode_text([f"a photo of a {name}." for name in CLASSES]).numpy()
         similarity = {n: sets.load(n).features.astype(np.float64) @ texts.T for n in SIZES}
         labels = sets.load("validation").labels
-        assert found["accuracy"] == np.mean(similarity["validation"].argmax(axis=1) == labels)
-        tau = found["scores"]["mcm"]["tau"]
+        assert found.accuracy == np.mean(similarity["validation"].argmax(axis=1) == labels)
+        tau = found.scores["mcm"]["tau"]
 
         def mcm(name: str) -> list[float]:
             raised = np.exp(similarity[name] / tau)
@@ -317,7 +327,7 @@ class TestData:
             roc_auc_score([1] * len(known) + [0] * SIZES[name], known + mcm(name))
             for name in ("validation_ood/a", "validation_ood/b")
         ]
-        assert found["validation"]["mcm"]["auroc"] == pytest.approx(np.mean(aurocs), abs=1e-3)
+        assert found.validation["mcm"].auroc == pytest.approx(np.mean(aurocs), abs=1e-3)
 
     def test_finished_trials_are_not_run_again(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
@@ -325,7 +335,7 @@ class TestData:
         space = {"coop": {"training.lr": [0.01, 0.02]}}
         methods = {"coop": method("coop")}
 
-        def dies_after_the_first(specs: Sequence[dict[str, Any]], shared: Shared) -> None:
+        def dies_after_the_first(specs: Sequence[Spec], shared: Shared) -> None:
             in_process(specs[:1], shared)
             raise KeyboardInterrupt
 
@@ -334,8 +344,8 @@ class TestData:
             run(methods, sets, backbone, space=space)
         rest: list[float] = []
 
-        def counts(specs: Sequence[dict[str, Any]], shared: Shared) -> None:
-            rest.extend(spec["settings"]["training.lr"] for spec in specs)
+        def counts(specs: Sequence[Spec], shared: Shared) -> None:
+            rest.extend(spec.settings["training.lr"] for spec in specs)
             in_process(specs, shared)
 
         tune_by(counts)
@@ -354,11 +364,11 @@ class TestData:
     def test_switched_off_it_opens_nothing_and_takes_the_defaults(
         self, sets: FeatureSets, backbone: BackboneConfig, opened: set[str]
     ) -> None:
-        found = run({"ebm": method("ebm")}, sets, backbone, enabled=False)["methods"]["ebm"]
+        found = run({"ebm": method("ebm")}, sets, backbone, enabled=False).methods["ebm"]
         assert opened == set()
-        assert found["setting"]["training"]["lr"] == 0.05
-        assert found["scores"]["mcm"] == dict(SCORES["mcm"].parameters)
-        assert found["validation"] == {}
+        assert found.setting.training.lr == 0.05
+        assert found.scores["mcm"] == dict(SCORES["mcm"].parameters)
+        assert found.validation == {}
 
 
 class TestWhatStandsForTheUnknown:
@@ -368,10 +378,10 @@ class TestWhatStandsForTheUnknown:
         tune_by(in_process)
         fewer = without(sets, "validation_ood")
         found = run({"zero_shot": method("zero_shot")}, fewer, backbone)
-        assert found["judged_on"] == "outliers"
-        assert "outliers" in found["criterion"]
+        assert found.judged_on == "outliers"
+        assert "outliers" in found.criterion
         similarity = zero_shot_similarity(sets, backbone, "validation", "outliers")
-        assert found["methods"]["zero_shot"]["validation"]["mcm"]["auroc"] == pytest.approx(
+        assert found.methods["zero_shot"].validation["mcm"].auroc == pytest.approx(
             best_mcm_auroc(similarity["validation"], similarity["outliers"], found), abs=1e-6
         )
 
@@ -392,8 +402,8 @@ class TestWhatStandsForTheUnknown:
         else:
             methods["energy_margin"] = method("energy_margin", head={"name": "clip_adapter"})
         found = run(methods, fewer, backbone)
-        assert found["judged_on"] == "held_out_classes"
-        assert "ID data alone" in found["criterion"]
+        assert found.judged_on == "held_out_classes"
+        assert "ID data alone" in found.criterion
         whole = zero_shot_similarity(sets, backbone, "validation")["validation"]
         labels = sets.load("validation").labels
         aurocs = []
@@ -401,7 +411,7 @@ class TestWhatStandsForTheUnknown:
             rest = [k for k in range(3) if k != left_out]
             known, unknown = whole[labels != left_out][:, rest], whole[labels == left_out][:, rest]
             aurocs.append(best_mcm_auroc(known, unknown, found))
-        got = found["methods"]["zero_shot"]["validation"]["mcm"]["auroc"]
+        got = found.methods["zero_shot"].validation["mcm"].auroc
         assert got == pytest.approx(np.mean(aurocs), abs=1e-6)
 
     def test_two_classes_cannot_be_held_out(self) -> None:
@@ -422,10 +432,10 @@ def zero_shot_similarity(
 
 
 def best_mcm_auroc(
-    known: NDArray[np.float64], unknown: NDArray[np.float64], found: Mapping[str, Any]
+    known: NDArray[np.float64], unknown: NDArray[np.float64], found: SweepResult
 ) -> float:
     """scikit-learn's AUROC of MCM at the temperature that was chosen."""
-    tau = found["methods"]["zero_shot"]["scores"]["mcm"]["tau"]
+    tau = found.methods["zero_shot"].scores["mcm"]["tau"]
     rows = np.concatenate([known, unknown]) / tau
     raised = np.exp(rows - rows.max(axis=1, keepdims=True))
     area: float = roc_auc_score(
@@ -442,13 +452,12 @@ class TestFailures:
     ) -> None:
         tune_by(in_process)
         found = run({"ebm": method("ebm")}, sets, backbone, space=self.SPACE)
-        by_setting = {tuple(t["settings"].values()): t for t in found["trials"]}
-        assert [t["status"] for t in found["trials"]].count("done") == 1
-        assert "less than or equal to 1" in by_setting[2.0, 0.05]["reason"]
-        assert "training.lr" in by_setting[0.5, 1e30]["reason"]
-        assert by_setting[0.5, 1e30]["accuracy"] is None
-        assert found["methods"]["ebm"]["chosen"] == {"keep": 0.5, "training.lr": 0.05}
-        assert "3 failed" in sweep_text.summary(found)
+        by_setting = {tuple(t.settings.values()): t for t in found.trials}
+        assert [t.status for t in found.trials].count("done") == 1
+        assert "less than or equal to 1" in str(by_setting[2.0, 0.05].reason)
+        assert "training.lr" in str(by_setting[0.5, 1e30].reason)
+        assert by_setting[0.5, 1e30].accuracy is None
+        assert found.methods["ebm"].chosen == {"keep": 0.5, "training.lr": 0.05}
 
     def test_a_failed_setting_is_not_tried_again(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
@@ -456,7 +465,7 @@ class TestFailures:
         tune_by(in_process)
         first = run({"ebm": method("ebm")}, sets, backbone, space=self.SPACE)
 
-        def refuse(specs: Sequence[dict[str, Any]], shared: Shared) -> None:
+        def refuse(specs: Sequence[Spec], shared: Shared) -> None:
             pytest.fail(f"run again: {specs}")
 
         tune_by(refuse)
@@ -470,12 +479,11 @@ class TestFailures:
             run({"ebm": method("ebm")}, sets, backbone, space={"ebm": {"keep": [2.0, 3.0]}})
 
     def test_a_machine_that_fails_is_no_property_of_the_setting(self) -> None:
-        def full(_: MethodConfig) -> dict[str, Any]:
+        def full() -> TrialRecord:
             raise OSError("no space left on device")
 
-        spec = {"config": plain(method("coop")), "address": "a"}
         with pytest.raises(OSError, match="no space left"):
-            sweep_trial.attempt(spec, full)
+            sweep_trial.attempt(full)
 
 
 class TestSharing:
@@ -484,19 +492,16 @@ class TestSharing:
     ) -> None:
         trained: list[str] = []
 
-        def counts(specs: Sequence[dict[str, Any]], shared: Shared) -> None:
-            trained.extend(spec["address"] for spec in specs)
+        def counts(specs: Sequence[Spec], shared: Shared) -> None:
+            trained.extend(spec.address for spec in specs)
             in_process(specs, shared)
 
         tune_by(counts)
         space = {"coop": {"score": ["mcm", "delta_energy"], "training.lr": [0.01, 0.02]}}
         found = run({"coop": method("coop")}, sets, backbone, space=space)
-        assert len(found["trials"]) == 4
+        assert len(found.trials) == 4
         assert len(trained) == 2
-        aurocs = {
-            (t["settings"]["score"], t["settings"]["training.lr"]): t["auroc"]
-            for t in found["trials"]
-        }
+        aurocs = {(t.settings["score"], t.settings["training.lr"]): t.scores for t in found.trials}
         assert aurocs["mcm", 0.01] == aurocs["delta_energy", 0.01] != aurocs["mcm", 0.02]
 
     def test_the_surface_holds_every_setting_of_the_chosen_trial(
@@ -504,16 +509,18 @@ class TestSharing:
     ) -> None:
         tune_by(in_process)
         space = {"coop": {"training.lr": [0.01, 0.02]}}
-        found = run({"coop": method("coop")}, sets, backbone, space=space)
-        rows = [r for r in found["surfaces"] if r["score"] == "delta_energy"]
+        methods = {"coop": method("coop")}
+        found, table = run_with_surfaces(methods, sets, backbone, space=space)
+        assert table is not None
+        rows = [r for r in table.to_pylist() if r["score"] == "delta_energy"]
         assert {(r["c"], r["tau"]) for r in rows} == {(c, t) for c in (1, 2) for t in (0.02, 5.0)}
-        chosen = found["methods"]["coop"]
+        chosen = found.methods["coop"]
         best = max(rows, key=lambda r: (r["auroc"], -r["fpr"]))
         assert (best["tau"], best["c"]) == tuple(
-            chosen["scores"]["delta_energy"][k] for k in ("tau", "c")
+            chosen.scores["delta_energy"][k] for k in ("tau", "c")
         )
-        assert best["auroc"] == chosen["validation"]["delta_energy"]["auroc"]
-        assert {r["trial"] for r in rows} == {chosen["trial"]}
+        assert best["auroc"] == chosen.validation["delta_energy"].auroc
+        assert {r["trial"] for r in rows} == {chosen.trial}
 
 
 class TestFittedScores:
@@ -523,39 +530,39 @@ class TestFittedScores:
 
     def found(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
-    ) -> dict[str, Any]:
+    ) -> SweepResult:
         tune_by(in_process)
         storage = next(iter(sets.caches.values())).storage
         methods = {
             "zero_shot": METHODS["zero_shot"].Config(),
             "energy_correction": METHODS["energy_correction"].Config(**self.TINY),
         }
-        return sweep.run(
+        inputs = sweep.Inputs(
             methods,
             ("energy", "energy+knn", "energy_correction", "vim"),
             sets,
             backbone,
             storage,
-            settings=SweepConfig(posthoc={**POSTHOC, "k": [1, 3, 99]}),
-            compute=ComputeConfig(),
             fit_data=fit.load_data(sets, storage, mode="in_process"),
         )
+        settings = SweepConfig(posthoc={**POSTHOC, "k": [1, 3, 99]})
+        return sweep.run(inputs, settings, compute=ComputeConfig())[0]
 
     def test_parameters_and_figures(
         self, sets: FeatureSets, backbone: BackboneConfig, tune_by: Callable[[Tune], None]
     ) -> None:
-        found = self.found(sets, backbone, tune_by)["methods"]
+        found = self.found(sets, backbone, tune_by).methods
         for method in found.values():
-            assert list(method["validation"]) == [
+            assert list(method.validation) == [
                 "energy",
                 "energy+knn",
                 "energy_correction",
                 "vim",
             ]
-            params = method["scores"]["energy+knn"]
-            assert params["energy.tau"] == method["scores"]["energy"]["tau"]
+            params = method.scores["energy+knn"]
+            assert params["energy.tau"] == method.scores["energy"]["tau"]
             assert params["knn.k"] in (1, 3)
-            assert method["scores"]["energy_correction"] == {}
+            assert method.scores["energy_correction"] == {}
         # One energy model of seed 0 serves both methods: the settings are the same.
         storage = next(iter(sets.caches.values())).storage
         assert len(storage.names("cache", "scores")) == 1
@@ -569,5 +576,5 @@ class TestFittedScores:
             roc_auc_score([1] * len(validation) + [0] * len(o), np.concatenate([validation, o]))
             for o in (ood, other)
         ]
-        auroc = found["zero_shot"]["validation"]["energy_correction"]["auroc"]
+        auroc = found["zero_shot"].validation["energy_correction"].auroc
         assert auroc == pytest.approx(np.mean(areas), abs=1e-12)

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pipelines import plots
-from pipelines.sweep import evidence as facts
+from pipelines.sweep import evidence, importance
 from pipelines.sweep import figures as sweep_figures
-from tests.sweep_record import record, sampled, surface, trial
+from pipelines.sweep.axes import Scale
+from tests.sweep_record import choice, record, result, sampled, surface, trial
 
 
 def texts(figure: Figure) -> set[str]:
@@ -49,18 +50,18 @@ def test_every_picture_is_drawn_once_and_as_png() -> None:
 
 
 def test_nothing_to_show_is_no_picture() -> None:
-    sweep, _ = record()
     one = trial("coop", 0, {}, 0.9)
-    coop = {**sweep["methods"]["coop"], "chosen": {}, "trial": 0}
-    assert list(sweep_figures.drawn({"methods": {"coop": coop}, "trials": [one]})) == []
-    assert list(sweep_figures.drawn({"methods": {"coop": coop}, "trials": []})) == []
+    methods = {"coop": choice(one, "mcm", {"mcm": {"tau": 1.0}})}
+    assert list(sweep_figures.drawn(result(methods, [one]))) == []
+    assert list(sweep_figures.drawn(result(methods, []))) == []
 
 
 @pytest.fixture(scope="module")
 def figure() -> Figure:
     """The parallel coordinates of the random samples."""
-    trials = facts.trials({"trials": sampled()})
-    best = max(trials, key=lambda t: t.auroc.get("delta_energy", 0))
+    trials = sampled()
+    judged = [trial for trial in trials if trial.scores]
+    best = max(judged, key=lambda t: t.scores["delta_energy"].auroc)
     found = sweep_figures.parallel(trials, "delta_energy", best.settings)
     assert found is not None
     return found
@@ -90,15 +91,15 @@ class TestParallel:
 
 
 def test_a_contour_is_over_the_two_settings_that_matter_most() -> None:
-    trials = facts.trials({"trials": sampled()})
-    measured = facts.importance(trials, "delta_energy")
+    trials = sampled()
+    measured = importance.of_training(trials, "delta_energy")
     figure = sweep_figures.contour(
         trials, "delta_energy", {"training.lr": 0.01, "weight": 2.0}, measured
     )
     assert figure is not None
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("training.lr", "weight")
-    lrs = [t.settings["training.lr"] for t in trials if t.status != "failed"]
+    lrs = [float(str(t.settings["training.lr"])) for t in trials if t.status != "failed"]
     (ring,) = lines(figure, markersize=13)
     expected = np.log(0.01 / min(lrs)) / np.log(max(lrs) / min(lrs))
     assert ring[0, 0] == pytest.approx(expected)
@@ -114,7 +115,7 @@ def test_a_contour_is_over_the_two_settings_that_matter_most() -> None:
 )
 def test_no_contour_without_a_plane(settings: list[dict[str, Any]]) -> None:
     made = [trial("ebm", n, s, 0.9 + n / 100) for n, s in enumerate(settings)]
-    assert sweep_figures.contour(facts.trials({"trials": made}), "mcm", settings[0]) is None
+    assert sweep_figures.contour(made, "mcm", settings[0]) is None
 
 
 def test_a_surface_is_a_line_for_each_c_with_the_chosen_place_ringed() -> None:
@@ -137,7 +138,9 @@ def test_a_surface_is_a_line_for_each_c_with_the_chosen_place_ringed() -> None:
 
 
 def test_bars_state_their_share() -> None:
-    found = facts.Importance("ebm", "training settings", 9, "", {"a": 0.2, "b": 0.755})
+    found = importance.Importance(
+        method="ebm", of="training settings", num=9, shares={"a": 0.2, "b": 0.755}
+    )
     figure = sweep_figures.importance_bars([found])
     assert {"ebm, 9 trials", "20 %", "76 %"} <= texts(figure)
     assert [bar.get_width() for bar in figure.axes[0].patches] == [75.5, 20.0]
@@ -145,18 +148,15 @@ def test_bars_state_their_share() -> None:
 
 def test_the_front_rings_the_chosen_trials() -> None:
     sweep, _ = record()
-    points = facts.pareto(facts.trials(sweep), facts.own_scores(sweep))
+    points = evidence.pareto(sweep)
     chosen = sweep_figures.chosen_trials(sweep)
     figure = sweep_figures.front(points, chosen)
     rings = sorted(xy[0].tolist() for xy in lines(figure, markersize=13))
     expected = sorted(
-        [100 * p["fpr"], 100 * p["accuracy"]] for p in points if (p["method"], p["trial"]) in chosen
+        [100 * p.fpr, 100 * p.accuracy] for p in points if (p.method, p.trial) in chosen
     )
     assert rings == expected
     assert len(rings) == 2
-    for method in sweep["methods"].values():
-        del method["trial"]  # as an earlier version wrote it
-    assert sweep_figures.chosen_trials(sweep) == chosen
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_the_front_rings_the_chosen_trials() -> None:
     ],
 )
 def test_places_on_an_axis(tried: list[Any], value: Any, place: float) -> None:
-    assert sweep_figures.Scale.of("x", tried).place(value) == pytest.approx(place)
+    assert Scale.of("x", tried).place(value) == pytest.approx(place)
 
 
 def test_crowded_values_give_way_to_round_ones() -> None:
-    scale = sweep_figures.Scale.of("x", [float(v) for v in np.linspace(1.03, 4.9, 40)])
+    scale = Scale.of("x", [float(v) for v in np.linspace(1.03, 4.9, 40)])
     written = [text for _, text in scale.ticks]
     assert written == ["2", "3", "4"]
-    log = sweep_figures.Scale.of("x", [float(v) for v in np.geomspace(0.03, 3.3, 40)])
+    log = Scale.of("x", [float(v) for v in np.geomspace(0.03, 3.3, 40)])
     assert [text for _, text in log.ticks] == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
     assert {text: place for place, text in log.ticks}["1"] == pytest.approx(log.place(1.0))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipelines.sweep import record as sweep_record
-from tests.sweep_record import record
+from pipelines.sweep import surfaces as sweep_surfaces
+from tests.sweep_record import failed, record, result
 
 RUNS = itertools.count()
 
@@ -27,8 +28,8 @@ def run(mlflow_store: Any) -> Any:
 
 def test_files_and_what_the_parent_run_has(run: Any) -> None:
     sweep, surfaces = record()
-    run.storage.write_table(surfaces, "runs", run.run, sweep_record.SURFACES)
-    sweep_record.keep(run, sweep, "benchmark=digits")
+    sweep_record.keep(run, sweep, surfaces, "benchmark=digits")
+    assert sweep_surfaces.read_surfaces(run.storage, run.run).equals(surfaces)
     folder = Path(run.storage.root, "runs", run.run)
     assert {path.name for path in (folder / "best").iterdir()} == {"coop.yaml", "ebm.yaml"}
     pictures = {path.name for path in (folder / "sweep").glob("*.png")}
@@ -49,17 +50,17 @@ def test_every_trial_is_a_child_run_once(run: Any) -> None:
     client = run.tracker.client
     query = f"tags.`mlflow.parentRunId` = '{run.tracking_run}'"
     found = {r.info.run_name: r for r in client.search_runs([run.tracker.experiment_id], query)}
-    names = {f"sweep {t['method']} {t['trial']}" for t in sweep["trials"]}
+    names = {f"sweep {t.method} {t.trial}" for t in sweep.trials}
     assert set(found) == names
     assert len(client.search_runs([run.tracker.experiment_id], query)) == len(names)
     one, entry = found["sweep ebm 3"], next(
-        t for t in sweep["trials"] if (t["method"], t["trial"]) == ("ebm", 3)
+        t for t in sweep.trials if (t.method, t.trial) == ("ebm", 3)
     )  # fmt: skip
     assert one.info.status == "FINISHED"
-    assert one.data.params == {"method": "ebm", **{k: str(v) for k, v in entry["settings"].items()}}
-    assert one.data.metrics["validation/accuracy"] == entry["accuracy"]
-    assert one.data.metrics["validation/auroc/mcm"] == entry["auroc"]["mcm"]
-    assert one.data.metrics["validation/fpr/delta_energy"] == entry["fpr"]["delta_energy"]
+    assert one.data.params == {"method": "ebm", **{k: str(v) for k, v in entry.settings.items()}}
+    assert one.data.metrics["validation/accuracy"] == entry.accuracy
+    assert one.data.metrics["validation/auroc/mcm"] == entry.scores["mcm"].auroc
+    assert one.data.metrics["validation/fpr/delta_energy"] == entry.scores["delta_energy"].fpr
     assert one.data.metrics["best/delta_energy/tau"] == 0.5
     assert one.info.end_time - one.info.start_time == 2000
     failed, stopped = found["sweep ebm 59"], found["sweep ebm 57"]
@@ -71,20 +72,20 @@ def test_every_trial_is_a_child_run_once(run: Any) -> None:
 
 def test_a_trial_that_failed_and_then_succeeded_is_finished(run: Any) -> None:
     sweep, _ = record()
-    first = [t for t in sweep["trials"] if t["method"] == "coop"]
-    broken = [{**first[0], "status": "failed", "reason": "worker killed", "auroc": {}}, *first[1:]]
+    first = sweep.of("coop")
+    broken = [failed("coop", 0, first[0].settings, "worker killed"), *first[1:]]
     for trials in (broken, first):
-        children = sweep_record.children({"trials": trials})
+        children = sweep_record.children(result(sweep.methods, trials))
         run.tracker.log_children(children, run.tracking_run)
     query = f"tags.`mlflow.parentRunId` = '{run.tracking_run}'"
     found = run.tracker.client.search_runs([run.tracker.experiment_id], query)
     assert len(found) == len(first)
     assert {r.info.status for r in found} == {"FINISHED"}
     (one,) = [r for r in found if r.info.run_name == "sweep coop 0"]
-    assert one.data.metrics["validation/auroc/mcm"] == first[0]["auroc"]["mcm"]
+    assert one.data.metrics["validation/auroc/mcm"] == first[0].scores["mcm"].auroc
 
 
 def test_without_trials_there_are_only_the_configurations(run: Any) -> None:
     sweep, _ = record()
-    sweep_record.keep(run, {**sweep, "trials": []}, "benchmark=digits")
+    sweep_record.keep(run, result(sweep.methods, []), None, "benchmark=digits")
     assert run.storage.names("runs", run.run) == ["best"]

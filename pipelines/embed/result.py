@@ -1,0 +1,35 @@
+"""What the embed stage writes: where the features of a benchmark's sources lie."""
+
+from __future__ import annotations
+
+from pipelines.records import Record, StoredRecord
+
+
+class Rejection(Record):
+    """An image without a feature: its key, the kind of defect, and a sentence."""
+
+    key: str
+    reason: str
+    message: str
+
+
+class EmbeddedSource(Record):
+    """The features of one source: their address, how many, and the images without one."""
+
+    address: str
+    rows: int
+    rejected: tuple[Rejection, ...] = ()
+
+
+class EmbedResult(StoredRecord):
+    """The content of `embed.json`.
+
+    Attributes:
+        benchmark: its name.
+        backbone: what of the backbone decides a feature's value (`pipelines.backbones.clip`).
+        sources: by name.
+    """
+
+    benchmark: str
+    backbone: dict[str, str]
+    sources: dict[str, EmbeddedSource]
