@@ -394,4 +394,5 @@ def test_the_sweeps_evidence_is_told_and_drawn(evidence):
     assert "random forest" in said
     before = Page(evidence.page())
     drawn = [sum(tag == "svg" for tag, _ in page.attributes) for page in (shown, before)]
-    assert drawn[0] - drawn[1] == 9 - 2  # two parallel coordinates of two trials each before
+    # Before: two parallel coordinates of two trials each, and the front of all four.
+    assert drawn[0] - drawn[1] == 9 - 3
