@@ -184,11 +184,7 @@ def open_benchmark(
             without images, or sets that must not share images or classes but do.
     """
     used = {source for chosen in config.sets.values() for source in chosen.source}
-    sources = {
-        name: _first(name, candidates)
-        for name, candidates in config.sources.items()
-        if name in used
-    }
+    sources = {name: _first(name, given) for name, given in config.sources.items() if name in used}
     rows = {name: _rows(name, source) for name, source in sources.items()}
     sets, classes = {}, {}
     problems: list[str] = []

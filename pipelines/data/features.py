@@ -78,7 +78,6 @@ class FeatureManifest(StoredRecord):
         rejected: images without one.
         columns: the shape of a row in each column.
         shards: in key order.
-        model: the backbone, for people.
     """
 
     address: str
@@ -87,7 +86,6 @@ class FeatureManifest(StoredRecord):
     rejected: int
     columns: dict[str, tuple[int, ...]]
     shards: tuple[ShardEntry, ...]
-    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,6 @@ def finish(
     bounds: Sequence[tuple[str, str]],
     about: Mapping[str, JsonValue],
     rejected: Sequence[tuple[str, str, str]] = (),
-    model: str = "",
 ) -> FeatureCache:
     """Write rejected.parquet and then the manifest, which makes the entry finished.
 
@@ -289,7 +286,6 @@ def finish(
         bounds: first and last key of each shard's plan.
         about: what went into the address, for the manifest.
         rejected: images rejected before any shard (duplicates).
-        model: the backbone, for people.
     """
     lost = sorted([*rejected, *(row for receipt in receipts for row in receipt.rejected)])
     columns = list(zip(*lost, strict=True)) if lost else [(), (), ()]
@@ -313,7 +309,6 @@ def finish(
             )
             for receipt in sorted(receipts, key=lambda receipt: receipt.shard)
         ),
-        model=model,
     )
     storage.write_bytes(manifest.to_json(), *FOLDER, address, "manifest.json")
     return FeatureCache(storage, address)

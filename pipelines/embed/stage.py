@@ -197,7 +197,7 @@ def embed_sources(
         work = replace(_work(backbone, storage, settings, compute), odin=odin)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
-        caches |= {name: _finish(plan, tally, storage, backbone) for name, plan in plans.items()}
+        caches |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
     return {name: caches[name] for name in sources}
 
 
@@ -339,7 +339,7 @@ def _user_errors() -> Iterator[None]:
         raise UserError(str(cause)) from None
 
 
-def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig) -> FeatureCache:
+def _finish(plan: Plan, tally: Tally, storage: Storage) -> FeatureCache:
     cache = features.finish(
         storage,
         plan.address,
@@ -347,7 +347,6 @@ def _finish(plan: Plan, tally: Tally, storage: Storage, backbone: BackboneConfig
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
         about=plan.about,
         rejected=plan.duplicates,
-        model=backbone.model or backbone.name,
     )
     rows, rejected = cache.manifest.rows, cache.manifest.rejected
     log.info("%s: %d features, %d rejected, at %s", plan.name, rows, rejected, plan.address)

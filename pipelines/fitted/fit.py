@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +45,14 @@ from pipelines.ood.statistics import ClassStatistics
 from pipelines.records import Params
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import TRAINED, Records
-from pipelines.score.cache import FOLDER, is_fitted, load_record, load_records
+from pipelines.score.cache import (
+    FOLDER,
+    FittedManifest,
+    is_fitted,
+    load_record,
+    load_records,
+    write,
+)
 
 Mode: TypeAlias = Literal["ray", "in_process"]
 OnEpoch: TypeAlias = Callable[[ScoreFit, EpochReport], None]
@@ -208,13 +216,15 @@ def fit_here(
 
 def _fit_and_keep(fit: ScoreFit, data: FitData, storage: Storage, place: record.Place) -> None:
     address, start = address_of(fit, data), time.perf_counter()
-    about: dict[str, Any] = {"score": fit.score, "params": dict(fit.params), "seed": fit.seed}
+    about = FittedManifest(score=fit.score, params=dict(fit.params), seed=fit.seed)
     try:
         if fit.score in TRAINED:
             trainer = record.train(fit, data, _checkpoint(storage, address), place)
             made: Any = trainer.model()
-            about["settings"] = asdict(trainer.settings)
-            about["history"] = trainer.history
+            # As it is read back: lists for tuples.
+            settings = json.loads(json.dumps(asdict(trainer.settings)))
+            trained = {"settings": settings, "history": tuple(trainer.history)}
+            about = about.model_copy(update=trained)
         else:
             predictor = None if fit.head is None else load_predictor(storage, fit.head)
             parts = load_records(storage, part_addresses(fit, data))
@@ -222,9 +232,8 @@ def _fit_and_keep(fit: ScoreFit, data: FitData, storage: Storage, place: record.
     except ValueError as error:
         raise UserError(f"score {fit.score}: {error}") from None
     if place.workers.rank == 0:
-        storage.write_bytes(scoring.to_bytes(made), *FOLDER, address, "record.safetensors")
-        about["seconds"] = round(time.perf_counter() - start, 3)
-        storage.write_json(about, *FOLDER, address, "manifest.json")
+        seconds = round(time.perf_counter() - start, 3)
+        write(storage, address, made, about.model_copy(update={"seconds": seconds}))
 
 
 def _checkpoint(storage: Storage, address: str) -> record.Checkpoint:

@@ -23,8 +23,8 @@ from pipelines.config import CONF, UserError, digest
 from pipelines.data.storage import Storage
 from pipelines.embed.text import text_code, text_features
 from pipelines.ood.negatives import NegativeLabels, mine_negatives
-from pipelines.score.by_name import to_bytes
-from pipelines.score.cache import FOLDER, is_fitted
+from pipelines.score.by_name import NEG_LABEL
+from pipelines.score.cache import FittedManifest, is_fitted, write
 
 LISTS = CONF / "negative_classes"
 
@@ -85,12 +85,9 @@ def keep(
     encoded = torch.from_numpy(text_features(others, templates, backbone, storage).copy())
     classes = torch.from_numpy(text_features(class_names, templates, backbone, storage).copy())
     chosen = mine_negatives(encoded, classes)
-    content = to_bytes(NegativeLabels(encoded[chosen]))
-    storage.write_bytes(content, *FOLDER, address, "record.safetensors")
-    mined = [others[place] for place in chosen.tolist()]
-    storage.write_json(
-        {"candidates": len(others), "words": mined}, *FOLDER, address, "manifest.json"
-    )
+    mined = tuple(others[place] for place in chosen.tolist())
+    manifest = FittedManifest(score=NEG_LABEL, candidates=len(others), words=mined)
+    write(storage, address, NegativeLabels(encoded[chosen]), manifest)
     return address
 
 

@@ -111,9 +111,15 @@ def histories(fitted: Fitted, storage: Storage) -> tuple[EnergyModelHistory, ...
     histories = []
     for address, training in models.items():
         manifest = fitted_records.read_manifest(storage, address)
-        known = {key: manifest[key] for key in ("settings", "seconds", "history")}
         histories.append(
-            EnergyModelHistory(score=training.score, seed=training.seed, address=address, **known)
+            EnergyModelHistory(
+                score=training.score,
+                seed=training.seed,
+                address=address,
+                settings=manifest.settings,
+                seconds=manifest.seconds,
+                history=manifest.history,
+            )
         )
     return tuple(histories)
 

@@ -10,7 +10,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field, JsonValue
+
 from pipelines.data.storage import Storage
+from pipelines.records import StoredRecord
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records
 
@@ -22,9 +25,38 @@ def is_fitted(storage: Storage, address: str) -> bool:
     return storage.exists(*FOLDER, address, "manifest.json")
 
 
-def read_manifest(storage: Storage, address: str) -> dict[str, Any]:
-    """What went into a record, and the history of a training."""
-    return dict(storage.read_json(*FOLDER, address, "manifest.json"))
+class FittedManifest(StoredRecord):
+    """The content of `manifest.json`: what a record was fitted with.
+
+    Attributes:
+        score: its name; params: of the score; seed: of a training.
+        seconds: that fitting took.
+        settings: of a training, with every value that the features decided.
+        history: of a training, the figures of each epoch by name.
+        candidates: of mined words, how many there were to choose from.
+        words: that were mined, the farthest from the classes first.
+    """
+
+    score: str
+    params: dict[str, int | float] = Field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    history: tuple[dict[str, float], ...] = ()
+    candidates: int = 0
+    words: tuple[str, ...] = ()
+
+
+def write(storage: Storage, address: str, record: Any, manifest: FittedManifest) -> None:
+    """Keep a record, and then its manifest, which makes it complete."""
+    storage.write_bytes(scoring.to_bytes(record), *FOLDER, address, "record.safetensors")
+    storage.write_bytes(manifest.to_json(), *FOLDER, address, "manifest.json")
+
+
+def read_manifest(storage: Storage, address: str) -> FittedManifest:
+    """What a record was fitted with, and the history of a training."""
+    place = (*FOLDER, address, "manifest.json")
+    return FittedManifest.from_json(storage.read_bytes(*place), storage.path(*place))
 
 
 @functools.lru_cache(maxsize=16)

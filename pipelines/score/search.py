@@ -271,14 +271,16 @@ def search_held_out_classes(
             rows = similarity[:, kept]
             ood = {"held out": rows[unknown]}
             of_parts.append(search(score, rows[~unknown], ood, logit_scale, fewer))
-    return [
-        Setting(
-            settings[0].params,
-            float(np.mean([s.auroc for s in settings])),
-            float(np.mean([s.fpr for s in settings])),
-        )
-        for settings in zip(*of_parts, strict=True)
-    ]
+    return [_mean(settings) for settings in zip(*of_parts, strict=True)]
+
+
+def _mean(settings: Sequence[Setting]) -> Setting:
+    """One setting of a score, its figures the means over several judgements."""
+    return Setting(
+        settings[0].params,
+        float(np.mean([setting.auroc for setting in settings])),
+        float(np.mean([setting.fpr for setting in settings])),
+    )
 
 
 def judge(params: Mapping[str, float], parts: Sequence[NDArray[np.float64]]) -> Setting:

@@ -175,6 +175,8 @@ def test_a_rejected_image_has_no_hash(embedded: Callable[..., Run], images: Path
     result = found.embedded
     assert (result.benchmark, set(result.sources)) == ("toy", {n.replace("/", "-") for n in SETS})
     source = result.sources["test"]
-    assert [(row.key, row.reason) for row in source.rejected] == [("class_0/08.png", "truncated")]
+    assert [(row.key, row.reason) for row in source.rejected] == [
+        ("class_0/08.png", "not_an_image")
+    ]
     assert source.rows == found.sets.caches["test"].manifest.rows
     assert EmbedResult.from_json(result.to_json(), "embed.json") == result

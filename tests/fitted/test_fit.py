@@ -184,9 +184,9 @@ def test_an_energy_model_goes_on_from_its_last_epoch(config, data, tmp_path, mon
     place = ("cache", "fitted", address, "record.safetensors")
     assert halted.read_bytes(*place) == whole.read_bytes(*place)
     manifest = fitted_records.read_manifest(whole, address)
-    assert [report["epoch"] for report in manifest["history"]] == [1, 2, 3]
-    assert manifest["settings"]["T_G"] > 0
-    assert manifest["history"] == fitted_records.read_manifest(halted, address)["history"]
+    assert [report["epoch"] for report in manifest.history] == [1, 2, 3]
+    assert manifest.settings["T_G"] > 0
+    assert manifest.history == fitted_records.read_manifest(halted, address).history
 
 
 def test_an_address_changes_with_what_decides_the_record(data):

@@ -64,7 +64,7 @@ def test_ray_gives_what_this_process_gives(tmp_path):
         scores(two, pair, data.features), scores(here, wanted, data.features), strict=True
     ):
         torch.testing.assert_close(mine, whole, rtol=2e-3, atol=2e-3)
-    histories = [fitted_records.read_manifest(s, wanted[0])["history"] for s in (here, two)]
+    histories = [fitted_records.read_manifest(s, wanted[0]).history for s in (here, two)]
     for one, other in zip(*histories, strict=True):
         assert other == pytest.approx(one, rel=2e-3, abs=1e-3)
 
