@@ -25,7 +25,7 @@ from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.result import SweepResult
 from tests.barrier import wait_until
 from tests.ray.processes import kill
-from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
+from tests.sweep.toy import sets  # noqa: F401 - the fixture
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.usefixtures("ray_cluster")
