@@ -121,6 +121,7 @@ def killing_the_endless_trial(storage: NotingStorage, others: int, times: int) -
     assert not thread.is_alive(), "the endless trial was not killed that often"
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_killed_worker_is_a_failed_trial_and_the_rest_goes_on(
     sets: FeatureSets,  # noqa: F811
