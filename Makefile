@@ -1,7 +1,7 @@
 # The two commands of a newcomer: `make demo` and `make test`. Both set everything up by
 # themselves (uv, then .venv from requirements.lock); a second call does no set-up work.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types layers format lock clean
+.PHONY: help setup demo test test-slow test-faults golden lint types layers format lock clean
 .DELETE_ON_ERROR:
 
 # Any Python of the supported range may start the set-up; uv then picks the same one for .venv.
@@ -33,11 +33,19 @@ setup: .venv/.installed  ## .venv from requirements.lock (done by demo and test 
 demo: setup  ## the whole path on the embedded benchmark, offline
 	@python -m jobs.pipeline
 
-test: setup lint types layers  ## linters, types, layer contracts and the tests (under 10 minutes)
+test: setup lint types layers  ## linters, types, layer contracts and the tests (under 6 minutes)
 	@python -m pytest -m 'not slow' --durations=15
 
 test-slow: setup  ## the full fault matrix (under 45 minutes)
 	@python -m pytest -m slow --durations=15 || [ $$? -eq 5 ]  # 5: no test is marked slow
+
+test-faults: setup  ## every fault test 20 times beside a busy CPU (hours)
+	@python -m tests.faults --times 20
+
+golden: setup  ## record the demo and one epoch of every method, compare with tests/golden
+	@python -m tests.golden.record one_epoch demo --into outputs/golden
+	@python -m tests.golden.compare tests/golden/one_epoch.json outputs/golden/one_epoch.json
+	@python -m tests.golden.compare tests/golden/demo.json outputs/golden/demo.json
 
 lint: setup
 	@ruff format --check .

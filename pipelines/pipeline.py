@@ -403,7 +403,7 @@ STAGES: dict[str, Stage] = {
     "score": Stage(_score, (score.run,)),
     "evaluate": Stage(
         _evaluate,
-        (evaluate.run, "pipelines.report.page.write"),
+        (evaluate.run, score.read_all, "pipelines.report.page.write"),
         uses_plugins=False,
         needs_ray=False,
     ),

@@ -137,7 +137,8 @@ class ScoreSetting(Record):
     """A score with its parameters."""
 
     score: str
-    params: dict[str, float] = Field(default_factory=dict)
+    # Whole numbers stay whole: DeltaEnergy's c counts classes.
+    params: dict[str, int | float] = Field(default_factory=dict)
 
 
 class Margins(Record):

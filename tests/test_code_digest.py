@@ -194,9 +194,22 @@ def test_what_changed_is_named(tree: Path) -> None:
     assert now.changes({**now.parts, "numpy": "0"}) == ["numpy"]
 
 
-def test_a_function_that_counts_alone_is_not_followed(tree: Path) -> None:
-    code = code_of("pipelines.lazy.rest", alone=["pipelines.stage.run"], root=tree)
-    assert set(code.modules) == {"pipelines.lazy", "pipelines.stage"}
+def test_a_function_that_counts_alone_is_followed_in_its_module_only(tree: Path) -> None:
+    def digests() -> tuple[str, set[str]]:
+        from pipelines import code_digest
+
+        code_digest._code_of.cache_clear()
+        code_digest.parse.cache_clear()
+        code = code_of("pipelines.lazy.rest", alone=["pipelines.stage.run"], root=tree)
+        return code.digest, set(code.modules)
+
+    before, modules = digests()
+    assert modules == {"pipelines.lazy", "pipelines.stage"}
+    path = tree / "pipelines" / "stage.py"
+    path.write_text(path.read_text().replace("return 5", "return 6"))
+    assert digests()[0] == before
+    path.write_text(path.read_text().replace("maths.SCALE,", "2 * maths.SCALE,"))
+    assert digests()[0] != before
 
 
 def test_what_is_no_definition_of_the_project_is_refused(tree: Path) -> None:

@@ -77,8 +77,8 @@ def code_of(*entries: Entry, alone: Sequence[Entry] = (), root: Path | None = No
 
     Args:
         entries: where the computation starts, and the plug-ins that it uses.
-        alone: functions that count with their own text, but are not followed: those that only
-            hand the entries what they work on.
+        alone: functions that only hand the entries what they work on: they count with their own
+            text, and are followed within their own module alone.
         root: the folder that holds the project's packages; by default this one.
 
     Raises:
@@ -95,7 +95,7 @@ def _code_of(entries: tuple[str, ...], alone: tuple[str, ...], root: Path) -> Co
         walk.enter(entry)
     walk.run()
     for entry in alone:
-        walk.enter(entry)
+        walk.enter_alone(entry)
     digests = walk.digests()
     return Code(digests, _versions(walk.libraries), {name: walk.file(name) for name in digests})
 
@@ -176,6 +176,16 @@ class _Walk:
         if not module or not self._resolve(module, name):
             raise ValueError(f"{entry}: no definition of this project")
         self._name(*methods)
+
+    def enter_alone(self, entry: str) -> None:
+        """Reach one definition, and what it names of its own module."""
+        module, _, name = entry.rpartition(".")
+        definitions, waiting = self._module(module).definitions, [name]
+        while waiting:
+            name = waiting.pop()
+            if name in definitions and (module, name) not in self.reached:
+                self.reached[module, name] = definitions[name]
+                waiting += [chain[0] for chain in definitions[name].uses]
 
     def run(self) -> None:
         """Follow what waits."""

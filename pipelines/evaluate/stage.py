@@ -95,12 +95,9 @@ def run(
             rows.append(_row((method, score), params, heads, evaluation))
             if on_progress:
                 on_progress(len(rows), total)
+        reference = evaluation.compare.reference
         differences += compare.comparisons(
-            method,
-            list(scores),
-            heads,
-            reference=evaluation.compare.reference,
-            num_resamples=num_resamples,
+            method, list(scores), heads, reference=reference, num_resamples=num_resamples
         )
     places = [(row.method, row.score) for row in rows]
     gains = compare.gains(evaluation.compare, scored, places, num_resamples)

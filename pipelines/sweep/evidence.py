@@ -3,7 +3,7 @@
 Pure functions of `SweepResult` and of the post-hoc surfaces of the chosen trials
 (`pipelines.sweep.surfaces`). Everything is of validation data.
 
-    found = evidence(sweep, surfaces)      # runs/RUN/sweep/evidence.json
+    measured = evidence(sweep, surfaces)      # runs/RUN/sweep/evidence.json
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ def evidence(sweep: SweepResult, table: pa.Table | None = None) -> Evidence:
         sweep: its result.
         table: the surfaces of the chosen trials; None where there are none.
     """
-    found = []
+    measured = []
     for method, chosen in sweep.methods.items():
-        found.append(importance.of_training(sweep.of(method), chosen.setting.score))
-        found.append(criterion_surface(sweep, table, method))
+        measured.append(importance.of_training(sweep.of(method), chosen.setting.score))
+        measured.append(criterion_surface(sweep, table, method))
     return Evidence(
-        importance=tuple(one for one in found if one is not None),
+        importance=tuple(one for one in measured if one is not None),
         pareto=pareto(sweep),
         edges=tuple(edges(sweep, table)),
         budget=budget(sweep.trials),

@@ -55,7 +55,7 @@ def drawn(sweep: SweepResult, table: pa.Table | None = None) -> Iterator[tuple[s
             if (figure := surface(rows, choice.scores.get(score, {}))) is not None:
                 yield f"surface-{method}-{score}", f"{method} + {score}, chosen head", figure
         of_score = evidence.criterion_surface(sweep, table, method)
-        bars += [found for found in (measured, of_score) if found is not None and found.shares]
+        bars += [one for one in (measured, of_score) if one is not None and one.shares]
     if bars:
         yield "importance", "What explains the validation AUROC", importance_bars(bars)
     points = evidence.pareto(sweep)
@@ -203,13 +203,13 @@ def _line(
     return sorted(best.items())
 
 
-def importance_bars(found: Sequence[Importance]) -> Figure:
+def importance_bars(shown: Sequence[Importance]) -> Figure:
     """The share of each setting, a block of bars for each method and what is varied."""
-    lines = sum(len(one.shares) for one in found) + len(found)
+    lines = sum(len(one.shares) for one in shown) + len(shown)
     with new_figure(4.8, 0.27 * lines + 0.7) as figure:
         axes = figure.subplots()
         at, names, spots = 0, [], []
-        for one in found:
+        for one in shown:
             trained = one.of == importance.TRAINING
             count = f"{one.num} trials" if trained else f"{one.num} settings of {one.of}"
             side: dict[str, Any] = {"va": "center", "fontsize": 8.5}

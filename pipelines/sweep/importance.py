@@ -102,8 +102,8 @@ def of_training(trials: Sequence[Trial], criterion: str) -> Importance | None:
         return about.model_copy(update={"note": note})
     whole = _is_grid(table)
     shares = _main_effects(table, aurocs) if whole else _forest_effects(table, aurocs)
-    found = {"how": GRID if whole else FOREST, "shares": shares, "note": _REST}
-    return about.model_copy(update=found)
+    shown = {"how": GRID if whole else FOREST, "shares": shares, "note": _REST}
+    return about.model_copy(update=shown)
 
 
 def of_surface(rows: Sequence[Row], parameters: Sequence[str]) -> Importance | None:

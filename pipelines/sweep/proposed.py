@@ -76,11 +76,11 @@ def run_proposed(
         scheduler=_scheduler(search),
         search_alg=None if known else _optuna(search),
     )
-    found = []
+    finished = []
     for result in results:
         spec = make_spec(in_order(result.config["values"]))
-        found.append((spec, _record(result, spec, shared)))
-    return found
+        finished.append((spec, _record(result, spec, shared)))
+    return finished
 
 
 def _record(result: Any, spec: Spec, shared: Shared) -> TrialRecord:

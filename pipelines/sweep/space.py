@@ -100,18 +100,20 @@ def settings(
         check_key(method, key)
     random = np.random.default_rng(seed)
     if sampler == "grid":
-        found = [dict(zip(space, c, strict=True)) for c in itertools.product(*space.values())]
-        found = [values for values in found if is_ordered(method, values)]
-        if num_samples is not None and num_samples < len(found):
-            kept = sorted(random.choice(len(found), num_samples, replace=False))
-            found = [found[place] for place in kept]
+        settings_tried = [
+            dict(zip(space, c, strict=True)) for c in itertools.product(*space.values())
+        ]
+        settings_tried = [values for values in settings_tried if is_ordered(method, values)]
+        if num_samples is not None and num_samples < len(settings_tried):
+            kept = sorted(random.choice(len(settings_tried), num_samples, replace=False))
+            settings_tried = [settings_tried[place] for place in kept]
     else:
         draws = (dict(_drawn(space, random)) for _ in range(_PATIENCE * (num_samples or 1)))
         fitting = (values for values in draws if is_ordered(method, values))
-        found = list(itertools.islice(fitting, num_samples))
-    if not found:
+        settings_tried = list(itertools.islice(fitting, num_samples))
+    if not settings_tried:
         raise UserError(f"sweep.space.{method.name}: in no setting is m_in below m_out")
-    return found
+    return settings_tried
 
 
 def _drawn(space: Space, random: np.random.Generator) -> Iterator[tuple[str, SettingValue]]:

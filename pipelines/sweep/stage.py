@@ -186,12 +186,12 @@ def _unknown(
 
 def _choice(chosen: FinishedTrial, shared: Shared) -> Choice:
     """A method's choice; scores that no held-out class can judge keep their defaults."""
-    found = choice.choice_of(chosen)
+    chosen_setting = choice.choice_of(chosen)
     if shared.judged_on != "held_out_classes":
-        return found
+        return chosen_setting
     num_train = len(shared.data.features)
     defaults = {s: posthoc.defaults(s, num_train=num_train) for s in shared.scores}
-    return found.model_copy(update={"scores": {**defaults, **found.scores}})
+    return chosen_setting.model_copy(update={"scores": {**defaults, **chosen_setting.scores}})
 
 
 def _run_trials(
@@ -217,15 +217,15 @@ def _run_trials(
     searches = [_search(name, methods[name], settings) for name in names]
     total = sum(map(len, specs.values())) + sum(s.num_samples for s in searches)
     live, budget = Live(total, on_progress), Budget(settings.time_budget_s)
-    found = _run_known(specs, shared, compute=compute, budget=budget, live=live)
+    records = _run_known(specs, shared, compute=compute, budget=budget, live=live)
     if searches:
         from pipelines.sweep import proposed  # Ray Tune takes seconds to import
     for search in searches:
-        found[search.method] = proposed.run_proposed(
+        records[search.method] = proposed.run_proposed(
             search, makers[search.method], shared, compute=compute, budget=budget, live=live
         )
     return {
-        name: [FinishedTrial(spec, n, record) for n, (spec, record) in enumerate(found[name])]
+        name: [FinishedTrial(spec, n, record) for n, (spec, record) in enumerate(records[name])]
         for name in methods
     }
 
@@ -271,7 +271,7 @@ def _settings(name: str, method: MethodConfig, settings: SweepConfig) -> list[Se
 
 def _check_budgets(specs: Mapping[str, Sequence[Spec]], settings: SweepConfig) -> None:
     """Equal budgets also after settings with margins in the wrong order were left out."""
-    sizes = {name: len(found) for name, found in specs.items() if settings.space.get(name)}
+    sizes = {name: len(part) for name, part in specs.items() if settings.space.get(name)}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{method}: {n}" for method, n in sizes.items())
         raise UserError(

@@ -201,15 +201,15 @@ def _searched(
     predictor: Predictor, method: MethodConfig, shared: Shared, similarities: _Similarities
 ) -> Searched:
     """Every setting of every score, and of the parts of sums."""
-    found = {
+    searched = {
         score: _of_similarities(score, predictor, shared, similarities)
         for score in scoring.with_parts(shared.scores)
         if score in posthoc.USABLE
     }
     # Without OOD images these would have to be fitted anew for each held-out class.
     for name in further_searches(shared.scores) if shared.ood else ():
-        found |= FURTHER_SEARCHES[name](predictor, method, shared, found)
-    return found
+        searched |= FURTHER_SEARCHES[name](predictor, method, shared, searched)
+    return searched
 
 
 def _of_similarities(
@@ -234,7 +234,7 @@ def _search_comparing(
     predictor: Predictor,
     method: MethodConfig,  # noqa: ARG001
     shared: Shared,
-    found: Searched,  # noqa: ARG001
+    searched: Searched,  # noqa: ARG001
 ) -> Searched:
     return comparing_search.search(
         shared.scores, predictor, shared.sets(), shared.local, shared.records, shared.posthoc
@@ -242,7 +242,7 @@ def _search_comparing(
 
 
 def _search_fitted(
-    predictor: Predictor, method: MethodConfig, shared: Shared, found: Searched
+    predictor: Predictor, method: MethodConfig, shared: Shared, searched: Searched
 ) -> Searched:
     if shared.fit_data is None:
         return {}
@@ -251,7 +251,7 @@ def _search_fitted(
     )
     features = {s.name: s.features for s in shared.sets()}
     return fitted_search.search(
-        shared.scores, found, context, features, shared.posthoc, shared.local
+        shared.scores, searched, context, features, shared.posthoc, shared.local
     )
 
 

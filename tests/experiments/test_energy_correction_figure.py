@@ -24,6 +24,7 @@ def biases(rows, model):
     return [float(row["mode bias"]) for row in rows if row["model"] == model]
 
 
+@pytest.mark.slow  # a whole figure, 20 s
 def test_mixture_and_corrected_model_keep_every_mode_and_feature_ebm_is_no_better(written):
     _, summary, rows = written
     assert len(rows) == 3 * len(figure.SEEDS) == 15
@@ -36,6 +37,7 @@ def test_mixture_and_corrected_model_keep_every_mode_and_feature_ebm_is_no_bette
         assert f"| {model} | {np.mean(biases(rows, model)):.3f} " in summary
 
 
+@pytest.mark.slow
 def test_both_pictures_are_written(written):
     folder, _, _ = written
     for kind in ("cross", "grid"):

@@ -56,6 +56,7 @@ def start(storage: Path, stop_at: int = 0) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_finished_heads_are_found_again_and_the_one_in_work_goes_on(tmp_path: Path) -> None:
     first = start(tmp_path, stop_at=5)

@@ -103,15 +103,19 @@ def job_killed_at(barrier: Barrier, name: str, *words: str) -> None:
 def job_here(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     """The same as `job` in this process, on the Ray that is already there."""
     out, err, status = io.StringIO(), io.StringIO(), 0
+    notes = logging.StreamHandler(err)  # as `jobs.main` sets up in a process of its own
+    notes.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(notes)
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", [f"jobs.{name}", *words]),
-        mock.patch.object(logging, "basicConfig"),
     ):
         try:
             runpy.run_module(f"jobs.{name}", run_name="__main__")
         except SystemExit as end_of_job:
             status = int(end_of_job.code or 0)
-    return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
+        finally:
+            logging.getLogger().removeHandler(notes)
+    return subprocess.CompletedProcess([name, *words], status, out.getvalue(), err.getvalue())

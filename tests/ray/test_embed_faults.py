@@ -106,6 +106,7 @@ def notes(source: NotingSource) -> list[tuple[int, str]]:
     return [tuple(json.loads(line)) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.fault
 def test_a_killed_worker_costs_only_its_shard(
     undisturbed: dict[str, bytes],
     source: NotingSource,
@@ -180,6 +181,7 @@ def driver(
         process.wait()
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_where_it_was(
     undisturbed: dict[str, bytes],
@@ -205,6 +207,7 @@ def test_a_killed_driver_goes_on_where_it_was(
     assert len(notes(source)) - before == NUM_SHARDS - len(done)  # none of them twice
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_two_runs_at_once_share_one_cache(
     undisturbed: dict[str, bytes],

@@ -14,7 +14,7 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
-from tests.ray.commands import job
+from tests.ray.commands import job, job_here
 
 Done = subprocess.CompletedProcess[str]
 
@@ -101,7 +101,7 @@ def test_mistakes_are_one_line_each(words: tuple[str, ...], tmp_path: Path) -> N
         ((f"source={tmp_path}", f"class_names={names}"), "'cat' stands there twice"),
         ((f"source={tmp_path}", "odin.eps=0.1"), "give class_names=FILE too"),
     ):
-        done = job("embed", *more, *words)
+        done = job_here("embed", *more, *words)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ")

@@ -40,6 +40,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_killed_node_costs_only_its_shards(
     pictures: Path, backbone_files: dict[str, tuple[Path, Path]], tmp_path: Path

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.data.digits import DigitsSource
 from pipelines.data.storage import Storage
-from tests.ray.commands import job
+from tests.ray.commands import job_here
 
 SCORES = ("mcm", "knn", "ssd", "mahalanobis", "vim", "energy_correction", "energy+knn")
 TINY = (
@@ -25,10 +25,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    ray_cluster: None, mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     storage = tmp_path_factory.mktemp("energy") / "storage"
     shutil.copytree(mini_storage.local("cache", "backbones"), storage / "cache" / "backbones")
-    done = job(
+    done = job_here(
         "pipeline",
         "methods=[energy_correction]",
         f"scores=[{','.join(SCORES)}]",
@@ -80,6 +82,6 @@ def test_the_registered_model_carries_its_density(finished: Path, tmp_path: Path
     (image,) = DigitsSource().read(["digits/0003/plain"])
     assert isinstance(image, bytes)
     (tmp_path / "digit.png").write_bytes(image)
-    done = job("predict", f"source={tmp_path}/digit.png", f"storage={finished}")
+    done = job_here("predict", f"source={tmp_path}/digit.png", f"storage={finished}")
     assert done.returncode == 0, done.stderr
     assert f"threshold {registered['threshold']['value']:.6g}" in done.stdout

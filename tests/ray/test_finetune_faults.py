@@ -46,6 +46,7 @@ def barrier_in(folder):
     return Barrier.new(folder / "barrier", held=CHECKPOINT, after=CHECKPOINT)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_ends_with_the_undisturbed_weights(tmp_path):
@@ -91,6 +92,7 @@ train(jobs(), toy_data(), backbone, storage, compute=ComputeConfig())
 """
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_killed_driver_started_again_ends_with_the_undisturbed_weights(tmp_path):
     backbone, head, expected = undisturbed(tmp_path)

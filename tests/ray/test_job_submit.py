@@ -125,6 +125,7 @@ def wait_for(ready, process: subprocess.Popen[str], log: Path) -> None:  # type:
         time.sleep(0.3)
 
 
+@pytest.mark.slow
 def test_a_job_that_passes(head: Head, mini_storage: Storage, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     backbones = mini_storage.local("cache", "backbones")

@@ -15,7 +15,7 @@ import pytest
 from pipelines.data.digits import DigitsSource
 from pipelines.data.storage import Storage
 from tests.barrier import Barrier
-from tests.ray.commands import job, job_killed_at
+from tests.ray.commands import job, job_here, job_killed_at
 
 STAGES = ("embed", "sweep", "finetune", "score", "evaluate", "register")
 METHODS = ("zero_shot", "coop", "ebm")
@@ -116,7 +116,7 @@ def test_the_registered_model_judges_an_image(first: Finished, tmp_path: Path) -
     (image,) = DigitsSource().read(["digits/0003/plain"])
     assert isinstance(image, bytes)
     (tmp_path / "digit.png").write_bytes(image)
-    done = job("predict", f"source={tmp_path}/digit.png", f"storage={storage}")
+    done = job_here("predict", f"source={tmp_path}/digit.png", f"storage={storage}")
     assert done.returncode == 0, done.stderr
     threshold = json.loads(metrics(storage))
     row = next(
@@ -131,10 +131,12 @@ def test_the_registered_model_judges_an_image(first: Finished, tmp_path: Path) -
     assert (float(found[2]) < float(found[3])) == (found[4] == "OOD")
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_second_run_finds_everything_and_prints_the_same(first: Finished) -> None:
     storage, done = first
     before = {p: p.stat().st_mtime_ns for p in (storage / "cache").rglob("*") if p.is_file()}
-    again = pipeline(storage)
+    again = job_here("pipeline", "preset=test", f"storage={storage}")
+    assert again.returncode == 0, again.stderr
     lines = again.stdout.splitlines()[: len(STAGES)]
     assert lines == [f"{stage:<15} found, nothing to do" for stage in STAGES]
     assert ending(again.stdout) == ending(done.stdout)
@@ -161,6 +163,7 @@ def killed_and_started_again(storage: Path, stage: str, *words: str) -> None:
     pipeline(storage, *words)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_killed_while_training_it_goes_on_to_the_same_numbers(
     first: Finished, backbones: Path, tmp_path: Path
@@ -211,6 +214,7 @@ def test_the_winning_yaml_gives_the_same_numbers_again(backbones: Path, tmp_path
     ]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_in_any_stage_it_goes_on_to_the_same_numbers(
@@ -225,6 +229,7 @@ def test_killed_in_any_stage_it_goes_on_to_the_same_numbers(
     }
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_keeps_its_trials_and_has_the_same_winner(
     first: Finished, backbones: Path, tmp_path: Path
@@ -268,7 +273,7 @@ def test_two_runs_of_one_seed_give_the_same_numbers(
 
 
 def test_a_mistake_is_lines_on_stderr_and_exit_status_2(tmp_path: Path) -> None:
-    done = job("pipeline", "benchmark=digit", "seeds=0", f"storage={tmp_path}", "shots=few")
+    done = job_here("pipeline", "benchmark=digit", "seeds=0", f"storage={tmp_path}", "shots=few")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
@@ -280,9 +285,10 @@ def test_a_mistake_is_lines_on_stderr_and_exit_status_2(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_mistake_met_on_the_way_is_a_line_too(backbones: Path, tmp_path: Path) -> None:
     storage = new_storage(tmp_path, backbones)
-    done = job("score", "preset=test", f"storage={storage}")
+    done = job_here("score", "preset=test", f"storage={storage}")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: run ")
     assert "has no embed yet: run python -m jobs.embed" in done.stderr

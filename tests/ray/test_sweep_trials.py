@@ -25,7 +25,7 @@ from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.result import SweepResult
 from tests.barrier import wait_until
 from tests.ray.processes import kill
-from tests.sweep.test_sweep import sets  # noqa: F401 - the fixture
+from tests.sweep.toy import sets  # noqa: F401 - the fixture
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -121,6 +121,7 @@ def killing_the_endless_trial(storage: NotingStorage, others: int, times: int) -
     assert not thread.is_alive(), "the endless trial was not killed that often"
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_killed_worker_is_a_failed_trial_and_the_rest_goes_on(
     sets: FeatureSets,  # noqa: F811
