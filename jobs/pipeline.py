@@ -14,25 +14,23 @@ def pipeline(config: PipelineConfig) -> None:
     """Run what is not done yet, then print what came out on one screen, and what to do next."""
     from jobs.console import Console, show
     from pipelines.pipeline import run
-    from pipelines.tracking import store_uri
 
     with Console() as console:
         done = run(config, console)
-    store = store_uri(done.storage, config.tracking_uri)
+    champion = done.champion
     commands = [
         ("report", done.storage.path("runs", done.id, "report.html")),
-        ("MLflow", f"mlflow ui --backend-store-uri {store}"),
+        ("MLflow", f"mlflow ui --backend-store-uri {done.store_uri}"),
         ("one image", f"python -m jobs.predict source=PATH storage={done.storage.root}"),
     ]
     print()
     if not config.verbose:
         from pipelines.report.screen import summary
 
-        show(summary(done.metrics, done.registered, commands))
+        show(summary(done.metrics, champion, commands))
         return
     from pipelines.report.text import text_table
 
-    champion = done.registered
     print(text_table(done.metrics))
     print(f"\nmodel      {champion.uri} ({champion.method} + {champion.score})")
     for name, command in commands:

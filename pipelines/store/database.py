@@ -106,7 +106,7 @@ def move(storage: Storage) -> tuple[Path, int]:
             count = 0
             for table, column in _PATHS:
                 done = database.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                     f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                     (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
                 )
@@ -114,17 +114,22 @@ def move(storage: Storage) -> tuple[Path, int]:
         return made_at, count
 
 
-def version_of(storage: Storage, name: str, alias: str) -> RegisteredVersion | None:
-    """The version that an alias of a registered model points to; None where there is none."""
+def version_of(storage: Storage, name: str, which: str) -> RegisteredVersion | None:
+    """A version of a registered model, by `@ALIAS` or its number; None where there is none."""
     if not exists(storage):
         return None
     with _open(storage) as database:
+        number: object = which
+        if which.startswith("@"):
+            aliased = database.execute(
+                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?",
+                (name, which.removeprefix("@")),
+            ).fetchone()
+            number = aliased and aliased[0]
         found = database.execute(
-            "SELECT v.version, v.status, coalesce(v.storage_location, v.source) "
-            "FROM registered_model_aliases a "
-            "JOIN model_versions v ON v.name = a.name AND v.version = a.version "
-            "WHERE a.name = ? AND a.alias = ? AND v.current_stage != ?",
-            (name, alias, _DELETED),
+            "SELECT version, status, coalesce(storage_location, source) FROM model_versions "
+            "WHERE name = ? AND CAST(version AS TEXT) = CAST(? AS TEXT) AND current_stage != ?",
+            (name, number, _DELETED),
         ).fetchone()
         if found is None:
             return None

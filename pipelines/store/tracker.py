@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -255,10 +256,10 @@ def open_tracker(
     uri = store_uri(storage, tracking_uri)
     if tracking_uri is not None:
         refuse_silent(uri)
-        with _said_clearly(uri):
+        with store_errors(uri):
             return Tracker(uri, _experiment(uri, experiment, None), storage)
     database.refuse_moved(storage)
-    with _said_clearly(uri), locked(storage, "mlflow"):
+    with store_errors(uri), locked(storage, "mlflow"):
         _ensure_database(storage)
         location = storage.local(database.ARTIFACTS).as_uri()
         return Tracker(uri, _experiment(uri, experiment, location), storage)
@@ -269,8 +270,7 @@ def _ensure_database(storage: Storage) -> None:
     if database.exists(storage):
         return
     load_mlflow()
-    from mlflow.store.db import utils
-
+    utils: Any = importlib.import_module("mlflow.store.db.utils")
     with storage.writing(database.FILE, replace=False) as path:
         engine = utils.create_sqlalchemy_engine(f"sqlite:///{path}")
         try:
@@ -295,27 +295,6 @@ def store_uri(storage: Storage, tracking_uri: str | None) -> str:
     return f"sqlite:///{storage.local(database.FILE)}"
 
 
-def model_folder(storage: Storage, tracking_uri: str | None, model: str) -> Path:
-    """The files of a registered model (`models:/NAME@ALIAS`), downloaded if they are elsewhere.
-
-    Raises:
-        UserError: where there is no such model yet, or the storage was moved.
-    """
-    uri = store_uri(storage, tracking_uri)
-    missing = UserError(f"{model}: no such model in {uri} yet: run python -m jobs.pipeline first")
-    if tracking_uri is None:
-        if not database.exists(storage):
-            raise missing  # asking MLflow would create the database
-        database.refuse_moved(storage)
-    refuse_silent(uri)
-    with _said_clearly(uri), current_store(uri):
-        mlflow = load_mlflow()
-        try:
-            return Path(mlflow.artifacts.download_artifacts(model))
-        except mlflow.MlflowException as error:
-            raise (missing if is_missing(error) else error) from None
-
-
 @contextmanager
 def current_store(uri: str) -> Iterator[None]:
     """Make a store MLflow's current one for a while; `models:/` is looked up nowhere else."""
@@ -337,7 +316,8 @@ def current_store(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _said_clearly(uri: str) -> Iterator[None]:
+def store_errors(uri: str) -> Iterator[None]:
+    """What the store refuses ends the block with one line that names it."""
     try:
         yield
     except (load_mlflow().MlflowException, OSError) as error:
