@@ -41,6 +41,7 @@ def test_a_copy_is_refused_mended_and_then_leaves_the_original_alone(
     finished: Path, tmp_path: Path
 ) -> None:
     before = state(finished)
+    (tmp_path / "x.png").write_bytes(b"x")
     copy = Path(shutil.copytree(finished, tmp_path / "a copy"))
     for refused in (
         pipeline(copy),
