@@ -23,6 +23,7 @@ from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.plan import Plan
 from pipelines.embed.stage import EmbedConfig
+from pipelines.embed.text import text_features
 from pipelines.embed.workers import PLAN, ShardEncoder, Work
 
 COMPUTE = ComputeConfig(num_cpus=4, embed_workers=2)
@@ -314,11 +315,11 @@ def test_empty_and_hopeless_sources(
 def test_text_features_are_normalised_means_of_unit_features(
     backbone: BackboneConfig, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = embed.text_features(["cat", "dog"], ["a {}.", "{}"], backbone, storage)
+    features = text_features(["cat", "dog"], ["a {}.", "{}"], backbone, storage)
     loaded = clip.load(backbone)
     for row, texts in enumerate((["a cat.", "cat"], ["a dog.", "dog"])):
         mean = np.mean([loaded.encode_text([text])[0].numpy() for text in texts], axis=0)
         np.testing.assert_allclose(features[row], mean / np.linalg.norm(mean), atol=1e-6)
     monkeypatch.setattr(embed.clip, "load", None)
-    again = embed.text_features(["cat", "dog"], ["a {}.", "{}"], backbone, storage)
+    again = text_features(["cat", "dog"], ["a {}.", "{}"], backbone, storage)
     assert np.array_equal(again, features)
