@@ -40,6 +40,7 @@ from pipelines.methods import METHODS, MethodConfig
 from pipelines.records import HeadKey, HeadRef, Params, StoredRecord
 from pipelines.register import choose
 from pipelines.register import stage as register
+from pipelines.register.detector import Detector
 from pipelines.register.result import RegisterResult
 from pipelines.run import Observer, Run
 from pipelines.score import by_name as scoring
@@ -407,5 +408,9 @@ STAGES: dict[str, Stage] = {
         uses_plugins=False,
         needs_ray=False,
     ),
-    "register": Stage(_register, (register.register, choose.champion), needs_ray=False),
+    "register": Stage(
+        _register,
+        (register.register, choose.champion, Detector.judge_images, Detector.judge_features),
+        needs_ray=False,
+    ),
 }
