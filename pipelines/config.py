@@ -267,6 +267,7 @@ def _path(name: str) -> Path:
 
 
 def _cut(word: str) -> str:
+    word = mask(word)  # before a cut hides where an address began
     return word if len(word) <= 120 else f"{word[:60]}...{word[-57:]}"
 
 
