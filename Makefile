@@ -1,7 +1,7 @@
 # The two commands of a newcomer: `make demo` and `make test`. Both set everything up by
 # themselves (uv, then .venv from requirements.lock); a second call does no set-up work.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types layers format lock clean
+.PHONY: help setup demo test test-slow audit lint types layers format lock clean
 .DELETE_ON_ERROR:
 
 # Any Python of the supported range may start the set-up; uv then picks the same one for .venv.
@@ -38,6 +38,9 @@ test: setup lint types layers  ## linters, types, layer contracts and the tests 
 
 test-slow: setup  ## the full fault matrix (under 45 minutes)
 	@python -m pytest -m slow --durations=15 || [ $$? -eq 5 ]  # 5: no test is marked slow
+
+audit: | $(filter .tools/bin/uv,$(UV))  ## known weaknesses of the locked packages (skips offline)
+	@.ci/audit $(UV)
 
 lint: setup
 	@ruff format --check .
