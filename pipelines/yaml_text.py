@@ -74,7 +74,7 @@ def read_yaml(text: str) -> Any:
         raise YamlProblem(f"{told} (line {mark.line + 1})" if mark else told) from None
     except yaml.YAMLError as error:
         raise YamlProblem(" ".join(str(error).split())) from None
-    except (ValueError, OverflowError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, ArithmeticError, TypeError, AttributeError, LookupError) as error:
         # A tag that its text does not fit, an integer of more digits than Python converts.
         raise YamlProblem(_of_value(error)) from None
     _check(data)
