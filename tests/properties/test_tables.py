@@ -63,20 +63,15 @@ def tar(*members: tuple[str, bytes, bytes]) -> bytes:
 PARQUETS = [
     parquet(image=[IMAGE], key=["a"]),
     parquet(image=[IMAGE, IMAGE], key=["a", "a"]),
-    parquet(image=[IMAGE, IMAGE], key=["a", None]),
     parquet(image=[None, b""], key=["a", "b"]),
-    parquet(image=["text"], key=["a"]),
     parquet(image=[{"bytes": IMAGE, "path": "x"}]),
     parquet(image=[{"bytes": None, "path": None}]),
-    parquet(image=[1]),
     parquet(key=["a"]),
-    parquet(image=[]),
     parquet(image=[IMAGE], label=[1]),
     parquet(image=[IMAGE], key=["../../x"]),
     parquet(image=[IMAGE], key=["/etc/passwd"]),
     parquet(image=[IMAGE], key=["a\nb\x1b[31m"]),
     parquet(image=[IMAGE], key=[b"\xff"]),
-    parquet(image=[[IMAGE]], key=["a"]),
 ]
 TARS = [
     tar(("a.png", tarfile.REGTYPE, IMAGE)),
@@ -85,17 +80,14 @@ TARS = [
     tar(("a.png", tarfile.SYMTYPE, b""), ("b.png", tarfile.LNKTYPE, b"")),
     tar(("a.png", tarfile.FIFOTYPE, b""), ("b.png", tarfile.CHRTYPE, b"")),
     tar(("a.cls", tarfile.REGTYPE, b"999999999999999999999"), ("a.png", tarfile.REGTYPE, IMAGE)),
-    tar(("x\udcff.png", tarfile.REGTYPE, IMAGE)),
     tar(("a\x1b[31m\n.png", tarfile.REGTYPE, IMAGE)),
     tar(),
 ]
 CSVS = [
     b"key,class_name\na.png,x\n",
     b"key\na.png\na.png\n",
-    b"key\na.p\x00ng\n",
     b"key\n../../etc/passwd\n",
     b"key\n\xff\xfe\n",
-    b"key,key\na.png,b\n",
     b"class_name\nx\n",
     b"key,class_name\na.png\n",
     b'key\n"a.png\n',
