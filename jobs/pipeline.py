@@ -14,11 +14,12 @@ def pipeline(config: PipelineConfig) -> None:
     """Run what is not done yet, then print what came out on one screen, and what to do next."""
     from jobs.console import Console, show
     from pipelines.pipeline import run
+    from pipelines.secrets import mask_uri
     from pipelines.tracking import store_uri
 
     with Console() as console:
         done = run(config, console)
-    store = store_uri(done.storage, config.tracking_uri)
+    store = mask_uri(store_uri(done.storage, config.tracking_uri))
     commands = [
         ("report", done.storage.path("runs", done.id, "report.html")),
         ("MLflow", f"mlflow ui --backend-store-uri {store}"),

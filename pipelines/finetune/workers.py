@@ -8,6 +8,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -130,10 +131,27 @@ def run_on_workers(
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
         ),
     )
-    trainer.fit()
+    _in_a_thread(trainer.fit)
     if storage.is_local:
         # What Ray Train keeps of the run; the state of each training lies with its head.
         shutil.rmtree(storage.local("cache", "ray_train", name), ignore_errors=True)
+
+
+def _in_a_thread(work: Callable[[], object]) -> None:
+    """Run `work` and wait: on the main thread, Ray Train would answer Ctrl-C in our place.
+
+    A wait that is interrupted leaves the thread behind, and Ray's end ends its work.
+    """
+    done: Future[object] = Future()
+
+    def call() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=call, name="ray-train", daemon=True).start()
+    done.result()
 
 
 def _worker(config: Sent) -> None:
