@@ -91,13 +91,14 @@ def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path,
     )
     folder = ("cache", "backbones", f"mini-{address}")
     names = "model.json", "model.safetensors"
+    paths = storage.local(*folder, names[0]), storage.local(*folder, names[1])
     entry = Entry(storage, folder, MiniManifest)
     if entry.find() is None:
         weights = {k: v.contiguous() for k, v in train(on_progress).state_dict().items()}
         described = json.dumps(ARCHITECTURE, indent=1, sort_keys=True) + "\n"
         contents = described.encode(), save(weights)
         entry.write(MiniManifest(address=address), dict(zip(names, contents, strict=True)))
-    return storage.local(*folder, names[0]), storage.local(*folder, names[1])
+    return paths
 
 
 def train(on_progress: Progress | None = None) -> open_clip.CLIP:

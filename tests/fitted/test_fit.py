@@ -25,6 +25,7 @@ from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
 from pipelines.score.judge import judge
 from tests.feature_cache import flip_a_byte
+from tests.stored_heads import publish_head
 from tests.feature_sets import clustered_sets
 
 DIM = 16
@@ -60,8 +61,7 @@ def predictor(name="zero_shot"):
 
 
 def store_head(storage, address, head):
-    for name, content in head.files().items():
-        storage.write_bytes(content, "cache", "heads", address, "best", name)
+    publish_head(storage, address, head)
 
 
 def run(fits, data, storage, **options):
