@@ -25,8 +25,8 @@ from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
 from pipelines.score.judge import judge
 from tests.feature_cache import flip_a_byte
-from tests.stored_heads import publish_head
 from tests.feature_sets import clustered_sets
+from tests.stored_heads import publish_head
 
 DIM = 16
 TINY = {"width": 8, "hidden": 2, "epochs": 3, "steps": 3, "batch_size": 16}
