@@ -20,6 +20,8 @@ from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, to_yaml
+from pipelines.data import kept
+from pipelines.data.kept import Damaged
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
 from pipelines.evaluate import against_default
@@ -54,6 +56,9 @@ from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult
 from pipelines.sweep.surfaces import read_surfaces
 
+# So often a run removes what is damaged and goes again through its stages.
+MOST_MENDED = 20
+
 
 def run(
     config: PipelineConfig,
@@ -83,23 +88,32 @@ def run(
     names = list(STAGES) if only is None else [only]
     if last is not None:
         names = names[: names.index(last) + 1]
+    with ExitStack() as stack:
+        with_ray = functools.cache(lambda: stack.enter_context(connect(config.compute)))
+        for _ in range(MOST_MENDED):
+            try:
+                return _run_stages(current, names, with_ray)
+            except Damaged as damaged:
+                current = current.mended(damaged)
+        return _run_stages(current, names, with_ray)
+
+
+def _run_stages(current: Run, names: Sequence[str], with_ray: Callable[[], object]) -> Run:
+    """Run those of the stages that are not done."""
     for name in before(names[0]):  # asked before Ray starts
         _refuse_stale(current, name)
-    with ExitStack() as stack:
-        connected = False
-        for number, name in enumerate(names, start=1):
-            stage, code = STAGES[name], functools.partial(stage_code, name, config)
-            reason = current.reason_to_run(name, code, before(name))
-            if reason is None:
-                observer.finished(name, 0.0, found=True)
-                continue
-            observer.started(name, number, len(names), reason)
-            if stage.needs_ray and not connected:
-                stack.enter_context(connect(config.compute))
-                connected = True
-            start = time.perf_counter()
-            current.finish(name, stage.run(current).to_json(), code(), before(name))
-            observer.finished(name, time.perf_counter() - start, found=False)
+    for number, name in enumerate(names, start=1):
+        stage, code = STAGES[name], functools.partial(stage_code, name, current.config)
+        reason = current.reason_to_run(name, code, before(name))
+        if reason is None:
+            current.observer.finished(name, 0.0, found=True)
+            continue
+        current.observer.started(name, number, len(names), reason)
+        if stage.needs_ray:
+            with_ray()
+        start = time.perf_counter()
+        current.finish(name, stage.run(current).to_json(), code(), before(name))
+        current.observer.finished(name, time.perf_counter() - start, found=False)
     return current
 
 
@@ -145,7 +159,8 @@ def _embed(run: Run) -> EmbedResult:
         chosen = run.benchmark.sets["train"]
         names = ("source", "key", "label")
         columns = [pa.array(c) for c in (chosen.sources, chosen.keys, chosen.labels)]
-        run.storage.write_table(pa.table(columns, names=names), "runs", run.id, "train.parquet")
+        table = pa.table(columns, names=names)
+        kept.write_table(run.storage, table, "runs", run.id, "train.parquet")
     return embed.embed_benchmark(
         run.benchmark,
         run.backbone,

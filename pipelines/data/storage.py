@@ -7,6 +7,8 @@ storage/mlflow.db, storage/artifacts/    the default MLflow store
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -86,6 +88,20 @@ class Storage:
     def read_bytes(self, *parts: str) -> bytes:
         """The content of a file."""
         return bytes(self._fs().cat_file(self.path(*parts)))
+
+    def size_and_sha256(self, *parts: str) -> tuple[int, str]:
+        """The size of a file and the SHA-256 of its content, which is never held as a whole."""
+        sha, size = hashlib.sha256(), 0
+        with self._fs().open(self.path(*parts), "rb") as file:
+            while block := file.read(1 << 20):
+                sha.update(block)
+                size += len(block)
+        return size, sha.hexdigest()
+
+    def remove(self, *parts: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs().rm(self.path(*parts), recursive=True)
 
     def write_bytes(self, content: bytes, *parts: str) -> None:
         """Write a file so that a reader sees all of it or none, also after a crash."""

@@ -270,8 +270,9 @@ def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Enco
         tally.check(name)
         done = features.finished_shards(storage, plan.address)
         for shard, keys in enumerate(plan.shards):
-            if shard in done:
-                tally.add(name, features.inspect_shard(storage, plan.address, shard))
+            known = features.find_receipt(storage, plan.address, shard) if shard in done else None
+            if known is not None:
+                tally.add(name, known)
             else:
                 row = {"name": name, "address": plan.address, "shard": shard, "keys": list(keys)}
                 rows.append(row)

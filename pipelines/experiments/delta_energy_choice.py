@@ -23,6 +23,7 @@ from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, w
 from pipelines.run import Quiet, Run
 from pipelines.score import search as posthoc
 from pipelines.settings import PipelineConfig
+from pipelines.sweep.surfaces import read_surfaces
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 # mini_rn_64's logit scale is 11.5: the step and weight that docs/training.md's sweep chose for ebm.
@@ -110,7 +111,9 @@ def _grids(domain: str) -> list[Grid]:
     if not opened.has("finetune"):
         command = " ".join(["python -m jobs.pipeline", *words])
         raise UserError(f"not in ./outputs yet; run first:\n{command}")
-    surfaces = opened.storage.read_table("runs", opened.id, "surfaces.parquet")
+    surfaces = read_surfaces(opened.storage, opened.id)
+    if surfaces is None:
+        raise UserError(f"run {opened.id}: its sweep searched no score's parameters")
     return [_grid(opened, domain, method, surfaces) for method in opened.config.methods]
 
 

@@ -19,7 +19,7 @@ from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune.cache import is_trained, keep
+from pipelines.finetune.cache import is_trained, keep, load_checkpoint, save_checkpoint
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, train_in_process
 from pipelines.heads.base import TextModel
 from pipelines.heads.parallel import Workers
@@ -50,12 +50,11 @@ class _StoredCheckpoint:
     writes: bool
 
     def load(self) -> bytes | None:
-        where = ("cache", "heads", self.address, "checkpoint.pt")
-        return self.storage.read_bytes(*where) if self.storage.exists(*where) else None
+        return load_checkpoint(self.storage, self.address)
 
     def save(self, content: bytes) -> None:
         if self.writes:
-            self.storage.write_bytes(content, "cache", "heads", self.address, "checkpoint.pt")
+            save_checkpoint(self.storage, self.address, content)
 
 
 def train_and_keep(
