@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from jobs import help as job_help
 from jobs.stopping import LINE, stoppable
 from pipelines.config import Section, UserError, load
-from pipelines.secrets import MaskingFormatter, mask
+from pipelines.config.secrets import MaskingFormatter, mask
 
 if TYPE_CHECKING:
     from pipelines.settings import PipelineConfig

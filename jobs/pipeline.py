@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def pipeline(config: PipelineConfig) -> None:
     """Run what is not done yet, then print what came out on one screen, and what to do next."""
     from jobs.console import Console, show
+    from pipelines.config.secrets import mask_uri
     from pipelines.pipeline import run
-    from pipelines.secrets import mask_uri
     from pipelines.tracking import store_uri
 
     with Console() as console:

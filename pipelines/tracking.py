@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.config import UserError
+from pipelines.config.secrets import mask, mask_uri
 from pipelines.data.storage import Storage
-from pipelines.secrets import mask, mask_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

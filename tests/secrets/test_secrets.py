@@ -10,8 +10,8 @@ import pytest
 
 from jobs import main
 from pipelines.config import ConfigError, UserError, load, to_yaml
+from pipelines.config.secrets import credentials_in, mask, mask_uri
 from pipelines.data.storage import Storage
-from pipelines.secrets import credentials_in, mask, mask_uri
 from pipelines.settings import PipelineConfig
 from pipelines.tracking import open_tracker
 from tests.conftest import Store

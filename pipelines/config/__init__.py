@@ -6,9 +6,9 @@ key sets one value (`benchmark.root=DIR`). `preset=name` takes words from `conf/
 the command line's own words then override. Pydantic validates into sections that live beside the
 code they configure. Every problem is reported at once, a line each, without a traceback.
 
-A file of your own (`@FILE`) is read with care: `pipelines.yaml_text` says what YAML is taken,
-`pipelines.interpolation` what it may refer to, and the environment is closed to it unless the
-command line has `allow_env=true`. No address may hold credentials (`pipelines.secrets`).
+A file of your own (`@FILE`) is read with care: `pipelines.config.yaml_text` says what YAML is taken,
+`pipelines.config.interpolation` what it may refer to, and the environment is closed to it unless the
+command line has `allow_env=true`. No address may hold credentials (`pipelines.config.secrets`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any, TypeVar, get_args
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.interpolation import fill_in, text_problem, texts_of
-from pipelines.secrets import credentials_in, mask, mask_tree
-from pipelines.yaml_text import YamlProblem, read_yaml, read_yaml_file, unusual_numbers
+from pipelines.config.interpolation import fill_in, text_problem, texts_of
+from pipelines.config.secrets import credentials_in, mask, mask_tree
+from pipelines.config.yaml_text import YamlProblem, read_yaml, read_yaml_file, unusual_numbers
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 # Words for what users set most, in place of the dotted key.
 SHORT = {name: f"embed.{name}" for name in ("max_rejected", "background", "exif")}
 
