@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from jobs import help as job_help
-from pipelines.config import Section, UserError, load
+from pipelines.config import ConfigError, Section, UserError, load
+from pipelines.records import printable
 
 if TYPE_CHECKING:
     from pipelines.settings import PipelineConfig
@@ -48,8 +49,9 @@ def main(
             return
         action(load(section(), job, words))
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        for problem in problems:
+            print(f"error: {printable(problem)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

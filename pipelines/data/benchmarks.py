@@ -22,10 +22,11 @@ from pipelines.data.long_tail import wanted
 from pipelines.data.schema import NO_LABEL
 from pipelines.data.sources import AnySource, Source
 from pipelines.data.stored_lists import read_list
-from pipelines.records import Role, SetName
+from pipelines.records import Role, SetName, check_name, printable
 
 # Sets of these roles show every class; those of `shifted` show known classes too.
 ID_ROLES: tuple[Role, ...] = ("train", "validation", "test")
+_SINGLE: tuple[Role, ...] = (*ID_ROLES, "outliers")
 
 BenchmarkSource = Annotated[AnySource | DigitsSource, Field(discriminator="kind")]
 
@@ -33,7 +34,7 @@ BenchmarkSource = Annotated[AnySource | DigitsSource, Field(discriminator="kind"
 class SetConfig(Section):
     """Which rows of which source are in a set; every given condition holds."""
 
-    source: list[str] = Field(description="a source's name, or several")
+    source: list[str] = Field(min_length=1, description="a source's name, or several")
     classes: list[str] | None = Field(
         None, description="class names; id: the benchmark's; FILE#KEY: a list in a JSON file"
     )
@@ -72,7 +73,7 @@ class BenchmarkConfig(Section):
         ["a photo of a {}."], min_length=1, description="prompts; {} stands for the class name"
     )
     notes: str = Field("", description="printed under every table")
-    sources: dict[str, list[BenchmarkSource]] = Field(
+    sources: dict[str, Annotated[list[BenchmarkSource], Field(min_length=1)]] = Field(
         description="image sources; of a list, the first that exists"
     )
     sets: dict[str, SetConfig] = Field(
@@ -101,6 +102,19 @@ class BenchmarkConfig(Section):
             return value
         return {k: v if isinstance(v, list) else [v] for k, v in value.items()}
 
+    @field_validator("name")
+    @classmethod
+    def _can_be_printed(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError(f"{printable(name)!r} holds signs that cannot be printed")
+        return name
+
+    @field_validator("class_names")
+    @classmethod
+    def _names_apart(cls, names: list[str]) -> list[str]:
+        refuse_similar(names)
+        return names
+
     @field_validator("templates")
     @classmethod
     def _one_gap(cls, templates: list[str]) -> list[str]:
@@ -111,16 +125,57 @@ class BenchmarkConfig(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> BenchmarkConfig:
-        if doubles := [n for n, c in Counter(self.class_names).items() if c > 1]:
-            raise ValueError(f"class_names: {', '.join(doubles)} stands there twice")
+        for name in self.sources:
+            check_name(name, "source")
         for name, chosen in self.sets.items():
-            SetName.parse(name)  # raises ValueError
+            _check_set(name)
+            if len(set(chosen.source)) < len(chosen.source):
+                raise ValueError(f"set {name!r}: a source stands there twice")
             if missing := [s for s in chosen.source if s not in self.sources]:
                 known = ", ".join(self.sources)
                 raise ValueError(f"set {name!r}: no source {missing[0]!r}; allowed: {known}")
         if "test" not in self.sets:
             raise ValueError("sets: a benchmark needs the set 'test'")
         return self
+
+
+def refuse_similar(class_names: Sequence[str]) -> None:
+    """Refuse class names that say the same to a reader: equal but for case, spaces and `_`.
+
+    Raises:
+        ValueError: naming the two; or one that is empty or cannot be printed.
+    """
+    known: dict[str, str] = {}
+    for name in class_names:
+        plain = _plain(name)
+        if not plain or not name.isprintable():
+            raise ValueError(f"class name {printable(name)!r}: empty, or it cannot be printed")
+        if plain in known:
+            raise ValueError(
+                f"the classes {known[plain]!r} and {name!r} have one name but for case, spaces "
+                "and _; make them one class, or give them names that a reader can tell apart"
+            )
+        known[plain] = name
+
+
+def _plain(class_name: str) -> str:
+    return " ".join(class_name.replace("_", " ").split()).casefold()
+
+
+def _check_set(text: str) -> None:
+    """Raise ValueError where a set's name is not one that stages and tables can use."""
+    name = SetName.parse(text)
+    for part in (name.group, name.name):
+        if part:
+            check_name(part, f"set {printable(text)!r}:")
+    if name.role in _SINGLE and name.name:
+        raise ValueError(f"set {text!r}: there is one set {name.role!r}, without a name below it")
+    if name.group == "mean":
+        raise ValueError(
+            f"set {text!r}: tables call the mean over all groups 'mean'; choose another"
+        )
+    if str(name) != text:
+        raise ValueError(f"set {text!r}: write it {str(name)!r}")
 
 
 @dataclass(frozen=True)
@@ -334,7 +389,9 @@ def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Sele
         names = _some([config.class_names[k] for k in sorted(missing)])
         raise UserError(f"set {name!r} of benchmark {config.name!r}: no image of class {names}")
     if not labelled:
-        overlap = {row.class_name for row in rows if row.class_name in number}
+        known = {_plain(class_name) for class_name in number}
+        seen = {row.class_name for row in rows if row.class_name is not None}
+        overlap = {class_name for class_name in seen if _plain(class_name) in known}
         if overlap:
             raise UserError(
                 f"set {name!r}: its class {', '.join(sorted(map(str, overlap)))} is an ID class; "

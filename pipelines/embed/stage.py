@@ -30,6 +30,7 @@ from pipelines.config import Section, UserError, digest, plain
 from pipelines.data import features, images
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache, Receipt
+from pipelines.data.limits import LIMITS
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.embed import leaks
@@ -54,7 +55,7 @@ class EmbedConfig(Section):
         "ignore", description="apply turns images as their EXIF orientation says"
     )
     max_pixels: int = Field(
-        images.MAX_PIXELS, ge=1, le=images.MAX_PIXELS, description="larger images are rejected"
+        LIMITS.pixels, ge=1, le=LIMITS.pixels, description="larger images are rejected"
     )
     local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
     decode: Literal["auto", "actors", "tasks"] = Field(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config import UserError, load
+from pipelines.config import ConfigError, load
 from pipelines.finetune.cache import load_predictor
 from pipelines.ood import Interval, auroc, paired_delta_interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
@@ -109,7 +109,7 @@ def _grids(domain: str) -> list[Grid]:
     opened = Run.open(load(PipelineConfig, "pipeline", words), Quiet())
     if not opened.has("finetune"):
         command = " ".join(["python -m jobs.pipeline", *words])
-        raise UserError(f"not in ./outputs yet; run first:\n{command}")
+        raise ConfigError(["not in ./outputs yet; run first:", command])
     surfaces = opened.storage.read_table("runs", opened.id, "surfaces.parquet")
     return [_grid(opened, domain, method, surfaces) for method in opened.config.methods]
 

@@ -18,7 +18,8 @@ from pipelines.backbones.odin import Odin
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.features import FeatureCache
-from pipelines.data.sources import FolderSource, as_index
+from pipelines.data.index_table import as_index
+from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.plan import Plan
