@@ -51,7 +51,7 @@ def check_name(text: str, what: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with whatever could move the cursor or hide something written out: \\n, \\x1b."""
+    """`text` with whatever could move the cursor or hide something written out, as repr does."""
     if text.isprintable():
         return text
     return "".join(

@@ -17,8 +17,8 @@ from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
-from pipelines.register.choose import RegisterConfig
 from pipelines.records import check_name
+from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.sweep.config import SweepConfig

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.config import ConfigError, Section, UserError, digest
 from pipelines.data.digits import DigitsSource
 from pipelines.data.long_tail import wanted
+from pipelines.data.names import check_set, plain, refuse_similar
 from pipelines.data.schema import NO_LABEL
 from pipelines.data.sources import AnySource, Source
 from pipelines.data.stored_lists import read_list
@@ -26,7 +27,6 @@ from pipelines.records import Role, SetName, check_name, printable
 
 # Sets of these roles show every class; those of `shifted` show known classes too.
 ID_ROLES: tuple[Role, ...] = ("train", "validation", "test")
-_SINGLE: tuple[Role, ...] = (*ID_ROLES, "outliers")
 
 BenchmarkSource = Annotated[AnySource | DigitsSource, Field(discriminator="kind")]
 
@@ -128,7 +128,7 @@ class BenchmarkConfig(Section):
         for name in self.sources:
             check_name(name, "source")
         for name, chosen in self.sets.items():
-            _check_set(name)
+            check_set(name)
             if len(set(chosen.source)) < len(chosen.source):
                 raise ValueError(f"set {name!r}: a source stands there twice")
             if missing := [s for s in chosen.source if s not in self.sources]:
@@ -137,45 +137,6 @@ class BenchmarkConfig(Section):
         if "test" not in self.sets:
             raise ValueError("sets: a benchmark needs the set 'test'")
         return self
-
-
-def refuse_similar(class_names: Sequence[str]) -> None:
-    """Refuse class names that say the same to a reader: equal but for case, spaces and `_`.
-
-    Raises:
-        ValueError: naming the two; or one that is empty or cannot be printed.
-    """
-    known: dict[str, str] = {}
-    for name in class_names:
-        plain = _plain(name)
-        if not plain or not name.isprintable():
-            raise ValueError(f"class name {printable(name)!r}: empty, or it cannot be printed")
-        if plain in known:
-            raise ValueError(
-                f"the classes {known[plain]!r} and {name!r} have one name but for case, spaces "
-                "and _; make them one class, or give them names that a reader can tell apart"
-            )
-        known[plain] = name
-
-
-def _plain(class_name: str) -> str:
-    return " ".join(class_name.replace("_", " ").split()).casefold()
-
-
-def _check_set(text: str) -> None:
-    """Raise ValueError where a set's name is not one that stages and tables can use."""
-    name = SetName.parse(text)
-    for part in (name.group, name.name):
-        if part:
-            check_name(part, f"set {printable(text)!r}:")
-    if name.role in _SINGLE and name.name:
-        raise ValueError(f"set {text!r}: there is one set {name.role!r}, without a name below it")
-    if name.group == "mean":
-        raise ValueError(
-            f"set {text!r}: tables call the mean over all groups 'mean'; choose another"
-        )
-    if str(name) != text:
-        raise ValueError(f"set {text!r}: write it {str(name)!r}")
 
 
 @dataclass(frozen=True)
@@ -389,9 +350,9 @@ def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Sele
         names = _some([config.class_names[k] for k in sorted(missing)])
         raise UserError(f"set {name!r} of benchmark {config.name!r}: no image of class {names}")
     if not labelled:
-        known = {_plain(class_name) for class_name in number}
+        known = {plain(class_name) for class_name in number}
         seen = {row.class_name for row in rows if row.class_name is not None}
-        overlap = {class_name for class_name in seen if _plain(class_name) in known}
+        overlap = {class_name for class_name in seen if plain(class_name) in known}
         if overlap:
             raise UserError(
                 f"set {name!r}: its class {', '.join(sorted(map(str, overlap)))} is an ID class; "
