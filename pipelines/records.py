@@ -45,7 +45,7 @@ def check_name(text: str, what: str) -> None:
     """
     if not _NAME.fullmatch(text) or len(text) > _NAME_LENGTH:
         raise ValueError(
-            f"{what} {printable(text)!r}: a name is a letter or digit, then letters, digits, "
+            f"{what} {text!r}: a name is a letter or digit, then letters, digits, "
             f"spaces and . _ , ( ) + -, at most {_NAME_LENGTH} of them"
         )
 

@@ -23,7 +23,7 @@ from pipelines.data.names import check_set, plain, refuse_similar
 from pipelines.data.schema import NO_LABEL
 from pipelines.data.sources import AnySource, Source
 from pipelines.data.stored_lists import read_list
-from pipelines.records import Role, SetName, check_name, printable
+from pipelines.records import Role, SetName, check_name
 
 # Sets of these roles show every class; those of `shifted` show known classes too.
 ID_ROLES: tuple[Role, ...] = ("train", "validation", "test")
@@ -106,7 +106,7 @@ class BenchmarkConfig(Section):
     @classmethod
     def _can_be_printed(cls, name: str) -> str:
         if not name.isprintable():
-            raise ValueError(f"{printable(name)!r} holds signs that cannot be printed")
+            raise ValueError(f"{name!r} holds signs that cannot be printed")
         return name
 
     @field_validator("class_names")

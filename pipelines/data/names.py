@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.records import Role, SetName, check_name, printable
+from pipelines.records import Role, SetName, check_name
 
 # Roles of which a benchmark has one set.
 ONE_SET: tuple[Role, ...] = ("train", "validation", "test", "outliers")
@@ -20,7 +20,7 @@ def refuse_similar(class_names: Sequence[str]) -> None:
     for name in class_names:
         said = plain(name)
         if not said or not name.isprintable():
-            raise ValueError(f"class name {printable(name)!r}: empty, or it cannot be printed")
+            raise ValueError(f"class name {name!r}: empty, or it cannot be printed")
         if known.get(said) == name:
             raise ValueError(f"{name} stands there twice")
         if said in known:
@@ -45,7 +45,7 @@ def check_set(text: str) -> None:
     name = SetName.parse(text)
     for part in (name.group, name.name):
         if part:
-            check_name(part, f"set {printable(text)!r}:")
+            check_name(part, f"set {text!r}:")
     if name.role in ONE_SET and name.name:
         raise ValueError(f"set {text!r}: there is one set {name.role!r}, without a name below it")
     if name.group == "mean":

@@ -127,7 +127,8 @@ def overlaps(benchmark: Benchmark, caches: Mapping[str, FeatureCache]) -> list[O
 
 def _in_order(sets: Iterable[str]) -> Sequence[str]:
     """Sets by who is to leave an image out first; of one role, the later named."""
-    return sorted(reversed(list(sets)), key=lambda name: _LEAVES.index(SetName.parse(name).role))
+    places = {name: number for number, name in enumerate(sets)}
+    return sorted(places, key=lambda name: (_LEAVES.index(SetName.parse(name).role), -places[name]))
 
 
 def _why(leaving: str, other: str) -> str:
