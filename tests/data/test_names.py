@@ -95,7 +95,7 @@ def test_a_methods_name_from_a_file(name: str, tmp_path: Path) -> None:
     data = load(PipelineConfig, "pipeline").model_dump()
     (method,) = list(data["methods"].values())[:1]
     data["methods"] = {name: method}
-    with pytest.raises(ValueError, match="method .*: a name is a letter or digit"):
+    with pytest.raises(ValueError, match=r"method .*: a name is a letter or digit"):
         PipelineConfig.model_validate(data)
 
 
@@ -117,7 +117,7 @@ def test_classes_that_a_reader_can_tell_apart() -> None:
     [("s3://bucket/x", "uv pip install s3fs=="), ("nowhere://x", "a URI that fsspec knows")],
 )
 def test_a_storage_without_its_client(uri: str, said: str) -> None:
-    with pytest.raises(UserError, match="^storage=") as caught:
+    with pytest.raises(UserError, match=r"^storage=") as caught:
         Storage.open(uri)
     assert said in str(caught.value)
 
@@ -132,13 +132,11 @@ def test_an_error_is_a_line_whatever_its_names(
 ) -> None:
     table = tmp_path / "a\nerror: forged\x1b[2J.csv"
     table.write_text("nothing\n")
-    source = f"{{kind: folder, root: {tmp_path}, table: {str(table)!r}}}"
     from pipelines.data.sources import FolderSource
 
     def action(_: object) -> None:
         FolderSource(root=str(tmp_path), table=str(table)).index()
 
-    assert source
     monkeypatch.setattr(sys, "argv", ["jobs.pipeline"])
     with pytest.raises(SystemExit) as stopped:
         main("pipeline", run_section, action, pipeline.__doc__)
