@@ -102,19 +102,6 @@ class BenchmarkConfig(Section):
             return value
         return {k: v if isinstance(v, list) else [v] for k, v in value.items()}
 
-    @field_validator("name")
-    @classmethod
-    def _can_be_printed(cls, name: str) -> str:
-        if not name.isprintable():
-            raise ValueError(f"{name!r} holds signs that cannot be printed")
-        return name
-
-    @field_validator("class_names")
-    @classmethod
-    def _names_apart(cls, names: list[str]) -> list[str]:
-        refuse_similar(names)
-        return names
-
     @field_validator("templates")
     @classmethod
     def _one_gap(cls, templates: list[str]) -> list[str]:
@@ -125,6 +112,9 @@ class BenchmarkConfig(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> BenchmarkConfig:
+        if not self.name.isprintable():
+            raise ValueError(f"name {self.name!r} holds signs that cannot be printed")
+        refuse_similar(self.class_names)
         for name in self.sources:
             check_name(name, "source")
         for name, chosen in self.sets.items():
