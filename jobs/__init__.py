@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobs import help as job_help
 from jobs.stopping import LINE, stoppable
-from pipelines.config import Section, UserError, load
+from pipelines.config import ConfigError, Section, UserError, load
 from pipelines.config.secrets import MaskingFormatter, mask
+from pipelines.records import printable
 
 if TYPE_CHECKING:
     from pipelines.settings import PipelineConfig
@@ -55,8 +56,9 @@ def main(
                 action(load(section(), job, words))
         except UserError as error:
             if stop.number is None:
-                for line in mask(str(error)).splitlines():
-                    print(f"error: {line}", file=sys.stderr)
+                problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+                for problem in problems:
+                    print(f"error: {printable(mask(problem))}", file=sys.stderr)
                 sys.exit(2)
         except BaseException:
             if stop.number is None:

@@ -360,6 +360,7 @@ def _facts(run: Run) -> Facts:
             for name, source in run.embedded.sources.items()
             for entry in source.rejected
         ),
+        shared=tuple(entry.first for entry in run.embedded.shared),
     )
 
 

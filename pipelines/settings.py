@@ -17,6 +17,7 @@ from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
+from pipelines.records import check_name
 from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
@@ -91,6 +92,8 @@ class PipelineConfig(Section):
     @field_validator("methods")
     @classmethod
     def _known_params(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+        for name in methods:
+            check_name(name, "method")
         problems = [
             f"{name}.{problem}"
             for name, method in methods.items()
@@ -132,7 +135,8 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     try:
         found = open_benchmark(config.benchmark, shots=config.shots, imbalance=config.imbalance)
     except UserError as error:
-        raise ConfigError([*problems, *str(error).splitlines()]) from None
+        found_too = error.problems if isinstance(error, ConfigError) else [str(error)]
+        raise ConfigError([*problems, *found_too]) from None
     num_classes, num_train = len(found.class_names), len(found.sets.get("train", ()))
     for name, method in config.methods.items():
         wrong = posthoc.params_problems(method, num_classes=num_classes, num_train=num_train)

@@ -6,9 +6,9 @@ key sets one value (`benchmark.root=DIR`). `preset=name` takes words from `conf/
 the command line's own words then override. Pydantic validates into sections that live beside the
 code they configure. Every problem is reported at once, a line each, without a traceback.
 
-A file of your own (`@FILE`) is read with care: `pipelines.config.yaml_text` says what YAML is taken,
-`pipelines.config.interpolation` what it may refer to, and the environment is closed to it unless the
-command line has `allow_env=true`. No address may hold credentials (`pipelines.config.secrets`).
+A file of your own (`@FILE`) is read with care: `config.yaml_text` says what YAML is taken,
+`config.interpolation` what it may refer to, and the environment is closed to it unless the command
+line has `allow_env=true`. No address may hold credentials (`config.secrets`).
 """
 
 from __future__ import annotations

@@ -38,10 +38,11 @@ class Storage:
 
         Raises:
             UserError: for a relative path inside a submitted Ray job, whose working
-                directory is thrown away when the job ends.
+                directory is thrown away when the job ends, and for a URI whose client is missing.
         """
         root = root.removeprefix("file://")  # a folder of this machine, written as one
         if "://" in root:
+            _check_client(root.partition("://")[0])
             return cls(root.rstrip("/"))
         path = Path(root).expanduser()
         if not path.is_absolute() and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
@@ -156,6 +157,21 @@ class Storage:
         """Write a Parquet file, whole or not at all."""
         with self.writing(*parts) as path:
             pq.write_table(table, path)
+
+
+def _check_client(scheme: str) -> None:
+    """Refuse a scheme whose client is not installed, before any work."""
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(scheme)
+        mend = "give a folder, or a URI that fsspec knows"
+        if package:
+            mend = (
+                f"its client {package} is not among the locked packages: uv pip install "
+                f"{package}=={fsspec.__version__} here and on every node, or give a mounted folder"
+            )
+        raise UserError(f"storage={scheme}://: {error}; {mend}") from None
 
 
 def _link(source: Path, target: Path) -> bool:

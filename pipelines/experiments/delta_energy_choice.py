@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config import UserError, load
+from pipelines.config import ConfigError, load
 from pipelines.finetune.cache import load_predictor
 from pipelines.ood import Interval, auroc, paired_delta_interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
@@ -110,7 +110,7 @@ def _grids(domain: str) -> list[Grid]:
     opened = Run.open(load(PipelineConfig, "pipeline", words), Quiet())
     if not opened.has("finetune"):
         command = " ".join(["python -m jobs.pipeline", *words])
-        raise UserError(f"not in ./outputs yet; run first:\n{command}")
+        raise ConfigError(["not in ./outputs yet; run first:", command])
     surfaces = read_surfaces(opened.storage, opened.id)
     if surfaces is None:
         raise UserError(f"run {opened.id}: its sweep searched no score's parameters")
