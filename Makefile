@@ -1,7 +1,7 @@
 # The two commands of a newcomer: `make demo` and `make test`. Both set everything up by
 # themselves (uv, then .venv from requirements.lock); a second call does no set-up work.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults golden lint types layers format lock clean
+.PHONY: help setup demo test test-slow test-faults golden audit lint types layers format lock clean
 .DELETE_ON_ERROR:
 
 # Any Python of the supported range may start the set-up; uv then picks the same one for .venv.
@@ -46,6 +46,9 @@ golden: setup  ## record the demo and one epoch of every method, compare with te
 	@python -m tests.golden.record one_epoch demo --into outputs/golden
 	@python -m tests.golden.compare tests/golden/one_epoch.json outputs/golden/one_epoch.json
 	@python -m tests.golden.compare tests/golden/demo.json outputs/golden/demo.json
+
+audit: | $(filter .tools/bin/uv,$(UV))  ## known weaknesses of the locked packages (skips offline)
+	@.ci/audit $(UV)
 
 lint: setup
 	@ruff format --check .

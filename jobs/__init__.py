@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from jobs import help as job_help
-from pipelines.config import Section, UserError, load
+from jobs.stopping import LINE, stoppable
+from pipelines.config import ConfigError, Section, UserError, load
+from pipelines.config.secrets import MaskingFormatter, mask
+from pipelines.records import printable
 
 if TYPE_CHECKING:
     from pipelines.settings import PipelineConfig
@@ -30,7 +35,8 @@ def main(
 ) -> None:
     """Run a job: print its help, or load its configuration and act on it.
 
-    A user's mistake is printed without a traceback and ends with exit status 2.
+    A user's mistake is printed without a traceback and ends with exit status 2; a job that is
+    stopped by Ctrl-C or SIGTERM ends with 130 or 143 and says how to go on.
 
     Args:
         job: its name, and that of its file in `conf/`.
@@ -39,21 +45,41 @@ def main(
         about: its docstring.
     """
     words = sys.argv[1:]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _mask_what_is_printed()
     warnings.filterwarnings("ignore")  # libraries' notes to their developers; tests see them
-    try:
-        if HELP & set(words):
-            rest = [word for word in words if word not in HELP]
-            print(job_help.text(job, section, rest, about or ""))
-            return
-        action(load(section(), job, words))
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    with stoppable() as stop:
+        try:
+            if HELP & set(words):
+                rest = [word for word in words if word not in HELP]
+                print(job_help.text(job, section, rest, about or ""))
+            else:
+                action(load(section(), job, words))
+        except UserError as error:
+            if stop.number is None:
+                problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+                for problem in problems:
+                    print(f"error: {printable(mask(problem))}", file=sys.stderr)
+                sys.exit(2)
+        except BaseException:
+            if stop.number is None:
+                raise
+        if stop.number is not None:
+            print(LINE, file=sys.stderr)
+            sys.exit(128 + stop.number)
+
+
+def _mask_what_is_printed() -> None:
+    """No log line and no traceback of a job shows credentials, whoever wrote it."""
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(MaskingFormatter("%(message)s"))
+    sys.excepthook = _masked_traceback
+
+
+def _masked_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
 
 
 def run_section() -> type[PipelineConfig]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def pipeline(config: PipelineConfig) -> None:
     """Run what is not done yet, then print what came out on one screen, and what to do next."""
     from jobs.console import Console, show
+    from pipelines.config.secrets import mask_uri
     from pipelines.pipeline import run
 
     with Console() as console:
@@ -20,7 +21,7 @@ def pipeline(config: PipelineConfig) -> None:
     champion = done.champion
     commands = [
         ("report", done.storage.path("runs", done.id, "report.html")),
-        ("MLflow", f"mlflow ui --backend-store-uri {done.store_uri}"),
+        ("MLflow", f"mlflow ui --backend-store-uri {mask_uri(done.store_uri)}"),
         ("one image", f"python -m jobs.predict source=PATH storage={done.storage.root}"),
     ]
     print()

@@ -20,15 +20,18 @@ def section() -> type[PredictConfig]:
 def predict(config: PredictConfig) -> None:
     """Print class, score, threshold and decision of every image."""
     from pipelines.predict.stage import run
+    from pipelines.records import printable
 
     for found in run(config):
         if found.error is not None:
-            print(f"{found.path}: not judged, {found.error}")
+            print(printable(f"{found.path}: not judged, {found.error}"))
             continue
         decision = "OOD" if found.is_ood else "ID"
         print(
-            f"{found.path}: {found.class_name}, score {found.score:.6g}, "
-            f"threshold {found.threshold:.6g}, {decision}"
+            printable(
+                f"{found.path}: {found.class_name}, score {found.score:.6g}, "
+                f"threshold {found.threshold:.6g}, {decision}"
+            )
         )
 
 

@@ -20,6 +20,8 @@ from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, to_yaml
+from pipelines.data import kept
+from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
@@ -41,6 +43,7 @@ from pipelines.methods import METHODS, MethodConfig
 from pipelines.records import HeadKey, HeadRef, Params, StoredRecord
 from pipelines.register import choose
 from pipelines.register import stage as register
+from pipelines.register.detector import Detector
 from pipelines.register.result import RegisterResult
 from pipelines.run import Observer, Run
 from pipelines.score import by_name as scoring
@@ -55,6 +58,9 @@ from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult
 from pipelines.sweep.surfaces import read_surfaces
+
+# So often a run removes what is damaged and goes again through its stages.
+MOST_MENDED = 20
 
 
 def run(
@@ -85,7 +91,7 @@ def run(
 
 def _run(current: Run, only: str | None, last: str | None) -> Run:
     """Run the stages; the arguments of `run`."""
-    config, observer = current.config, current.observer
+    config = current.config
     for needed in ("train", "validation") if only is None else ():
         if needed not in current.benchmark.sets:
             raise UserError(
@@ -95,25 +101,34 @@ def _run(current: Run, only: str | None, last: str | None) -> Run:
     names = list(STAGES) if only is None else [only]
     if last is not None:
         names = names[: names.index(last) + 1]
+    with ExitStack() as stack:
+        with_ray = functools.cache(lambda: stack.enter_context(connect(config.compute)))
+        for _ in range(MOST_MENDED):
+            try:
+                return _run_stages(current, names, with_ray)
+            except Damaged as damaged:
+                current = current.mended(damaged)
+        return _run_stages(current, names, with_ray)
+
+
+def _run_stages(current: Run, names: Sequence[str], with_ray: Callable[[], object]) -> Run:
+    """Run those of the stages that are not done."""
     for name in before(names[0]):  # asked before Ray starts
         _refuse_stale(current, name)
-    with ExitStack() as stack:
-        connected = False
-        for number, name in enumerate(names, start=1):
-            stage, code = STAGES[name], functools.partial(stage_code, name, config)
-            reason = current.reason_to_run(name, code, before(name))
-            if reason is None and name == "register":
-                reason = current.reason_to_register
-            if reason is None:
-                observer.finished(name, 0.0, found=True)
-                continue
-            observer.started(name, number, len(names), reason)
-            if stage.needs_ray and not connected:
-                stack.enter_context(connect(config.compute))
-                connected = True
-            start = time.perf_counter()
-            current.finish(name, stage.run(current).to_json(), code(), before(name))
-            observer.finished(name, time.perf_counter() - start, found=False)
+    for number, name in enumerate(names, start=1):
+        stage, code = STAGES[name], functools.partial(stage_code, name, current.config)
+        reason = current.reason_to_run(name, code, before(name))
+        if reason is None and name == "register":
+            reason = current.reason_to_register
+        if reason is None:
+            current.observer.finished(name, 0.0, found=True)
+            continue
+        current.observer.started(name, number, len(names), reason)
+        if stage.needs_ray:
+            with_ray()
+        start = time.perf_counter()
+        current.finish(name, stage.run(current).to_json(), code(), before(name))
+        current.observer.finished(name, time.perf_counter() - start, found=False)
     return current
 
 
@@ -159,7 +174,8 @@ def _embed(run: Run) -> EmbedResult:
         chosen = run.benchmark.sets["train"]
         names = ("source", "key", "label")
         columns = [pa.array(c) for c in (chosen.sources, chosen.keys, chosen.labels)]
-        run.storage.write_table(pa.table(columns, names=names), "runs", run.id, "train.parquet")
+        table = pa.table(columns, names=names)
+        kept.write_table(run.storage, table, "runs", run.id, "train.parquet")
     return embed.embed_benchmark(
         run.benchmark,
         run.backbone,
@@ -359,6 +375,7 @@ def _facts(run: Run) -> Facts:
             for name, source in run.embedded.sources.items()
             for entry in source.rejected
         ),
+        shared=tuple(entry.first for entry in run.embedded.shared),
     )
 
 
@@ -422,5 +439,9 @@ STAGES: dict[str, Stage] = {
         uses_plugins=False,
         needs_ray=False,
     ),
-    "register": Stage(_register, (register.register, choose.champion), needs_ray=False),
+    "register": Stage(
+        _register,
+        (register.register, choose.champion, Detector.judge_images, Detector.judge_features),
+        needs_ray=False,
+    ),
 }

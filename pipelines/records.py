@@ -8,6 +8,7 @@ stand beside that stage; here are the names that all of them use: sets, scores, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -25,6 +26,37 @@ TRAINING_ROLES: tuple[Role, ...] = ("train", "validation", "outliers", "validati
 Value: TypeAlias = bool | int | float | str | None
 # Parameters of a score by name: tau, c, gamma, k.
 Params: TypeAlias = Mapping[str, float]
+
+
+# A name that becomes a part of a path, a column or a line of the terminal.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,()+-]*")
+_NAME_LENGTH = 100
+
+
+def check_name(text: str, what: str) -> None:
+    """Refuse a name that could not stand in a path.
+
+    Args:
+        text: the name.
+        what: it is the name of, for the message.
+
+    Raises:
+        ValueError: where it is no safe name.
+    """
+    if not _NAME.fullmatch(text) or len(text) > _NAME_LENGTH:
+        raise ValueError(
+            f"{what} {text!r}: a name is a letter or digit, then letters, digits, "
+            f"spaces and . _ , ( ) + -, at most {_NAME_LENGTH} of them"
+        )
+
+
+def printable(text: str) -> str:
+    """`text` with whatever could move the cursor or hide something written out, as repr does."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
 
 
 class Record(BaseModel):

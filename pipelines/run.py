@@ -2,16 +2,17 @@
 
 RUN is a digest of the resolved configuration, the images and the backbone's weights; everything
 lies below `runs/RUN/`. What a stage gave is its record; beside it, in `runs/RUN/stamps/`, stands
-what it came from: its code, the records of the stages before, and the record's own digest. A stage
-is done where its stamp is still true, and otherwise repeated with the reason.
+what it came from: its code, the records of the stages before, and digests of the record and of the
+stage's other files. A stage is done where its stamp is still true and what its record names in the
+cache is there, and otherwise repeated with the reason.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -20,12 +21,15 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.code_digest import Code, is_unchanged
 from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, digest, plain, to_yaml
+from pipelines.data import kept
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.features import FeatureCache
+from pipelines.data.kept import Damaged, Entry
 from pipelines.data.storage import Storage
 from pipelines.embed.result import EmbedResult
 from pipelines.evaluate.metrics import Metrics
+from pipelines.finetune.cache import entry as head_entry
 from pipelines.fitted import fit
 from pipelines.fitted import negative_words as negative_classes
 from pipelines.fitted.negative_words import read_words
@@ -37,8 +41,16 @@ from pipelines.records import StoredRecord
 from pipelines.register import stage as register
 from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring
+from pipelines.score.cache import entry as fitted_entry
 from pipelines.score.result import ScoreResult
-from pipelines.settings import NOT_CONTENT, PipelineConfig, open_checked, with_local_features
+from pipelines.score.stage import entry as table_entry
+from pipelines.settings import (
+    NOT_CONTENT,
+    PipelineConfig,
+    flat_params,
+    open_checked,
+    with_local_features,
+)
 from pipelines.store import registry
 from pipelines.store import tracker as tracking
 from pipelines.store.database import RegisteredVersion
@@ -47,6 +59,12 @@ from pipelines.sweep.result import SweepResult
 
 # The file of a stage's record where it is not called after the stage.
 RECORDS = {"evaluate": "metrics.json"}
+# What a stage writes into the run's folder beside its record: files, and folders of files.
+BESIDE = {
+    "embed": ("train.parquet",),
+    "sweep": ("surfaces.parquet", "best", "sweep"),
+    "evaluate": ("report.html",),
+}
 RecordT = TypeVar("RecordT", bound=StoredRecord)
 
 
@@ -58,12 +76,20 @@ class StageStamp(StoredRecord):
         files: digests of the modules' whole files: where they are equal, nothing is parsed.
         inputs: digests of the records of the stages before it, by stage.
         output: digest of its own record.
+        beside: digests of the other files that it wrote into the run's folder, by path.
     """
 
     code: dict[str, str]
     files: dict[str, str]
     inputs: dict[str, str]
     output: str
+    beside: dict[str, str]
+
+
+class MlflowRun(StoredRecord):
+    """The content of `mlflow.json`: which MLflow run is that of this run."""
+
+    run_id: str
 
 
 class Observer(Protocol):
@@ -121,18 +147,23 @@ class Run:
         return run
 
     def _record(self, stage: str, kind: type[RecordT]) -> RecordT:
-        """What a stage wrote, read by validation.
+        """What a stage wrote, which its stamp says it did.
 
         Raises:
-            UserError: where it has not run yet, or its file is damaged.
+            UserError: where it has not run yet.
+            Damaged: where its file is not as it was written.
         """
-        place = self.place(stage)
-        if not self.storage.exists(*place):
+        place, stamp = self.place(stage), self._stamp(stage)
+        if not (self.storage.exists(*place) and self.storage.exists(*stamp)):
             raise UserError(
                 f"run {self.id} has no {stage} yet: run python -m jobs.{stage} (or "
                 "jobs.pipeline) with the same words first"
             )
-        return kind.from_json(self.storage.read_bytes(*place), self.storage.path(*place))
+        written = kept.read_record(self.storage, StageStamp, *stamp).output
+        content = self.storage.read_bytes(*place)
+        if hashlib.sha256(content).hexdigest() != written:
+            raise Damaged(self.storage.path(*place), "not as it was written", [stamp])
+        return kind.from_json(content, self.storage.path(*place))
 
     @property
     def embedded(self) -> EmbedResult:
@@ -211,8 +242,9 @@ class Run:
             files=dict(code.files),
             inputs={name: self._digest(name) for name in before},
             output=hashlib.sha256(record).hexdigest(),
+            beside=self._beside(stage),
         )
-        self.storage.write_bytes(stamp.to_json(), *self._stamp(stage))
+        kept.write_record(self.storage, stamp, *self._stamp(stage))
 
     def reason_to_run(
         self, stage: str, code: Callable[[], Code], before: Sequence[str]
@@ -221,10 +253,9 @@ class Run:
         if not self.storage.exists(*self._stamp(stage)):
             return ""
         try:
-            content = self.storage.read_bytes(*self._stamp(stage))
-            stamp = StageStamp.from_json(content, self.storage.path(*self._stamp(stage)))
-        except UserError:
-            return "its stamp cannot be read"
+            stamp = kept.read_record(self.storage, StageStamp, *self._stamp(stage))
+        except Damaged:
+            return "its stamp is not as it was written"
         is_same = is_unchanged(stamp.code, stamp.files)
         if not is_same and (changed := code().changes(stamp.code)):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -233,7 +264,46 @@ class Run:
             return f"{', '.join(others)} gave something else"
         if self._digest(stage) != stamp.output:
             return f"{self.place(stage)[-1]} is missing or not as it was written"
-        return None
+        now = self._beside(stage)
+        others = [name for name, digest in stamp.beside.items() if now.get(name) != digest]
+        if others:
+            return f"{others[0]} is missing or not as it was written"
+        lost = [path for entry in self._entries(stage) for path in entry.lost()]
+        return f"{lost[0]} is missing or not as it was written" if lost else None
+
+    def _entries(self, stage: str) -> list[Entry[Any]]:
+        """What a stage's record names in the cache."""
+        if stage == "embed":
+            return [cache.entry for cache in self._caches().values()]
+        if stage == "finetune":
+            heads = self.finetuned.heads
+            fitted = {address for head in heads for address in head.fitted.values()}
+            trained = {head.address for head in heads}
+            return [
+                *(head_entry(self.storage, address) for address in sorted(trained)),
+                *(fitted_entry(self.storage, address) for address in sorted(fitted)),
+            ]
+        if stage == "score":
+            places = sorted({head.address for head in self.scored.heads})
+            return [table_entry(self.storage, place) for place in places]
+        return []
+
+    def mended(self, damaged: Damaged) -> Run:
+        """The same run without what is damaged: the stage that made it is to be repeated."""
+        kept.discard(self.storage, damaged)
+        return replace(self)  # what it has in memory may rest on it
+
+    def _beside(self, stage: str) -> dict[str, str]:
+        """The digests of what a stage wrote into the run's folder beside its record, by path."""
+        found = {}
+        for name in BESIDE.get(stage, ()):
+            names = [f"{name}/{inner}" for inner in self.storage.names("runs", self.id, name)]
+            if not names and self.storage.exists("runs", self.id, name):
+                names = [name]
+            for path in names:
+                place = ("runs", self.id, *path.split("/"))
+                found[path] = self.storage.size_and_sha256(*place)[1]
+        return found
 
     def _stamp(self, stage: str) -> tuple[str, ...]:
         return "runs", self.id, "stamps", f"{stage}.json"
@@ -248,9 +318,11 @@ class Run:
     @cached_property
     def sets(self) -> FeatureSets:
         """The embedded sets."""
+        return FeatureSets(self.benchmark, self._caches())
+
+    def _caches(self) -> dict[str, FeatureCache]:
         sources = self.embedded.sources
-        caches = {name: FeatureCache(self.storage, s.address) for name, s in sources.items()}
-        return FeatureSets(self.benchmark, caches)
+        return {name: FeatureCache(self.storage, s.address) for name, s in sources.items()}
 
     @cached_property
     def fit_data(self) -> FitData | None:
@@ -303,14 +375,13 @@ class Run:
     def tracking_run(self) -> str:
         """The MLflow run of this run, the same one after a restart."""
         place = ("runs", self.id, "mlflow.json")
-        if self.storage.exists(*place):
-            known = str(self.storage.read_json(*place)["run_id"])
-            if self.tracker.has(known):  # unless the store is another one by now
-                return known
+        known = kept.find_record(self.storage, MlflowRun, *place)
+        if known is not None and self.tracker.has(known.run_id):  # the store may be another by now
+            return known.run_id
         name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
         with self.tracker.run(name, tags=stamp(run=self.id)) as active:
-            active.log_params(_params(plain(self.config)))
-            self.storage.write_json({"run_id": active.run_id}, *place)
+            active.log_params(flat_params(plain(self.config)))
+            kept.write_record(self.storage, MlflowRun(run_id=active.run_id), *place)
             return str(active.run_id)
 
 
@@ -327,19 +398,3 @@ def _training(observer: Observer) -> Callable[[int, int], None]:
             observer.finished("backbone", time.perf_counter() - began, found=False)
 
     return show
-
-
-def _params(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as flat parameters; who is in which set stands in config.yaml."""
-    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
-    return _flat({**config, "benchmark": benchmark})
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -17,6 +18,7 @@ from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
+from pipelines.records import check_name
 from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
@@ -91,6 +93,8 @@ class PipelineConfig(Section):
     @field_validator("methods")
     @classmethod
     def _known_params(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+        for name in methods:
+            check_name(name, "method")
         problems = [
             f"{name}.{problem}"
             for name, method in methods.items()
@@ -132,7 +136,8 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     try:
         found = open_benchmark(config.benchmark, shots=config.shots, imbalance=config.imbalance)
     except UserError as error:
-        raise ConfigError([*problems, *str(error).splitlines()]) from None
+        found_too = error.problems if isinstance(error, ConfigError) else [str(error)]
+        raise ConfigError([*problems, *found_too]) from None
     num_classes, num_train = len(found.class_names), len(found.sets.get("train", ()))
     for name, method in config.methods.items():
         wrong = posthoc.params_problems(method, num_classes=num_classes, num_train=num_train)
@@ -154,3 +159,19 @@ def words_again(config: PipelineConfig) -> str:
         "target_tpr": config.target_tpr,
     }
     return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
+
+
+def flat_params(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as flat parameters; who is in which set stands in config.yaml."""
+    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
+    return _flat({**config, "benchmark": benchmark})
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

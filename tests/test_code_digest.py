@@ -212,6 +212,14 @@ def test_a_function_that_counts_alone_is_followed_in_its_module_only(tree: Path)
     assert digests()[0] != before
 
 
+def test_a_method_is_an_entry(tree: Path) -> None:
+    before = digest(tree, "pipelines.model.Model.not_used")
+    assert before != digest(tree, "pipelines.model.Model")
+    path = tree / "pipelines" / "model.py"
+    path.write_text(path.read_text().replace("return 2", "return 4"))
+    assert digest(tree, "pipelines.model.Model.not_used") != before
+
+
 def test_what_is_no_definition_of_the_project_is_refused(tree: Path) -> None:
     for entry in ("pipelines.maths.none", "numpy.asarray", "pipelines.none.at_all"):
         with pytest.raises(ValueError, match="no definition"):

@@ -233,9 +233,13 @@ class TestProblems:
     def test_no_key_and_value(self, word: str) -> None:
         assert problems(word) == [f"{word!r}: expected key=value, for example seeds=3"]
 
-    @pytest.mark.parametrize("word", ["sizes=[1,", "folder={a: b", "folder=${x"])
+    @pytest.mark.parametrize("word", ["sizes=[1,", "folder={a: b"])
     def test_a_value_that_is_no_yaml(self, word: str) -> None:
-        assert problems(word) == [f"{word!r}: the value is not readable as YAML"]
+        (problem,) = problems(word)
+        assert problem.startswith(f"{word!r}: the value is not readable as YAML (")
+
+    def test_an_interpolation_without_its_end(self) -> None:
+        assert problems("folder=${x") == ["'folder=${x': ${ without its }, or one inside the other"]
 
     @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
     def test_a_number_that_is_none(self, value: str) -> None:
@@ -262,7 +266,7 @@ class TestProblems:
             (b"a: 1\na: 2", "not readable as YAML"),
             (b"\xff\xfe\x00", "not readable as YAML"),
             (b"- a\n- b", "expected a mapping"),
-            (b"42", "not readable as YAML"),
+            (b"42", "expected a mapping"),
         ],
     )
     def test_a_file_that_is_no_mapping(self, tmp_path: Path, content: bytes, message: str) -> None:

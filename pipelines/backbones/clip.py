@@ -155,15 +155,15 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
     dtype = DTYPES[config.precision]
     _reduce(model.visual, dtype)
     model.to(device)
-    context_length = int(described.model["text_cfg"].get("context_length", 77))
+    length = context_length(described)
     return Clip(
         model=model,
-        tokenizer=_tokenizer(config, context_length),
+        tokenizer=_tokenizer(config, length),
         crop=cropping(config),
         mean=torch.tensor(described.preprocessing["mean"], device=device).view(3, 1, 1),
         std=torch.tensor(described.preprocessing["std"], device=device).view(3, 1, 1),
         embed_dim=int(described.model["embed_dim"]),
-        context_length=context_length,
+        context_length=length,
         logit_scale=scale,
         identity=names,
         dtype=dtype,
@@ -255,6 +255,20 @@ def _is_torchscript(path: str) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def tokenizer(config: BackboneConfig) -> Callable[[Sequence[str]], Tensor]:
+    """Texts -> tokens (K, context_length), which needs no weights.
+
+    Raises:
+        UserError: where there is none.
+    """
+    return _tokenizer(config, context_length(architecture(config)))
+
+
+def context_length(described: Architecture) -> int:
+    """How many tokens of a text the model reads."""
+    return int(described.model["text_cfg"].get("context_length", 77))
 
 
 def _tokenizer(config: BackboneConfig, context_length: int) -> Callable[[Sequence[str]], Tensor]:

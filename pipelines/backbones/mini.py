@@ -9,6 +9,7 @@ open_clip JSON and safetensors, and is loaded by the function that loads every o
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pipelines.backbones.threads import torch_threads
 from pipelines.config import digest
 from pipelines.data import digits
+from pipelines.data.kept import Entry
 from pipelines.data.storage import Storage
 from pipelines.ood.seeds import generator
+from pipelines.records import StoredRecord
 
 if TYPE_CHECKING:
     import open_clip
@@ -59,6 +62,12 @@ VERSION = 1
 Progress = Callable[[int, int], None]
 
 
+class MiniManifest(StoredRecord):
+    """What says that the trained backbone at an address is complete."""
+
+    address: str
+
+
 def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path, Path]:
     """The paths of the JSON and the weights, trained first where they are missing.
 
@@ -81,12 +90,14 @@ def ensure(storage: Storage, on_progress: Progress | None = None) -> tuple[Path,
         }
     )
     folder = ("cache", "backbones", f"mini-{address}")
-    paths = storage.local(*folder, "model.json"), storage.local(*folder, "model.safetensors")
-    if not all(path.exists() for path in paths):
-        model = train(on_progress)
-        storage.write_json(ARCHITECTURE, *folder, "model.json")
-        with storage.writing(*folder, "model.safetensors") as path:
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    names = "model.json", "model.safetensors"
+    paths = storage.local(*folder, names[0]), storage.local(*folder, names[1])
+    entry = Entry(storage, folder, MiniManifest)
+    if entry.find() is None:
+        weights = {k: v.contiguous() for k, v in train(on_progress).state_dict().items()}
+        described = json.dumps(ARCHITECTURE, indent=1, sort_keys=True) + "\n"
+        contents = described.encode(), save(weights)
+        entry.write(MiniManifest(address=address), dict(zip(names, contents, strict=True)))
     return paths
 
 

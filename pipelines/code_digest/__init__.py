@@ -171,8 +171,8 @@ class _Walk:
         module, _, name = entry.rpartition(".")
         methods: list[str] = []
         while module and not self.exists(module):
-            module, _, name = module.rpartition(".")
             methods.append(name)
+            module, _, name = module.rpartition(".")
         if not module or not self._resolve(module, name):
             raise ValueError(f"{entry}: no definition of this project")
         self._name(*methods)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from pydantic import Field
 from pipelines.config import Section
 
 logger = logging.getLogger(__name__)
+# Ray's own word for a node of one machine; its default elsewhere than on Linux.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class ComputeConfig(Section):
@@ -52,6 +56,12 @@ def connect(config: ComputeConfig) -> Iterator[None]:
     Inside a submitted job (or a shell with RAY_ADDRESS) Ray's own address wins. A Ray that is
     already initialised is used and left running.
     """
+    # Said before Ray is imported, which reads it: a local Ray listens on the loopback alone.
+    # Otherwise its ports, those of metrics too, are open on every interface, without a password.
+    inherited = os.environ.get("RAY_ADDRESS")
+    local = not inherited and config.address == "local"
+    if local:
+        os.environ.setdefault(LOOPBACK, "0")
     import ray
 
     if ray.is_initialized():
@@ -63,18 +73,45 @@ def connect(config: ComputeConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table on every run
     # Ray Data's actor pools log a harmless error line of the core at every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    inherited = os.environ.get("RAY_ADDRESS")
-    local = not inherited and config.address == "local"
+    # Ctrl-C ends a sweep as it ends every other stage; Tune would go on with what it has.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     options: dict[str, Any] = {"address": inherited or config.address}
     if local:
         # Logical CPUs: nested Train, Tune and Data need a few slots even on two cores.
         options["num_cpus"] = config.num_cpus or max(4, os.cpu_count() or 1)
         options["include_dashboard"] = False
-    _start(local, options)
+        _on_loopback()
+    with _own_signals():
+        _start(local, options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _on_loopback() -> None:
+    """The same where something imported Ray before its variable was set."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK) == "1"
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Who handles SIGTERM and SIGINT stays as it was.
+
+    Ray handles SIGTERM itself and prints the stack of its core, and neither lets a driver say how
+    to go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from pipelines.config import UserError
+from pipelines.data.kept import Damaged
 
 if TYPE_CHECKING:
     import ray
@@ -108,6 +109,8 @@ def _result(task: Callable[[Any, Any], Any], shard: Any, shared: Any) -> Any:
     """The result of a shard, or what it could not do: Ray would wrap that beyond finding."""
     try:
         return task(shard, shared)
+    except Damaged as damaged:  # the driver is to know what
+        return damaged
     except UserError as error:
         return UserError(str(error))
     except OSError as error:

@@ -6,10 +6,13 @@ import functools
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import IO, cast
 
+from pipelines.config import UserError
 from pipelines.data import files, images
-from pipelines.data.files import File
 from pipelines.data.images import Rejected
+from pipelines.data.limits import LIMITS, refuse_bytes
+from pipelines.data.local_files import File
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,24 @@ class Member:
 
 @functools.lru_cache(maxsize=64)
 def members(file: File) -> tuple[Member, ...]:
-    """The images of an archive in its order, from one pass over the headers."""
+    """The images of an archive in its order, from one pass over the headers.
+
+    Raises:
+        UserError: where a class stands there twice, or a name is no UTF-8.
+    """
     members: list[Member] = []
     classes: dict[str, str] = {}
     try:
-        with files.open_file(file.path) as opened, tarfile.open(fileobj=opened) as archive:
+        with files.open_file(file.path) as opened, _headers(opened) as archive:
             for info in archive:
+                _check_name(file, info.name)
                 stem = _stem(info.name)
                 if info.name.lower().endswith(images.EXTENSIONS):
                     problem = _problem(info)
                     members.append(Member(info.name, info.offset_data, info.size, problem))
                 elif info.name == f"{stem}.cls" and info.isreg():
+                    if stem in classes:
+                        raise UserError(f"{file.path}: the member {info.name} stands there twice")
                     opened.seek(info.offset_data)
                     classes[stem] = opened.read(min(info.size, 1000)).decode().strip()
             opened.seek(archive.offset)
@@ -46,6 +56,32 @@ def members(file: File) -> tuple[Member, ...]:
     if not ended:  # a whole archive closes with empty blocks
         members.append(_rest(members, Rejected("truncated", "the archive has no end")))
     return _with_classes(members, classes)
+
+
+class _Headers:
+    """A file of which no more than a header is read at once."""
+
+    def __init__(self, opened: IO[bytes]) -> None:
+        """Seek and tell are those of `opened`."""
+        self.opened = opened
+        self.seek, self.tell = opened.seek, opened.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file's own; OSError where a header wants more than `Limits.header_bytes`."""
+        refuse_bytes(size, LIMITS.header_bytes)
+        return self.opened.read(size)
+
+
+def _headers(opened: IO[bytes]) -> tarfile.TarFile:
+    # No compression: members are read in place, by their offsets in the file.
+    return tarfile.open(fileobj=cast("IO[bytes]", _Headers(opened)), mode="r:")
+
+
+def _check_name(file: File, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{file.path}: the member {name} is named in no UTF-8; rename it") from None
 
 
 def _rest(members: Sequence[Member], problem: Rejected) -> Member:
@@ -68,6 +104,8 @@ def _problem(info: tarfile.TarInfo) -> Rejected | None:
         return Rejected("unsafe_path", "the name leads out of the archive; not read")
     if not info.isreg():
         return Rejected("unsafe_path", "a link or a device, not a file; not followed")
+    if info.size > LIMITS.image_bytes:
+        return Rejected("too_large", f"{info.size:,} bytes, over {LIMITS.image_bytes:,}")
     return None
 
 

@@ -19,10 +19,11 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.config import ConfigError, Section, UserError, digest
 from pipelines.data.digits import DigitsSource
 from pipelines.data.long_tail import wanted
+from pipelines.data.names import check_set, plain, refuse_similar
 from pipelines.data.schema import NO_LABEL
 from pipelines.data.sources import AnySource, Source
 from pipelines.data.stored_lists import read_list
-from pipelines.records import Role, SetName
+from pipelines.records import Role, SetName, check_name
 
 # Sets of these roles show every class; those of `shifted` show known classes too.
 ID_ROLES: tuple[Role, ...] = ("train", "validation", "test")
@@ -33,7 +34,7 @@ BenchmarkSource = Annotated[AnySource | DigitsSource, Field(discriminator="kind"
 class SetConfig(Section):
     """Which rows of which source are in a set; every given condition holds."""
 
-    source: list[str] = Field(description="a source's name, or several")
+    source: list[str] = Field(min_length=1, description="a source's name, or several")
     classes: list[str] | None = Field(
         None, description="class names; id: the benchmark's; FILE#KEY: a list in a JSON file"
     )
@@ -72,7 +73,7 @@ class BenchmarkConfig(Section):
         ["a photo of a {}."], min_length=1, description="prompts; {} stands for the class name"
     )
     notes: str = Field("", description="printed under every table")
-    sources: dict[str, list[BenchmarkSource]] = Field(
+    sources: dict[str, Annotated[list[BenchmarkSource], Field(min_length=1)]] = Field(
         description="image sources; of a list, the first that exists"
     )
     sets: dict[str, SetConfig] = Field(
@@ -111,10 +112,15 @@ class BenchmarkConfig(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> BenchmarkConfig:
-        if doubles := [n for n, c in Counter(self.class_names).items() if c > 1]:
-            raise ValueError(f"class_names: {', '.join(doubles)} stands there twice")
+        if not self.name.isprintable():
+            raise ValueError(f"name {self.name!r} holds signs that cannot be printed")
+        refuse_similar(self.class_names)
+        for name in self.sources:
+            check_name(name, "source")
         for name, chosen in self.sets.items():
-            SetName.parse(name)  # raises ValueError
+            check_set(name)
+            if len(set(chosen.source)) < len(chosen.source):
+                raise ValueError(f"set {name!r}: a source stands there twice")
             if missing := [s for s in chosen.source if s not in self.sources]:
                 known = ", ".join(self.sources)
                 raise ValueError(f"set {name!r}: no source {missing[0]!r}; allowed: {known}")
@@ -334,7 +340,9 @@ def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Sele
         names = _some([config.class_names[k] for k in sorted(missing)])
         raise UserError(f"set {name!r} of benchmark {config.name!r}: no image of class {names}")
     if not labelled:
-        overlap = {row.class_name for row in rows if row.class_name in number}
+        known = {plain(class_name) for class_name in number}
+        seen = {row.class_name for row in rows if row.class_name is not None}
+        overlap = {class_name for class_name in seen if plain(class_name) in known}
         if overlap:
             raise UserError(
                 f"set {name!r}: its class {', '.join(sorted(map(str, overlap)))} is an ID class; "

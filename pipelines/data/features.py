@@ -5,12 +5,12 @@ rejected.parquet    key, reason, message
 manifest.json       written last: an address without it is unfinished work
 
 A shard takes its name when it is complete, so a file that can be seen can be read. The first
-file of a name stays, so that two runs on one cache never change what either has counted.
+file of a name stays, so that two runs on one cache never change what either has counted. A shard
+is sealed when it is written (`pipelines.data.kept`): unfinished work is counted only as it was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from pipelines.config import UserError
+from pipelines.data import kept
+from pipelines.data.kept import Damaged, Entry, FileSeal
 from pipelines.data.schema import REJECTED, features_table, matrix
 from pipelines.data.storage import Storage
 from pipelines.records import Record, StoredRecord
@@ -37,6 +39,7 @@ IMAGE_HASH = "image_hash"
 LOCAL = "local_features"
 # Why an image is rejected whose key another image has: that one is used.
 DUPLICATE_KEY = "duplicate_key"
+REJECTED_FILE = "rejected.parquet"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Receipt:
 
     shard: int
     rows: int
+    size: int
     sha256: str
     rejected: tuple[tuple[str, str, str], ...]  # key, reason, message
     columns: Mapping[str, tuple[int, ...]]  # shape of a row
@@ -56,13 +60,14 @@ class ShardEntry(Record):
     Attributes:
         file: its name beside the manifest.
         rows: its images.
-        sha256: of its bytes.
+        size, sha256: of its bytes.
         first: key of its plan, the smallest.
         last: key of its plan, the largest.
     """
 
     file: str
     rows: int
+    size: int
     sha256: str
     first: str
     last: str
@@ -98,8 +103,12 @@ class FeatureCache:
     @cached_property
     def manifest(self) -> FeatureManifest:
         """What went in, what came out, and the checksum of each shard."""
-        content = self.storage.read_bytes(*FOLDER, self.address, "manifest.json")
-        return FeatureManifest.from_json(content, self.path("manifest.json"))
+        return self.entry.read()
+
+    @property
+    def entry(self) -> Entry[FeatureManifest]:
+        """The folder of these features."""
+        return Entry(self.storage, (*FOLDER, self.address), FeatureManifest)
 
     def path(self, name: str) -> str:
         """The full path or URI of a file of these features."""
@@ -109,8 +118,8 @@ class FeatureCache:
         """The keys and these columns of one shard, whose checksum is that of the manifest.
 
         Raises:
-            UserError: where the shard's bytes are not those that were written, or the images
-                were embedded without one of the columns.
+            Damaged: where the shard's bytes are not those that were written.
+            UserError: where the images were embedded without one of the columns.
         """
         for column in columns:
             self._shape(column)
@@ -124,7 +133,8 @@ class FeatureCache:
             column: `feature` (N, D) or `local_features` (N, P, D).
 
         Raises:
-            UserError: where a key has no feature, or a shard's bytes are not those written.
+            Damaged: where a shard's bytes are not those written.
+            UserError: where a key has no feature.
         """
         shape = self._shape(column)
         table = self._table(keys, column)
@@ -133,7 +143,7 @@ class FeatureCache:
             missing = [key for key, row in zip(keys, rows.to_pylist(), strict=True) if row is None]
             raise UserError(
                 f"features {self.address}: {len(missing)} of {len(keys)} keys have no feature "
-                f"(first: {', '.join(missing[:3])}); see {self.path('rejected.parquet')}"
+                f"(first: {', '.join(missing[:3])}); see {self.path(REJECTED_FILE)}"
             )
         taken: NDArray[np.float32] = matrix(table[column])[rows.to_numpy()]
         return taken.reshape(len(keys), *shape)
@@ -160,7 +170,7 @@ class FeatureCache:
 
     def rejected(self) -> pa.Table:
         """The images without a feature: key, reason, message."""
-        return self.storage.read_table(*FOLDER, self.address, "rejected.parquet")
+        return kept.read_table(self.storage, *FOLDER, self.address, REJECTED_FILE)
 
     def reasons(self) -> dict[str, int]:
         """How many images were rejected for each reason, the most frequent first."""
@@ -188,20 +198,15 @@ class FeatureCache:
         return self.manifest.columns[column]
 
     def _read(self, shard: ShardEntry, columns: list[str]) -> pa.Table:
-        content = self.storage.read_bytes(*FOLDER, self.address, shard.file)
-        if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise UserError(
-                f"{self.path(shard.file)}: not the bytes that were written; delete the "
-                "folder and run embed again"
-            )
+        seal = FileSeal(size=shard.size, sha256=shard.sha256)
+        content = self.entry.verified(shard.file, seal)
         return pq.read_table(io.BytesIO(content), columns=columns)
 
 
 def find(storage: Storage, address: str) -> FeatureCache | None:
-    """The finished cache entry of that address, if there is one."""
-    if storage.exists(*FOLDER, address, "manifest.json"):
-        return FeatureCache(storage, address)
-    return None
+    """The finished cache entry of that address, if there is one; what is damaged is removed."""
+    cache = FeatureCache(storage, address)
+    return cache if cache.entry.find() is not None else None
 
 
 def shard_name(shard: int) -> str:
@@ -214,11 +219,6 @@ def finished_shards(storage: Storage, address: str) -> set[int]:
     names = storage.names(*FOLDER, address)
     stems = (name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
     return {int(stem) for stem in stems if stem.isdecimal()}
-
-
-def has_shard(storage: Storage, address: str, shard: int) -> bool:
-    """Whether that shard is there."""
-    return storage.exists(*FOLDER, address, shard_name(shard))
 
 
 def write_shard(
@@ -252,20 +252,35 @@ def write_shard(
     shapes = {name: column.shape[1:] for name, column in columns.items()}
     about = {"rejected": json.dumps(list(rejected)), "columns": json.dumps(shapes)}
     table = table.replace_schema_metadata(about)
-    with storage.writing(*FOLDER, address, shard_name(shard), replace=False) as path:
-        pq.write_table(table, path)
+    kept.write_table(storage, table, *FOLDER, address, shard_name(shard), replace=False)
     return inspect_shard(storage, address, shard)
 
 
+def find_receipt(storage: Storage, address: str, shard: int) -> Receipt | None:
+    """The receipt of a shard, if it is there; a damaged one is removed."""
+    if not storage.exists(*FOLDER, address, shard_name(shard)):
+        return None
+    try:
+        return inspect_shard(storage, address, shard)
+    except Damaged as damaged:
+        kept.discard(storage, damaged)
+        return None
+
+
 def inspect_shard(storage: Storage, address: str, shard: int) -> Receipt:
-    """The receipt of a shard that is there, from its bytes."""
-    content = storage.read_bytes(*FOLDER, address, shard_name(shard))
-    with pq.ParquetFile(io.BytesIO(content)) as file:
-        metadata = file.metadata.metadata or {}
-        rows = file.metadata.num_rows
+    """The receipt of a shard that is there, from its bytes.
+
+    Raises:
+        Damaged: where they are not those that were written.
+    """
+    place = (*FOLDER, address, shard_name(shard))
+    content = kept.read_bytes(storage, *place)
+    table = kept.open_table(storage, content, *place)
+    metadata = table.schema.metadata
     rejected = tuple((k, r, m) for k, r, m in json.loads(metadata[b"rejected"]))
     columns = {name: tuple(shape) for name, shape in json.loads(metadata[b"columns"]).items()}
-    return Receipt(shard, rows, hashlib.sha256(content).hexdigest(), rejected, columns)
+    seal = FileSeal.of(content)
+    return Receipt(shard, table.num_rows, seal.size, seal.sha256, rejected, columns)
 
 
 def finish(
@@ -290,9 +305,10 @@ def finish(
     lost = sorted([*rejected, *(row for receipt in receipts for row in receipt.rejected)])
     columns = list(zip(*lost, strict=True)) if lost else [(), (), ()]
     arrays = [pa.array(column, pa.string()) for column in columns]
-    storage.write_table(
-        pa.Table.from_arrays(arrays, schema=REJECTED), *FOLDER, address, "rejected.parquet"
-    )
+    place = (*FOLDER, address, REJECTED_FILE)
+    kept.write_table(storage, pa.Table.from_arrays(arrays, schema=REJECTED), *place)
+    files = {REJECTED_FILE: FileSeal.of(storage.read_bytes(*place))}
+    files |= {shard_name(r.shard): FileSeal(size=r.size, sha256=r.sha256) for r in receipts}
     manifest = FeatureManifest(
         address=address,
         about=json.loads(json.dumps(about)),  # as it is read back: lists for tuples
@@ -303,6 +319,7 @@ def finish(
             ShardEntry(
                 file=shard_name(receipt.shard),
                 rows=receipt.rows,
+                size=receipt.size,
                 sha256=receipt.sha256,
                 first=bounds[receipt.shard][0],
                 last=bounds[receipt.shard][1],
@@ -310,5 +327,6 @@ def finish(
             for receipt in sorted(receipts, key=lambda receipt: receipt.shard)
         ),
     )
-    storage.write_bytes(manifest.to_json(), *FOLDER, address, "manifest.json")
-    return FeatureCache(storage, address)
+    cache = FeatureCache(storage, address)
+    cache.entry.write(manifest, there=files)
+    return cache

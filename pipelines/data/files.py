@@ -12,8 +12,8 @@ import errno
 import io
 import os
 import stat as stat_module
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -22,41 +22,37 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.http import HTTPFileSystem
 
 from pipelines.config import UserError
+from pipelines.data import local_files
+from pipelines.data.limits import LIMITS, refuse_bytes
+from pipelines.data.local_files import MISSING, File
 
-Stamp = tuple[str, int, str]  # name, bytes, what changes when the content does
-MISSING = -1
 GIVE_UP_AFTER_S = 30.0  # with gs://, where Arrow's own limit is a quarter of an hour
 CREDENTIALS = {
     "s3": "; credentials, region and endpoint: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
     "AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, or ~/.aws",
     "gs": "; credentials: GOOGLE_APPLICATION_CREDENTIALS=FILE, or gcloud's default login",
 }
-MAX_BYTES = 2**30  # of an image file on this machine; a larger one is no image
-
-
-@dataclass(frozen=True, order=True)
-class File:
-    """A file of a source.
-
-    Attributes:
-        name: path below the source's root, with `/`; a key, or the beginning of one.
-        path: the full path or URI.
-        size: bytes; -1 where the file is missing.
-        change: times of change on this machine (mtime and ctime in nanoseconds), the entity
-            tag or time of change elsewhere.
-    """
-
-    name: str
-    path: str
-    size: int
-    change: str
-
-    @property
-    def stamp(self) -> Stamp:
-        """What a fingerprint is made of."""
-        return self.name, self.size, self.change
+REQUESTS = 16  # to a store at once, of one worker: most of a request is waiting
+# What stores call that which changes with the content of a file, the surest first.
+CHANGES = (
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "Digest",
+    "md5Hash",
+    "sha",
+    "generation",
+    "Last-Modified",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "modify",
+    "updated",
+    "created",
+)
 
 
 def is_uri(path: str) -> bool:
@@ -64,10 +60,18 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def here(path: str) -> Path:
+    """A path of this machine, with `~` as the home folder where there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~NAME of nobody here
+        return Path(path)
+
+
 def is_folder(path: str) -> bool:
     """Whether there is a folder at `path`."""
     if not is_uri(path):
-        return Path(path).expanduser().is_dir()
+        return os.path.isdir(here(path))  # noqa: PTH112 - Path's own raises where it may not look
     fs, inner = _filesystem(path)
     if not isinstance(fs, ArrowFSWrapper):
         return bool(fs.isdir(inner))
@@ -75,16 +79,42 @@ def is_folder(path: str) -> bool:
         return any(info.type == pa.fs.FileType.Directory for info in fs.fs.get_file_info([inner]))
 
 
-def listing(root: str, suffixes: tuple[str, ...]) -> list[File]:
+def listing(root: str, suffixes: tuple[str, ...], *, stamped: bool = True) -> list[File]:
     """All files below `root` (or `root` itself) that end in one of `suffixes`, by name.
 
     Names are matched without regard to case; hidden files and folders are left out.
 
+    Args:
+        root: a file, a folder, or its URI.
+        suffixes: in lower case.
+        stamped: with what changes when the content does; a web server is asked for each file.
+
     Raises:
-        UserError: where there is nothing at `root`, or its store cannot be asked.
+        UserError: where there is nothing at `root`, its store cannot be asked or says nothing
+            that changes with the content, a folder cannot be read or a link to one leads out of
+            `root`, or a name is no UTF-8.
     """
-    listed = _remote(root) if is_uri(root) else _local(root)
-    return sorted(file for file in listed if file.name.lower().endswith(suffixes))
+
+    def wanted(name: str) -> bool:
+        return name.lower().endswith(suffixes)
+
+    if is_uri(root):
+        listed = [file for file in _remote(root) if wanted(file.name)]
+        listed = _stamped(root, listed) if stamped else listed
+    else:
+        listed = local_files.listing(root, wanted)
+    bad = [file.name for file in listed if not _is_utf8(file.name)]
+    if bad:
+        raise UserError(f"{root}: {len(bad)} names are no UTF-8 (first: {bad[0]}); rename them")
+    return sorted(listed)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a byte that Python keeps as a lone surrogate
+        return False
+    return True
 
 
 def stat(root: str, name: str) -> File:
@@ -92,32 +122,45 @@ def stat(root: str, name: str) -> File:
     path = join(root, name)
     try:
         if not is_uri(root):
-            return _local_file(name, Path(path))
+            return local_files.describe(name, Path(path))
         fs, inner = _filesystem(path)
         return _remote_file(name, path, fs.info(inner))
-    except OSError:
+    except (OSError, ValueError):
         return File(name, path, MISSING, "")
+
+
+def stats(root: str, names: Sequence[str]) -> list[File]:
+    """`stat` of each of `names`; a store behind a URI is asked for several at once.
+
+    Raises:
+        UserError: where a store says nothing that changes with the content.
+    """
+    if not is_uri(root):
+        return [stat(root, name) for name in names]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        found = list(pool.map(lambda name: stat(root, name), names))
+    _refuse_unstamped(root, found)
+    return found
 
 
 def join(root: str, name: str) -> str:
     """The full path or URI of `name` below `root`."""
     if is_uri(root):
         return f"{root.rstrip('/')}/{name}"
-    return str(Path(root).expanduser() / name)
+    return str(here(root) / name)
 
 
-def read(path: str) -> bytes:
-    """The content of a file; OSError where it cannot be read."""
+def read(path: str, limit: int = LIMITS.image_bytes) -> bytes:
+    """The content of a file; OSError where it cannot be read, or has more bytes than `limit`."""
     if not is_uri(path):
         info = Path(path).stat()
         if not stat_module.S_ISREG(info.st_mode):  # a pipe or a device would never end
             raise OSError(errno.EINVAL, "not a regular file", path)
-        if info.st_size > MAX_BYTES:
-            raise OSError(errno.EFBIG, f"{info.st_size:,} bytes, over {MAX_BYTES:,}", path)
+        refuse_bytes(info.st_size, limit)
         return Path(path).read_bytes()
     fs, inner = _filesystem(path)
     with _as_os_error():
-        return bytes(fs.cat_file(inner))
+        return _fetch(fs, inner, limit)
 
 
 def open_file(path: str) -> IO[bytes]:
@@ -130,9 +173,23 @@ def open_file(path: str) -> IO[bytes]:
     fs, inner = _filesystem(path)
     with _as_os_error():
         if path.startswith("http") and not fs.info(inner).get("partial"):
-            return io.BytesIO(fs.cat_file(inner))
+            return io.BytesIO(_fetch(fs, inner, LIMITS.table_bytes))
         file: IO[bytes] = fs.open(inner, "rb")
         return file
+
+
+def _fetch(fs: Any, inner: str, limit: int) -> bytes:
+    """A whole file of a store; its size is asked for first, and a web server not believed."""
+    size = fs.info(inner).get("size")
+    refuse_bytes(size or 0, limit)
+    if size is not None and not isinstance(fs, HTTPFileSystem):
+        return bytes(fs.cat_file(inner))
+    parts: list[bytes] = []
+    with fs.open(inner, "rb", block_size=0, size=size) as stream:
+        while part := stream.read(2**20):
+            parts.append(part)
+            refuse_bytes(sum(map(len, parts)), limit)
+    return b"".join(parts)
 
 
 @contextlib.contextmanager
@@ -152,47 +209,6 @@ def is_relative(name: str) -> bool:
     return bool(path.parts) and not (
         path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
     )
-
-
-def _local(root: str) -> list[File]:
-    top = Path(root).expanduser()
-    if top.is_file():
-        return [_local_file(top.name, top)]
-    if not top.is_dir():
-        raise UserError(f"{root}: no such file or folder")
-    listed = []
-    for folder, folders, names in os.walk(top, followlinks=True):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and not _leads_back(Path(folder, name), top)
-        ]
-        for name in names:
-            path = Path(folder, name)
-            if not name.startswith("."):
-                listed.append(_local_or_missing(path.relative_to(top).as_posix(), path))
-    return listed
-
-
-def _leads_back(path: Path, top: Path) -> bool:
-    """Whether a link points to a folder that it lies in: following it would never end."""
-    if not path.is_symlink():
-        return False
-    target = path.resolve()
-    above = [folder for folder in path.parents if folder == top or top in folder.parents]
-    return any(folder.resolve() == target for folder in above)
-
-
-def _local_or_missing(name: str, path: Path) -> File:
-    try:
-        return _local_file(name, path)
-    except OSError:  # a dangling link: reading it will say so
-        return File(name, str(path), MISSING, "")
-
-
-def _local_file(name: str, path: Path) -> File:
-    info = path.stat()
-    return File(name, str(path), info.st_size, f"{info.st_mtime_ns} {info.st_ctime_ns}")
 
 
 @contextlib.contextmanager
@@ -229,9 +245,38 @@ def is_folder_entry(info: dict[str, Any]) -> bool:
 
 
 def _remote_file(name: str, path: str, info: dict[str, Any]) -> File:
-    known = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "created")
-    change = next((str(info[key]) for key in known if info.get(key)), "")
+    change = next((str(info[key]) for key in CHANGES if info.get(key)), "")
     return File(name, path, int(info.get("size") or 0), change)
+
+
+def _stamped(root: str, listed: list[File]) -> list[File]:
+    """`listed` with what changes when the content does; a web server's listing lacks it."""
+    bare = {file.name for file in listed if not file.change}
+    if not bare:
+        return listed
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        asked = list(pool.map(lambda f: _asked(f) if f.name in bare else f, listed))
+    _refuse_unstamped(root, asked)
+    return asked
+
+
+def _asked(file: File) -> File:
+    fs, inner = _filesystem(file.path)
+    try:
+        return _remote_file(file.name, file.path, fs.info(inner))
+    except OSError:
+        return File(file.name, file.path, MISSING, "")
+
+
+def _refuse_unstamped(root: str, listed: Sequence[File]) -> None:
+    """Other content under an old address would give old features."""
+    bare = [file.name for file in listed if not file.change and file.size != MISSING]
+    if bare:
+        raise UserError(
+            f"{root}: the server gives neither ETag nor Last-Modified for {len(bare)} of "
+            f"{len(listed)} files (first: {bare[0]}), so other content there would not be noticed; "
+            "download the files and give their folder, or a server that sends one of the two"
+        )
 
 
 @lru_cache(maxsize=16)

@@ -26,6 +26,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pipelines.data.limits import LIMITS
+
 # Only formats whose decoders neither run other programs nor read other files. Pillow knows a
 # plugin once it is imported; naming those here leaves the others (PostScript, ...) out.
 FORMATS = (
@@ -37,8 +39,6 @@ FORMATS = (
     TiffImagePlugin.TiffImageFile.format,
 )
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# Pillow's own bound: above it Pillow warns, above twice it Pillow refuses.
-MAX_PIXELS = 89_478_485
 
 
 class Rejected(Exception):
@@ -63,7 +63,7 @@ class Decoding:
 
     background: str = "white"
     exif: Literal["ignore", "apply"] = "ignore"
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = LIMITS.pixels
 
 
 DEFAULT = Decoding()
@@ -77,6 +77,8 @@ def decode(content: bytes, how: Decoding = DEFAULT) -> Image.Image:
     """
     if not content:
         raise Rejected("empty", "no bytes")
+    if len(content) > LIMITS.image_bytes:
+        raise Rejected("too_large", f"{len(content):,} bytes, over {LIMITS.image_bytes:,}")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.data.features import DUPLICATE_KEY, LOCAL, FeatureCache, ShardEntry
+from pipelines.data.features import LOCAL, FeatureCache, ShardEntry
 from pipelines.data.schema import matrix
 
 
@@ -114,7 +114,6 @@ class SetMembers:
         )
 
     def _rejected(self, source: str) -> int:
-        """How many of a source's images have no feature; of a doubled key the first image has."""
-        table = self.caches[source].rejected()
-        lost = table["key"].filter(pc.not_equal(table["reason"], DUPLICATE_KEY)).unique()
+        """How many of a source's images have no feature."""
+        lost = self.caches[source].rejected()["key"]
         return int(pc.sum(pc.is_in(self.chosen[source].keys, value_set=lost)).as_py() or 0)

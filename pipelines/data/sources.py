@@ -14,27 +14,23 @@ file costs one needless pass. It errs to the safe side only.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines.config import Section, UserError, digest
-from pipelines.data import archives, files, images
-from pipelines.data.files import File
-from pipelines.data.schema import INDEX
+from pipelines.data import archives, files, images, parquet_files
+from pipelines.data.files import REQUESTS
+from pipelines.data.index_table import as_index, columns_of_index, read_index_file
+from pipelines.data.local_files import MISSING, File, check_inside
 from pipelines.data.stored_lists import read_names
-
-REQUESTS = 16  # to a store at once, of one worker: most of a request is waiting
 
 
 class Source(Protocol):
@@ -47,7 +43,8 @@ class Source(Protocol):
     def index(self) -> pa.Table:
         """One row an image, sorted by key, in `pipelines.data.schema.INDEX`.
 
-        A key may stand there twice; `embed` keeps the first and rejects the others.
+        Raises:
+            UserError: where a row has no key, or two have the same.
         """
         ...
 
@@ -84,7 +81,7 @@ class FolderSource(Section):
             stamps = [file.stamp for file in self._files()]
             return digest(["folder", self.domain, stamps])
         keys = self.index()["key"].to_pylist()
-        stamps = [files.stat(self.root, key).stamp for key in keys]
+        stamps = [file.stamp for file in files.stats(self.root, keys)]
         table = [file.stamp for file in files.listing(self.table, ("",))]
         return digest(["folder", self.domain, table, stamps])
 
@@ -96,16 +93,14 @@ class FolderSource(Section):
                 file outside the folder.
         """
         if self.table is None:
-            table = self._table([file.name for file in self._files()])
+            table = self._table([file.name for file in self._files(stamped=False)])
         else:
-            table = _read_index_file(self.table)
-            for key in table["key"].to_pylist():
-                check_relative(key, self.table)
+            table = read_index_file(self.table)
         if not table.num_rows:
             raise UserError(
                 f"{self.root}: no image here (looked for {' '.join(images.EXTENSIONS)})"
             )
-        return as_index(table, domain=self.domain)
+        return as_index(table, self.table or self.root, domain=self.domain)
 
     def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
         """See `Source`; a store behind a URI is asked for several files at once."""
@@ -128,15 +123,18 @@ class FolderSource(Section):
         return pa.table(arrays, names=["key", *columns])
 
     def _read_one(self, key: str) -> bytes | Exception:
+        path = files.join(self.root, key)
         try:
-            return files.read(files.join(self.root, key))
-        except OSError as error:
+            if not files.is_uri(path):
+                check_inside(self.root, path)
+            return files.read(path)
+        except (OSError, ValueError, images.Rejected) as error:
             return error
 
-    def _files(self) -> list[File]:
+    def _files(self, *, stamped: bool = True) -> list[File]:
         if not files.is_folder(self.root):
             raise UserError(f"{self.root}: no such folder of images")
-        return files.listing(self.root, images.EXTENSIONS)
+        return files.listing(self.root, images.EXTENSIONS, stamped=stamped)
 
 
 class ParquetSource(Section):
@@ -165,11 +163,12 @@ class ParquetSource(Section):
             UserError: where there is no Parquet file, or one without the image column.
         """
         parts = [self._index_of(file) for file in self._files()]
-        return as_index(pa.concat_tables(parts), domain=self.domain)
+        return as_index(pa.concat_tables(parts), self.root, domain=self.domain)
 
     def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
         """See `Source`; reads each row group that holds one of the keys once."""
-        places = _locations(self, tuple(self._files()))
+        listed = self._files()
+        places = _locations(self, tuple(listed))
         rows = pc.index_in(pa.array(keys, pa.string()), value_set=places["key"])
         slots = np.flatnonzero(rows.is_valid().to_numpy(zero_copy_only=False))
         result: list[bytes | Exception] = [KeyError(key) for key in keys]
@@ -177,47 +176,36 @@ class ParquetSource(Section):
         number, group, row = (taken[name].to_numpy() for name in ("file", "group", "row"))
         for pair in sorted(set(zip(number.tolist(), group.tolist(), strict=True))):
             here = np.flatnonzero((number == pair[0]) & (group == pair[1]))
-            contents = self._read_rows(self._files()[pair[0]], pair[1], row[here])
+            contents = parquet_files.cells(
+                listed[pair[0]], pair[1], self.image_column, row[here].tolist()
+            )
             for slot, content in zip(slots[here], contents, strict=True):
                 result[slot] = content
         return result
 
-    def _read_rows(self, file: File, group: int, rows: Iterable[int]) -> list[bytes | Exception]:
-        try:
-            with files.open_file(file.path) as opened, pq.ParquetFile(opened) as table:
-                column = table.read_row_group(group, columns=[self.image_column])
-            taken = column[self.image_column].take(pa.array(rows))
-            if pa.types.is_struct(taken.type):
-                taken = pc.struct_field(taken, "bytes")
-            return [content or b"" for content in taken.to_pylist()]
-        except (OSError, pa.ArrowException) as error:
-            return [error for _ in rows]
-
     def _index_of(self, file: File) -> pa.Table:
-        with _parquet(file) as opened:
-            names = set(opened.schema_arrow.names)
+        wanted = {
+            "key": self.key_column,
+            "class_name": self.class_column,
+            "domain": "domain",
+            "split": "split",
+        }
+        with parquet_files.opened(file) as table:
+            names = set(table.schema_arrow.names)
             if self.image_column not in names:
                 has = ", ".join(sorted(names))
                 raise UserError(f"{file.path}: no column {self.image_column!r}; it has {has}")
-            wanted = {
-                "key": self.key_column,
-                "class_name": self.class_column,
-                "domain": "domain",
-                "split": "split",
-            }
             wanted = {name: column for name, column in wanted.items() if column in names}
-            table = opened.read(columns=list(wanted.values()))
-            columns = {name: table[column].cast(pa.string()) for name, column in wanted.items()}
-            if "key" not in columns:
-                numbers = range(opened.metadata.num_rows)
-                columns["key"] = pa.array([f"{file.name}/{n:09d}" for n in numbers], pa.string())
-        return as_index(pa.table(columns), sort=False)
+            num_rows = table.metadata.num_rows
+        found = parquet_files.text_columns(file, list(wanted.values()))
+        columns = {name: found[column] for name, column in wanted.items()}
+        if "key" not in columns:
+            numbers = [f"{file.name}/{n:09d}" for n in range(num_rows)]
+            columns["key"] = pa.chunked_array([pa.array(numbers, pa.string())])
+        return columns_of_index(pa.table(columns))
 
     def _files(self) -> list[File]:
-        listed = files.listing(self.root, (".parquet",))
-        if not listed:
-            raise UserError(f"{self.root}: no Parquet file here")
-        return listed
+        return _listed(self.root, ".parquet", "Parquet file")
 
 
 class TarSource(Section):
@@ -250,7 +238,7 @@ class TarSource(Section):
         ]
         if not rows:
             raise UserError(f"{self.root}: no image in the archives here")
-        return as_index(pa.Table.from_pylist(rows), domain=self.domain)
+        return as_index(pa.Table.from_pylist(rows), self.root, domain=self.domain)
 
     def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
         """See `Source`; opens each archive once."""
@@ -266,10 +254,7 @@ class TarSource(Section):
         return result
 
     def _files(self) -> list[File]:
-        listed = files.listing(self.root, (".tar",))
-        if not listed:
-            raise UserError(f"{self.root}: no tar archive here")
-        return listed
+        return _listed(self.root, ".tar", "tar archive")
 
 
 AnySource = Annotated[FolderSource | ParquetSource | TarSource, Field(discriminator="kind")]
@@ -287,65 +272,26 @@ def open_source(root: str) -> FolderSource | ParquetSource | TarSource:
         return TarSource(root=root)
     if not files.is_folder(root):
         raise UserError(f"source={root}: no such folder, Parquet file or tar archive")
-    names = [file.name for file in files.listing(root, (".parquet", ".tar"))]
+    names = [file.name for file in files.listing(root, (".parquet", ".tar"), stamped=False)]
     if any(name.endswith(".parquet") for name in names):
         return ParquetSource(root=root)
     return TarSource(root=root) if names else FolderSource(root=root)
 
 
-def as_index(table: pa.Table, *, domain: str | None = None, sort: bool = True) -> pa.Table:
-    """`table` with the columns of INDEX in order, missing ones null, sorted by key.
-
-    Rows of equal keys keep their order. `domain` replaces the column of that name.
-    """
-    columns = []
-    for field in INDEX:
-        if field.name == "domain" and domain is not None:
-            columns.append(pa.array([domain] * table.num_rows, pa.string()))
-        elif field.name in table.column_names:
-            columns.append(table[field.name].cast(pa.string()))
-        else:
-            columns.append(pa.nulls(table.num_rows, pa.string()))
-    index = pa.Table.from_arrays(columns, schema=INDEX)
-    if not sort:
-        return index
-    # Arrow's sort of strings is by bytes, as Python's is by code points: the same in UTF-8.
-    return index.take(pc.sort_indices(index["key"]))
-
-
-def check_relative(key: str, where: str) -> None:
-    """Refuse a key that names a file outside its source.
-
-    Raises:
-        UserError: for an absolute path, a drive, or a step up (`..`).
-    """
-    if not files.is_relative(key):
-        raise UserError(f"{where}: {key!r} is not a path below the source; nothing outside is read")
-
-
-def _read_index_file(path: str) -> pa.Table:
-    try:
-        with files.open_file(path) as opened:
-            if path.endswith(".parquet"):
-                table = pq.read_table(opened)
-            else:
-                strings = {field.name: pa.string() for field in INDEX}
-                options = pyarrow.csv.ConvertOptions(column_types=strings)
-                table = pyarrow.csv.read_csv(opened, convert_options=options)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable as a table of images ({error})") from None
-    if "key" not in table.column_names:
-        raise UserError(f"{path}: no column 'key'; it has {', '.join(table.column_names)}")
-    return table
-
-
-@contextlib.contextmanager
-def _parquet(file: File) -> Iterator[pq.ParquetFile]:
-    try:
-        with files.open_file(file.path) as opened, pq.ParquetFile(opened) as table:
-            yield table
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file.path}: not readable as Parquet ({error})") from None
+def _listed(root: str, suffix: str, kind: str) -> list[File]:
+    """The files of a kind below `root`, each of which has to be there."""
+    listed = files.listing(root, (suffix,))
+    if not listed:
+        raise UserError(f"{root}: no {kind} here")
+    for file in listed:
+        try:
+            if not files.is_uri(root) and file.path != str(files.here(root)):
+                check_inside(root, file.path)
+        except images.Rejected as error:
+            raise UserError(f"{file.path}: {error.message}; give a folder above both") from None
+        if file.size == MISSING:
+            raise UserError(f"{file.path}: no such file, or a link to nothing")
+    return listed
 
 
 @functools.lru_cache(maxsize=8)
@@ -354,8 +300,8 @@ def _locations(source: ParquetSource, listed: tuple[File, ...]) -> pa.Table:
     parts = []
     for number, file in enumerate(listed):
         index = source._index_of(file)
-        with _parquet(file) as opened:
-            metadata = opened.metadata
+        with parquet_files.opened(file) as table:
+            metadata = table.metadata
             sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         columns = {
             "key": index["key"],

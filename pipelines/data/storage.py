@@ -7,6 +7,8 @@ storage/mlflow.db, storage/artifacts/    the default MLflow store
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -36,10 +38,11 @@ class Storage:
 
         Raises:
             UserError: for a relative path inside a submitted Ray job, whose working
-                directory is thrown away when the job ends.
+                directory is thrown away when the job ends, and for a URI whose client is missing.
         """
         root = root.removeprefix("file://")  # a folder of this machine, written as one
         if "://" in root:
+            _check_client(root.partition("://")[0])
             return cls(root.rstrip("/"))
         path = Path(root).expanduser()
         if not path.is_absolute() and os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
@@ -86,6 +89,20 @@ class Storage:
     def read_bytes(self, *parts: str) -> bytes:
         """The content of a file."""
         return bytes(self._fs().cat_file(self.path(*parts)))
+
+    def size_and_sha256(self, *parts: str) -> tuple[int, str]:
+        """The size of a file and the SHA-256 of its content, which is never held as a whole."""
+        sha, size = hashlib.sha256(), 0
+        with self._fs().open(self.path(*parts), "rb") as file:
+            while block := file.read(1 << 20):
+                sha.update(block)
+                size += len(block)
+        return size, sha.hexdigest()
+
+    def remove(self, *parts: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs().rm(self.path(*parts), recursive=True)
 
     def write_bytes(self, content: bytes, *parts: str) -> None:
         """Write a file so that a reader sees all of it or none, also after a crash."""
@@ -140,6 +157,21 @@ class Storage:
         """Write a Parquet file, whole or not at all."""
         with self.writing(*parts) as path:
             pq.write_table(table, path)
+
+
+def _check_client(scheme: str) -> None:
+    """Refuse a scheme whose client is not installed, before any work."""
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(scheme)
+        mend = "give a folder, or a URI that fsspec knows"
+        if package:
+            mend = (
+                f"its client {package} is not among the locked packages: uv pip install "
+                f"{package}=={fsspec.__version__} here and on every node, or give a mounted folder"
+            )
+        raise UserError(f"storage={scheme}://: {error}; {mend}") from None
 
 
 def _link(source: Path, target: Path) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import CONF, UserError
+from pipelines.data import files
+from pipelines.data.limits import LIMITS
 
 
 def read_list(reference: str) -> list[str]:
@@ -44,8 +46,8 @@ def _read(reference: str) -> Any:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(files.read(str(path), LIMITS.text_bytes))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({error})") from None
     return content.get(key) if isinstance(content, dict) else None
 

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipelines.backbones import clip, templates
+from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.odin import Odin
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import Section, UserError
+from pipelines.data import files
 from pipelines.data.features import FeatureCache
+from pipelines.data.limits import LIMITS
+from pipelines.data.names import refuse_similar
 from pipelines.data.sources import AnySource, open_source
 from pipelines.data.storage import Storage
 from pipelines.embed.plan import Progress
@@ -83,11 +87,14 @@ def run(config: FolderJob, on_progress: Progress | None = None) -> Done:
     """
     storage = Storage.open(config.storage)
     source = open_source(config.source) if isinstance(config.source, str) else config.source
-    names = None if config.class_names is None else read_lines(config.class_names, "class_names")
+    names = None if config.class_names is None else read_class_names(config.class_names)
     prompts = _templates(config.templates)
     source.index()  # an empty folder is said before a backbone is looked for
     backbone = clip.resolve(config.backbone, storage)
-    text = None if names is None else text_features(names, prompts, backbone, storage)
+    text = None
+    if names is not None:
+        refuse_equal_prompts(names, prompts, backbone)
+        text = text_features(names, prompts, backbone, storage)
     odin = None
     if config.odin is not None and text is not None:
         odin = Odin(text, config.odin.tau, config.odin.eps)
@@ -104,6 +111,20 @@ def run(config: FolderJob, on_progress: Progress | None = None) -> Done:
     return Done(cache, text)
 
 
+def read_class_names(path: str) -> list[str]:
+    """The class names in a text file, one a line.
+
+    Raises:
+        UserError: as `read_lines`, and where two have one name but for case.
+    """
+    names = read_lines(path, "class_names")
+    try:
+        refuse_similar(names)
+    except ValueError as error:
+        raise UserError(f"class_names={path}: {error}") from None
+    return names
+
+
 def read_lines(path: str, key: str) -> list[str]:
     """The lines of a text file without blank ones.
 
@@ -111,8 +132,8 @@ def read_lines(path: str, key: str) -> list[str]:
         UserError: where it is missing, empty, or holds a line twice.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read(str(files.here(path)), LIMITS.text_bytes).decode()
+    except (OSError, ValueError) as error:
         raise UserError(f"{key}={path}: not readable as text ({error})") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:

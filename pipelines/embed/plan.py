@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.config import UserError, digest
-from pipelines.data.features import DUPLICATE_KEY, Receipt
+from pipelines.data.features import Receipt
+from pipelines.data.index_table import check_keys
 from pipelines.data.sources import Source
 
 Progress = Callable[[int, int, int], None]  # done (with rejected), total, rejected
@@ -28,12 +29,11 @@ class Plan:
     address: str
     about: Mapping[str, Any]
     shards: tuple[tuple[str, ...], ...]
-    duplicates: tuple[tuple[str, str, str], ...]
 
     @property
     def total(self) -> int:
-        """All images, the duplicates among them."""
-        return sum(map(len, self.shards)) + len(self.duplicates)
+        """All images."""
+        return sum(map(len, self.shards))
 
 
 @dataclass
@@ -61,8 +61,7 @@ class Tally:
 
     def rejected(self, name: str) -> list[tuple[str, str, str]]:
         """The bad images of a source so far: key, reason, message."""
-        inside = [row for receipt in self.receipts[name] for row in receipt.rejected]
-        return [*self.plans[name].duplicates, *inside]
+        return [row for receipt in self.receipts[name] for row in receipt.rejected]
 
     def check(self, name: str) -> None:
         """Stop past `max_rejected`, or where nothing is left."""
@@ -97,20 +96,16 @@ def make_plan(
         shard_rows: images of a shard.
 
     Raises:
-        UserError: for an empty source, and for a key chosen twice or unknown.
+        UserError: for an empty source, one with a key that does not name one image, and for a
+            key chosen twice or unknown.
     """
     indexed = source.index()["key"].combine_chunks()
     if not len(indexed):
         raise UserError(f"source {name}: no image")
-    doubled: list[str] = []
-    if keys is None:
-        counts = pc.value_counts(indexed).to_pylist()
-        doubled = [row["values"] for row in counts for _ in range(row["counts"] - 1)]
-        ordered = sorted(row["values"] for row in counts)
-    else:
-        ordered = sorted(keys)
+    check_keys(indexed, f"source {name}")
+    ordered = sorted(indexed.to_pylist() if keys is None else keys)
+    if keys is not None:
         _check_chosen(name, ordered, indexed)
-    message = "another image has this key; the first is used"
     starts = range(0, len(ordered), shard_rows)
     return Plan(
         name=name,
@@ -118,7 +113,6 @@ def make_plan(
         address=digest(about),
         about=about,
         shards=tuple(tuple(ordered[start : start + shard_rows]) for start in starts),
-        duplicates=tuple((key, DUPLICATE_KEY, message) for key in doubled),
     )
 
 

@@ -21,6 +21,20 @@ class EmbeddedSource(Record):
     rejected: tuple[Rejection, ...] = ()
 
 
+class SharedImages(Record):
+    """Images that count twice: in two sets (or in one), which is allowed and has to be said.
+
+    Attributes:
+        sets: the two, or one twice.
+        images: how many.
+        first: a sentence that names one of them.
+    """
+
+    sets: tuple[str, str]
+    images: int
+    first: str
+
+
 class EmbedResult(StoredRecord):
     """The content of `embed.json`.
 
@@ -28,8 +42,10 @@ class EmbedResult(StoredRecord):
         benchmark: its name.
         backbone: what of the backbone decides a feature's value (`pipelines.backbones.clip`).
         sources: by name.
+        shared: images that count twice, by pairs of sets.
     """
 
     benchmark: str
     backbone: dict[str, str]
     sources: dict[str, EmbeddedSource]
+    shared: tuple[SharedImages, ...] = ()

@@ -21,6 +21,7 @@ from PIL import ImageColor
 from pydantic import Field, field_validator
 
 from pipelines.backbones import clip
+from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.odin import Odin
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
@@ -30,6 +31,7 @@ from pipelines.config import Section, UserError, digest, plain
 from pipelines.data import features, images
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache, Receipt
+from pipelines.data.limits import LIMITS
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.embed import leaks
@@ -54,7 +56,7 @@ class EmbedConfig(Section):
         "ignore", description="apply turns images as their EXIF orientation says"
     )
     max_pixels: int = Field(
-        images.MAX_PIXELS, ge=1, le=images.MAX_PIXELS, description="larger images are rejected"
+        LIMITS.pixels, ge=1, le=LIMITS.pixels, description="larger images are rejected"
     )
     local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
     decode: Literal["auto", "actors", "tasks"] = Field(
@@ -92,13 +94,15 @@ def embed_benchmark(
         storage: holds cache/features.
         settings: as `embed_sources`.
         compute: as `embed_sources`.
-        shared_images: the parts of the path of the file that names images in a training set and
-            a test set, written where there are such.
+        shared_images: the parts of the path of the file that names images that are in two sets,
+            written where there are such.
         on_progress: as `embed_sources`.
 
     Raises:
-        UserError: where training and test sets share an image, and as `embed_sources`.
+        UserError: where an image serves two purposes (`pipelines.embed.leaks`), two classes are
+            one text to the backbone, and as `embed_sources`.
     """
+    refuse_equal_prompts(benchmark.class_names, benchmark.templates, backbone)
     keys = benchmark.keys_by_source()
     caches = embed_sources(
         {name: benchmark.sources[name] for name in keys},
@@ -109,7 +113,7 @@ def embed_benchmark(
         keys=keys,
         on_progress=on_progress,
     )
-    leaks.refuse(benchmark, caches, storage, shared_images)
+    shared = leaks.refuse(benchmark, caches, storage, shared_images)
     return EmbedResult(
         benchmark=benchmark.name,
         backbone=dict(clip.identity(backbone)),
@@ -121,6 +125,7 @@ def embed_benchmark(
             )
             for name, cache in caches.items()
         },
+        shared=shared,
     )
 
 
@@ -270,8 +275,9 @@ def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Enco
         tally.check(name)
         done = features.finished_shards(storage, plan.address)
         for shard, keys in enumerate(plan.shards):
-            if shard in done:
-                tally.add(name, features.inspect_shard(storage, plan.address, shard))
+            known = features.find_receipt(storage, plan.address, shard) if shard in done else None
+            if known is not None:
+                tally.add(name, known)
             else:
                 row = {"name": name, "address": plan.address, "shard": shard, "keys": list(keys)}
                 rows.append(row)
@@ -346,7 +352,6 @@ def _finish(plan: Plan, tally: Tally, storage: Storage) -> FeatureCache:
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
         about=plan.about,
-        rejected=plan.duplicates,
     )
     rows, rejected = cache.manifest.rows, cache.manifest.rejected
     log.info("%s: %d features, %d rejected, at %s", plan.name, rows, rejected, plan.address)

@@ -15,6 +15,7 @@ from pipelines.backbones import clip, templates
 from pipelines.backbones.clip import BackboneConfig, Clip
 from pipelines.code_digest import Code, code_of
 from pipelines.config import digest
+from pipelines.data import kept
 from pipelines.data.schema import features_table, matrix
 from pipelines.data.storage import Storage
 
@@ -32,10 +33,12 @@ def text_features(
     texts = templates.prompts(class_names, chosen_templates)
     what = {"backbone": clip.identity(backbone), "texts": texts, "classes": len(class_names)}
     parts = ("cache", "text", f"{digest([what, text_code().digest])}.parquet")
-    if not storage.exists(*parts):
+    table = kept.find_table(storage, *parts)
+    if table is None:
         unit = _encode(clip.load(backbone), texts, len(class_names))
-        storage.write_table(features_table(list(class_names), unit), *parts)
-    return matrix(storage.read_table(*parts)["feature"])
+        table = features_table(list(class_names), unit)
+        kept.write_table(storage, table, *parts)
+    return matrix(table["feature"])
 
 
 def text_code() -> Code:

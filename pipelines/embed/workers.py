@@ -116,9 +116,8 @@ class ShardEncoder:
         plan = row.select(PLAN.names).to_pylist()[0]
         address, shard, keys = plan["address"], plan["shard"], plan["keys"]
         storage = self.work.storage
-        if features.has_shard(storage, address, shard):  # made by a run beside this one
-            receipt = features.inspect_shard(storage, address, shard)
-        else:
+        receipt = features.find_receipt(storage, address, shard)  # of a run beside this one
+        if receipt is None:
             hashes: list[bytes | None] = []
             encoded = self.encoder.encode(self._batches(row, plan, hashes))
             pairs = list(zip(keys, encoded.verdicts, strict=True))

@@ -43,6 +43,7 @@ class Facts(Record):
         notes: what the benchmark says of itself.
         sets: the number of images of each set.
         rejected: the images that are left out of all figures.
+        shared: sentences on images that count twice, in two sets or in one.
     """
 
     benchmark: str
@@ -51,6 +52,7 @@ class Facts(Record):
     notes: str = ""
     sets: dict[str, int] = Field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
+    shared: tuple[str, ...] = ()
 
 
 class Spread(Record):

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config import UserError, load
+from pipelines.config import ConfigError, UserError, load
 from pipelines.finetune.cache import load_predictor
 from pipelines.ood import Interval, auroc, paired_delta_interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
 from pipelines.run import Quiet, Run
 from pipelines.score import search as posthoc
 from pipelines.settings import PipelineConfig
+from pipelines.sweep.surfaces import read_surfaces
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 # mini_rn_64's logit scale is 11.5: the step and weight that docs/training.md's sweep chose for ebm.
@@ -109,8 +110,10 @@ def _grids(domain: str) -> list[Grid]:
     opened = Run.open(load(PipelineConfig, "pipeline", words), Quiet())
     if not opened.has("finetune"):
         command = " ".join(["python -m jobs.pipeline", *words])
-        raise UserError(f"not in ./outputs yet; run first:\n{command}")
-    surfaces = opened.storage.read_table("runs", opened.id, "surfaces.parquet")
+        raise ConfigError(["not in ./outputs yet; run first:", command])
+    surfaces = read_surfaces(opened.storage, opened.id)
+    if surfaces is None:
+        raise UserError(f"run {opened.id}: its sweep searched no score's parameters")
     return [_grid(opened, domain, method, surfaces) for method in opened.config.methods]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config import UserError, load
+from pipelines.config import ConfigError, load
 from pipelines.evaluate.metrics import DifferenceMetric, Metrics
 from pipelines.evaluate.scored import FIGURES, Scored, heads_of
 from pipelines.ood import (
@@ -54,7 +54,7 @@ def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[s
     """The finished runs of these words, and the commands of those that are missing.
 
     Raises:
-        UserError: where none has been run, with the commands.
+        ConfigError: where none has been run, with the commands.
     """
     found, missing = [], []
     for line in words:
@@ -64,7 +64,7 @@ def open_runs(words: Sequence[tuple[str, ...]]) -> tuple[list[ResultRun], list[s
         else:
             missing.append(f"python -m jobs.pipeline {' '.join(line)}")
     if not found:
-        raise UserError("\n".join(["not in ./outputs yet; run first:", *missing]))
+        raise ConfigError(["not in ./outputs yet; run first:", *missing])
     return found, missing
 
 

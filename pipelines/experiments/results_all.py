@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.config import UserError, load
+from pipelines.config import ConfigError, load
 from pipelines.evaluate.metrics import MEAN, MetricRow, Metrics, Spread
 from pipelines.experiments.result_runs import read_scores
 from pipelines.plots import markdown_table, write_csv
@@ -28,7 +28,7 @@ def run(folder: Path) -> str:
     """Write results_all_*.png and results_all.csv; return the tables as Markdown.
 
     Raises:
-        UserError: where neither run is there.
+        ConfigError: where neither run is there.
     """
     parts, lines, missing = [], [], []
     for sweep, title in VARIANTS.items():
@@ -43,7 +43,7 @@ def run(folder: Path) -> str:
         drawn = report.figures(metrics, read_scores(opened))
         (folder / f"results_all_{sweep}.png").write_bytes(drawn["accuracy_detection.png"])
     if not parts:
-        raise UserError("\n".join(["not in ./outputs yet; run first:", *missing]))
+        raise ConfigError(["not in ./outputs yet; run first:", *missing])
     write_csv(
         folder / "results_all.csv",
         ["sweep", "method", "score", *(f"{c} {k}" for c in COLUMNS for k in ("mean", "std"))],

@@ -23,13 +23,22 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.code_digest import Code, code_of
 from pipelines.compute.shard_map import map_shards
 from pipelines.config import UserError, digest
+from pipelines.data import kept
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.members import SetMembers, SourceShard
 from pipelines.data.storage import Storage
 from pipelines.heads import HeadContext, Predictor, build, zero_shot
 from pipelines.ood import ClassCounts
+from pipelines.records import StoredRecord
 
 OUTLIERS = "outliers"
+
+
+class OutlierPrior(StoredRecord):
+    """The content of its file: how many outliers the pretrained model takes for each class."""
+
+    class_names: tuple[str, ...]
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,14 @@ def measure(
     members = sets.members(OUTLIERS)
     what = [sets.address([OUTLIERS]), dict(backbones.identity(backbone)), prior_code().digest]
     place = ("cache", "priors", f"{digest(what)}.json")
-    if not storage.exists(*place):
+    prior = kept.find_record(storage, OutlierPrior, *place)
+    if prior is None:
         names, templates = sets.benchmark.class_names, sets.benchmark.templates
         predictor = _zero_shot(names, templates, backbone)
         counts = count_outliers(members, predictor, with_ray=with_ray)
-        storage.write_json({"class_names": list(names), "counts": counts.tolist()}, *place)
-    return np.asarray(storage.read_json(*place)["counts"], dtype=np.int64)
+        prior = OutlierPrior(class_names=names, counts=tuple(counts.tolist()))
+        kept.write_record(storage, prior, *place)
+    return np.asarray(prior.counts, dtype=np.int64)
 
 
 def count_outliers(

@@ -8,6 +8,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune.cache import is_trained, keep
+from pipelines.finetune.cache import is_trained, keep, load_checkpoint, save_checkpoint
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, train_in_process
 from pipelines.heads.base import TextModel
 from pipelines.heads.parallel import Workers
@@ -49,12 +50,11 @@ class _StoredCheckpoint:
     writes: bool
 
     def load(self) -> bytes | None:
-        where = ("cache", "heads", self.address, "checkpoint.pt")
-        return self.storage.read_bytes(*where) if self.storage.exists(*where) else None
+        return load_checkpoint(self.storage, self.address)
 
     def save(self, content: bytes) -> None:
         if self.writes:
-            self.storage.write_bytes(content, "cache", "heads", self.address, "checkpoint.pt")
+            save_checkpoint(self.storage, self.address, content)
 
 
 def train_and_keep(
@@ -131,11 +131,28 @@ def run_on_workers(
         ),
     )
     try:
-        trainer.fit()
+        _in_a_thread(trainer.fit)
     finally:
         if storage.is_local:
             # What Ray Train keeps of the run; the state of each training lies with its head.
             shutil.rmtree(storage.local("cache", "ray_train", name), ignore_errors=True)
+
+
+def _in_a_thread(work: Callable[[], object]) -> None:
+    """Run `work` and wait: on the main thread, Ray Train would answer Ctrl-C in our place.
+
+    A wait that is interrupted leaves the thread behind, and Ray's end ends its work.
+    """
+    done: Future[object] = Future()
+
+    def call() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=call, name="ray-train", daemon=True).start()
+    done.result()
 
 
 def _worker(config: Sent) -> None:

@@ -6,7 +6,7 @@ A `ScoreFit` (`pipelines.fitted.plan`) names one record, kept at the address of 
     cache/fitted/ADDRESS/checkpoint.pt        state of a training after its last finished epoch
     cache/fitted/ADDRESS/failed.json          why a training came to no record
     cache/fitted/ADDRESS/manifest.json        written last: what went in; a training's history
-    cache/statistics/ADDRESS.safetensors      class means and scatter of the training features
+    cache/statistics/ADDRESS/                 class means and scatter of the training features
 
 The statistics are one Ray Data reduction over the feature shards. Energy models are trained on
 all Ray Train workers, each with its rows of every batch; W workers equal one to rounding.
@@ -28,7 +28,9 @@ import torch
 
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError, digest
+from pipelines.data import kept
 from pipelines.data.feature_sets import FeatureSets
+from pipelines.data.kept import Entry
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
 from pipelines.finetune.workers import forwarding, run_on_workers, sender, wait_for_all
@@ -42,7 +44,7 @@ from pipelines.heads.parallel import Workers
 from pipelines.methods import MethodConfig
 from pipelines.ood.energy_training import EpochReport
 from pipelines.ood.statistics import ClassStatistics
-from pipelines.records import Params
+from pipelines.records import Params, StoredRecord
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import TRAINED, Records
 from pipelines.score.cache import (
@@ -54,9 +56,29 @@ from pipelines.score.cache import (
     write,
 )
 
+STATISTICS = "statistics.safetensors"
+
 Mode: TypeAlias = Literal["ray", "in_process"]
 OnEpoch: TypeAlias = Callable[[ScoreFit, EpochReport], None]
 Progress: TypeAlias = Callable[[int, int, str], None]
+
+
+class StatisticsManifest(StoredRecord):
+    """What says that class statistics are complete; `features`: the address of their set."""
+
+    features: str
+
+
+class Failure(StoredRecord):
+    """The content of `failed.json`: why a training came to no record."""
+
+    error: str
+
+
+def statistics_entry(storage: Storage, address: str) -> Entry[StatisticsManifest]:
+    """The folder of the statistics of features at that address."""
+    place = digest([address, class_statistics.statistics_code().digest])
+    return Entry(storage, ("cache", "statistics", place), StatisticsManifest)
 
 
 def load_data(sets: FeatureSets, storage: Storage, *, mode: Mode, local: bool = False) -> FitData:
@@ -67,17 +89,14 @@ def load_data(sets: FeatureSets, storage: Storage, *, mode: Mode, local: bool = 
     view = sets.for_training()
     train = view.load("train")
     address = sets.address(["train"])
-    place = (
-        "cache",
-        "statistics",
-        f"{digest([address, class_statistics.statistics_code().digest])}.safetensors",
-    )
-    if not storage.exists(*place):
+    entry = statistics_entry(storage, address)
+    if entry.find() is None:
         reduced = class_statistics.reduce_shards(view, "train", with_ray=mode == "ray")
         names = ("counts", "means", "scatter")
         content = {name: np.ascontiguousarray(getattr(reduced, name)) for name in names}
-        storage.write_bytes(safetensors.numpy.save(content), *place)
-    arrays = safetensors.numpy.load(storage.read_bytes(*place))
+        about = StatisticsManifest(features=address)
+        entry.write(about, {STATISTICS: safetensors.numpy.save(content)})
+    arrays = safetensors.numpy.load(entry.read_all([STATISTICS])[1][STATISTICS])
     return FitData(
         train.features,
         train.labels,
@@ -117,6 +136,8 @@ def run(
     missing = {a: f for a, f in zip(addresses, fits, strict=True) if not is_fitted(storage, a)}
     trainings = [fit for fit in missing.values() if fit.score in TRAINED]
     on_epoch = _counting(trainings, on_progress)
+    for fit in trainings:  # a damaged checkpoint is told of here: a worker is not heard
+        kept.find_file(storage, *_checkpoint_place(address_of(fit, data)))
     if trainings and mode == "ray":
         _train_with_ray(trainings, data, storage, compute, on_epoch)
         _raise_failures(trainings, data, storage)
@@ -236,20 +257,24 @@ def _fit_and_keep(fit: ScoreFit, data: FitData, storage: Storage, place: record.
         write(storage, address, made, about.model_copy(update={"seconds": seconds}))
 
 
+def _checkpoint_place(address: str) -> tuple[str, ...]:
+    return (*FOLDER, address, "checkpoint.pt")
+
+
 def _checkpoint(storage: Storage, address: str) -> record.Checkpoint:
     """The state of a training beside its record."""
-    place = (*FOLDER, address, "checkpoint.pt")
+    place = _checkpoint_place(address)
 
     def load() -> dict[str, Any] | None:
-        if not storage.exists(*place):
+        content = kept.find_file(storage, *place)
+        if content is None:
             return None
-        content = io.BytesIO(storage.read_bytes(*place))
-        return dict(torch.load(content, map_location="cpu", weights_only=True))
+        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
     def save(state: dict[str, Any]) -> None:
         file = io.BytesIO()
         torch.save(state, file)
-        storage.write_bytes(file.getvalue(), *place)
+        kept.write_file(storage, file.getvalue(), *place)
 
     return record.Checkpoint(load, save)
 
@@ -272,9 +297,11 @@ def _train_with_ray(
 def _raise_failures(fits: Sequence[ScoreFit], data: FitData, storage: Storage) -> None:
     """What workers wrote down in place of a record, as one line for the user."""
     for fit in fits:
+        if is_fitted(storage, address_of(fit, data)):
+            continue
         place = (*FOLDER, address_of(fit, data), "failed.json")
-        if not is_fitted(storage, address_of(fit, data)) and storage.exists(*place):
-            raise UserError(str(storage.read_json(*place)["error"]))
+        if (failure := kept.find_record(storage, Failure, *place)) is not None:
+            raise UserError(failure.error)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -294,7 +321,7 @@ def _worker(config: dict[str, Any]) -> None:
                 # A restart would end the same way: the driver tells the user instead.
                 if workers.rank == 0:
                     failed = (*FOLDER, address_of(fit, data), "failed.json")
-                    storage.write_json({"error": str(error)}, *failed)
+                    kept.write_record(storage, Failure(error=str(error)), *failed)
         wait_for_all(workers)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from pipelines.backbones.class_texts import refuse_equal_features
 from pipelines.backbones.templates import prompts
 from pipelines.heads import base
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
@@ -78,7 +79,9 @@ def template_features(context: HeadContext) -> Tensor:
     with torch.no_grad():
         flat = context.clip.encode_text(prompts(context.class_names, context.templates)).float()
     means = flat.reshape(len(context.class_names), -1, flat.shape[-1]).mean(dim=1)
-    return F.normalize(means, dim=-1).to(context.features.device)
+    text = F.normalize(means, dim=-1)
+    refuse_equal_features(text, context.class_names)
+    return text.to(context.features.device)
 
 
 PLUGIN = HeadPlugin(

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class PredictConfig(Section):
     """Which images, and which model judges them."""
 
-    source: str | None = Field(None, description="an image, a folder of images or a Parquet file")
+    source: str | None = Field(
+        None, description="an image, a folder of images, a Parquet file or a tar archive"
+    )
     model: str = Field(
         "models:/energy-ood@champion", description="registered model, or a detector's folder"
     )
@@ -67,13 +69,13 @@ def run(config: PredictConfig) -> Iterator[Prediction]:
         UserError: at once where there is no image or no model; a bad image is a `Prediction`
             with an error.
     """
+    from pipelines.data import files
     from pipelines.data.sources import open_source
     from pipelines.data.storage import Storage
 
     if config.source is None:
         raise UserError("source: give an image or a folder of images, source=PATH")
-    path = Path(config.source).expanduser()
-    single = path.is_file() and path.suffix != ".parquet"
+    single = _is_one_image(files.here(config.source))
     source = None if single else open_source(config.source)
     keys = [] if source is None else source.index()["key"].to_pylist()
     detector = load_detector(
@@ -81,7 +83,7 @@ def run(config: PredictConfig) -> Iterator[Prediction]:
     )
     detector = replace(detector, batch_size=config.batch_size)
     if source is None:
-        return _judged(detector, [config.source], [_read(path)])
+        return _judged(detector, [config.source], [_read(files.here(config.source))])
     return _judged_source(detector, config.source, source, keys)
 
 
@@ -109,9 +111,11 @@ def load_detector(model: str, storage: Storage, *, tracking_uri: str | None = No
 def _judged_source(
     detector: Detector, name: str, source: Source, keys: Sequence[str]
 ) -> Iterator[Prediction]:
+    from pipelines.data import files
+
     for start in range(0, len(keys), detector.batch_size):
         batch = keys[start : start + detector.batch_size]
-        yield from _judged(detector, [str(Path(name, key)) for key in batch], source.read(batch))
+        yield from _judged(detector, [files.join(name, key) for key in batch], source.read(batch))
 
 
 def _judged(
@@ -122,8 +126,17 @@ def _judged(
         yield Prediction(path=path, **verdict)
 
 
-def _read(path: Path) -> bytes | Exception:
+def _is_one_image(path: Path) -> bool:
     try:
-        return path.read_bytes()
+        return path.is_file() and path.suffix not in (".parquet", ".tar")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read(path: Path) -> bytes | Exception:
+    from pipelines.data import files
+
+    try:
+        return files.read(str(path))
     except OSError as error:
         return error

@@ -9,6 +9,7 @@ The library's front door, without Ray and without MLflow:
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from pipelines.backbones.clip import BackboneConfig, Clip
 from pipelines.backbones.encoder import FEATURE, LOCAL, Encoder, Preparer
 from pipelines.config import UserError
 from pipelines.data.images import DEFAULT, Decoding
+from pipelines.data.kept import Damaged, Entry, FileSeal
+from pipelines.data.storage import Storage
 from pipelines.heads import Predictor
 from pipelines.records import StoredRecord, Value
 from pipelines.score.by_name import Records, from_bytes, reads_local, to_bytes
@@ -32,8 +35,9 @@ from pipelines.score.judge import judge
 
 # The folder of a detector among a registered model's artifacts.
 ARTIFACT = "detector"
-# What describes a detector in its folder, beside the files of its parts.
+# What describes a detector in its folder and seals the files of its parts.
 FILE = "detector.json"
+PREDICTOR = ("head.json", "head.safetensors")
 
 VERDICTS = pa.schema(
     [
@@ -145,10 +149,13 @@ class Detector:
         return pa.Table.from_pylist(rows, schema=VERDICTS)
 
     def save(self, folder: Path) -> None:
-        """Write the head, the score's records, the backbone and `detector.json` into `folder`."""
-        self.predictor.save(folder)
-        for name, record in self.records.items():
-            (folder / _record_file(name)).write_bytes(to_bytes(record))
+        """Write the head, the score's records and the backbone, and what seals them all.
+
+        That is `detector.json`, with size and SHA-256 of every other file.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = dict(self.predictor.files())
+        contents |= {_record_file(name): to_bytes(record) for name, record in self.records.items()}
         backbone = None if self.backbone is None else _copy_backbone(self.backbone, folder)
         record = DetectorRecord(
             score=self.score,
@@ -160,23 +167,33 @@ class Detector:
             facts=dict(self.facts),
             records=tuple(sorted(self.records)),
         )
-        (folder / FILE).write_bytes(record.to_json())
+        named = () if backbone is None else (backbone.path, backbone.config)
+        copied = {name: FileSeal.of_file(folder / name) for name in named if name is not None}
+        _entry(folder).write(record, contents, there=copied)
 
     @classmethod
     def load(cls, folder: Path) -> Detector:
         """Read what `save` wrote, wherever the folder lies now.
 
         Raises:
-            UserError: where the folder holds no detector, or a damaged one.
+            UserError: where the folder holds no detector, or one that is not as it was saved:
+                that one judges nothing.
         """
-        place = folder / FILE
+        if not (folder / FILE).is_file():
+            raise UserError(f"{folder}: no detector there (no file {FILE})")
+        entry = _entry(folder)
         try:
-            record = DetectorRecord.from_json(place.read_bytes(), str(place))
-        except FileNotFoundError:
-            raise UserError(f"{folder}: no detector there (no file {FILE})") from None
+            record = entry.check()
+            records = [_record_file(name) for name in record.records]
+            _, files = entry.read_all([*PREDICTOR, *records])
+        except Damaged as damaged:
+            raise UserError(
+                f"{damaged.place}: {damaged.why}; this model judges nothing. Restore it: run "
+                "python -m jobs.register with the run's words"
+            ) from None
         backbone = record.backbone
         return cls(
-            predictor=Predictor.load(folder),
+            predictor=Predictor.from_files(files),
             backbone=None if backbone is None else _find_backbone(backbone, folder),
             score=record.score,
             params=record.params,
@@ -184,11 +201,26 @@ class Detector:
             decoding=record.decoding,
             batch_size=record.batch_size,
             facts=record.facts,
-            records={
-                name: from_bytes(name, (folder / _record_file(name)).read_bytes())
-                for name in record.records
-            },
+            records={name: from_bytes(name, files[_record_file(name)]) for name in record.records},
         )
+
+
+def detector_digest(folder: Path) -> str:
+    """A digest of everything in a saved detector: of `detector.json`, which seals the rest.
+
+    It belongs where the folder's own files cannot change it, such as a tag of the model's version.
+
+    Raises:
+        UserError: where the folder holds no detector.
+    """
+    try:
+        return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    except OSError:
+        raise UserError(f"{folder}: no detector there (no file {FILE})") from None
+
+
+def _entry(folder: Path) -> Entry[DetectorRecord]:
+    return Entry(Storage(str(folder)), (), DetectorRecord, FILE)
 
 
 def _record_file(name: str) -> str:

@@ -1,7 +1,8 @@
 """The cache of fitted scores: each record at the address of what decides it.
 
 cache/fitted/ADDRESS/record.safetensors   the fitted record
-cache/fitted/ADDRESS/manifest.json        written last: what went in; a training's history
+cache/fitted/ADDRESS/manifest.json        written last: what went in, the record's seal; a
+                                          training's history
 """
 
 from __future__ import annotations
@@ -12,17 +13,14 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
+from pipelines.data.kept import Entry
 from pipelines.data.storage import Storage
 from pipelines.records import StoredRecord
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records
 
 FOLDER = ("cache", "fitted")
-
-
-def is_fitted(storage: Storage, address: str) -> bool:
-    """Whether the record at that address is complete."""
-    return storage.exists(*FOLDER, address, "manifest.json")
+FILE = "record.safetensors"
 
 
 class FittedManifest(StoredRecord):
@@ -47,23 +45,39 @@ class FittedManifest(StoredRecord):
     words: tuple[str, ...] = ()
 
 
+def entry(storage: Storage, address: str) -> Entry[FittedManifest]:
+    """The folder of the record at that address."""
+    return Entry(storage, (*FOLDER, address), FittedManifest)
+
+
+def is_fitted(storage: Storage, address: str) -> bool:
+    """Whether the record at that address is complete; what of it is damaged is removed."""
+    return entry(storage, address).find() is not None
+
+
 def write(storage: Storage, address: str, record: Any, manifest: FittedManifest) -> None:
     """Keep a record, and then its manifest, which makes it complete."""
-    storage.write_bytes(scoring.to_bytes(record), *FOLDER, address, "record.safetensors")
-    storage.write_bytes(manifest.to_json(), *FOLDER, address, "manifest.json")
+    entry(storage, address).write(manifest, {FILE: scoring.to_bytes(record)})
 
 
 def read_manifest(storage: Storage, address: str) -> FittedManifest:
-    """What a record was fitted with, and the history of a training."""
-    place = (*FOLDER, address, "manifest.json")
-    return FittedManifest.from_json(storage.read_bytes(*place), storage.path(*place))
+    """What a record was fitted with, and the history of a training.
+
+    Raises:
+        Damaged: where it is not as it was written.
+    """
+    return entry(storage, address).read()
 
 
 @functools.lru_cache(maxsize=16)
 def load_record(storage: Storage, name: str, address: str) -> Any:
-    """The record of the score `name` at that address, kept in this process."""
-    content = storage.read_bytes(*FOLDER, address, "record.safetensors")
-    return scoring.from_bytes(name, content)
+    """The record of the score `name` at that address, kept in this process.
+
+    Raises:
+        Damaged: where it is not as it was written.
+    """
+    _, files = entry(storage, address).read_all([FILE])
+    return scoring.from_bytes(name, files[FILE])
 
 
 def load_records(storage: Storage, addresses: Mapping[str, str]) -> Records:

@@ -7,19 +7,25 @@ their features, and the code. So heads that share all of these share a table, an
 rows of two versions of the code.
 
     cache/scores/ADDRESS/SOURCE-00000.parquet   columns: see `pipelines.data.schema`
-    cache/scores/ADDRESS/manifest.json          written last: the parts and their rows
+    cache/scores/ADDRESS/manifest.json          written last: the parts, their rows and seals
+
+A part is sealed when it is written: a restart counts it only as it was.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.compute.shard_map import map_shards
 from pipelines.config import UserError, digest
+from pipelines.data import kept
 from pipelines.data.feature_sets import FeatureSets
+from pipelines.data.kept import Damaged, Entry, FileSeal
 from pipelines.data.members import SetMembers, ShardRows, SourceShard
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
@@ -65,17 +71,18 @@ def run(
         on_progress: called with (shards done, in all).
 
     Raises:
-        UserError: where a shard of features is damaged, or an image has no feature and no reason.
+        Damaged: where a shard of features, a head or a fitted record is not as it was written.
+        UserError: where an image has no feature and no reason.
     """
     members = sets.members(*sets.names(*SCORED_ROLES))
     addresses = [address(head, sets, storage) for head in heads]
     missing = {
         place: head
         for place, head in zip(addresses, heads, strict=True)
-        if not storage.exists(*FOLDER, place, "manifest.json")
+        if entry(storage, place).find() is None
     }
     _fill(_Work(storage, missing, members), with_ray, at_once, on_progress)
-    tables = {place: _manifest(storage, place) for place in addresses}
+    tables = {place: entry(storage, place).read() for place in addresses}
     return ScoreResult(
         heads=tuple(
             ScoredHead(key=head.key, address=place, rows=tables[place].rows)
@@ -98,26 +105,24 @@ def address(head: HeadScores, sets: FeatureSets, storage: Storage) -> str:
     )
 
 
+def entry(storage: Storage, place: str) -> Entry[ScoreTable]:
+    """The folder of the table of scores at that address."""
+    return Entry(storage, (*FOLDER, place), ScoreTable)
+
+
 def read(storage: Storage, place: str) -> pa.Table:
     """The table of scores at that address, sorted by set and key.
 
     Raises:
-        UserError: where a part is missing, or the rows are not those that were scored.
+        Damaged: where a part is missing, or the rows are not those that were scored.
     """
-    table = _manifest(storage, place)
-    there = set(storage.names(*FOLDER, place))
-    if lost := [part for part in table.parts if part not in there]:
-        raise UserError(
-            f"scores {place}: {len(lost)} of {len(table.parts)} parts are missing (first: "
-            f"{lost[0]}); {_remedy(storage, place)}"
-        )
-    parts = [storage.read_table(*FOLDER, place, part) for part in table.parts]
+    folder = entry(storage, place)
+    table, files = folder.read_all(list(folder.read().parts))
+    parts = [pq.read_table(io.BytesIO(content)) for content in files.values()]
     rows = sum(part.num_rows for part in parts)
     if rows != table.rows:
-        raise UserError(
-            f"scores {place}: {rows} rows, and {table.rows} images were scored; "
-            f"{_remedy(storage, place)}"
-        )
+        why = f"{rows} rows, and {table.rows} images were scored"
+        raise Damaged(storage.path(*folder.folder), why, [folder.place])
     return pa.concat_tables(parts).sort_by([("set", "ascending"), ("key", "ascending")])
 
 
@@ -136,21 +141,29 @@ def read_chosen(storage: Storage, result: ScoreResult) -> dict[tuple[str, int], 
     }
 
 
-def score_shard(shard: SourceShard, work: _Work) -> dict[str, int]:
+@dataclass(frozen=True)
+class Part:
+    """What one feature shard gives a table: rows, and the seal of their file."""
+
+    rows: int
+    seal: FileSeal
+
+
+def score_shard(shard: SourceShard, work: _Work) -> dict[str, Part]:
     """Judge the images of one feature shard by every head whose part is not there yet.
 
-    Gives the rows of the shard's part in each table, by address.
+    Gives the shard's part in each table, by address.
     """
-    storage, part = work.storage, _part(shard)
-    there = [place for place in work.heads if storage.exists(*FOLDER, place, part)]
+    storage, name = work.storage, _part(shard)
+    known = {place: _find_part(storage, place, name) for place in work.heads}
     heads = {
         place: (head, load_predictor(storage, head.address))
         for place, head in work.heads.items()
-        if place not in there
+        if known[place] is None
     }
-    counts = {p: storage.read_table(*FOLDER, p, part, columns=["key"]).num_rows for p in there}
+    parts = {place: part for place, part in known.items() if part is not None}
     if not heads:
-        return counts
+        return parts
     local = any(p.takes_local or scoring.reads_local(head.scores) for head, p in heads.values())
     rows = work.members.read(shard, local=local)
     about = _about(rows, work.members)
@@ -158,39 +171,57 @@ def score_shard(shard: SourceShard, work: _Work) -> dict[str, int]:
         records = load_records(storage, head.fitted)
         columns = judge(predictor, head.scores, rows.features, records, rows.local)
         arrays = {name: pa.array(values) for name, values in columns.items()}
-        storage.write_table(pa.table({**about, **arrays}), *FOLDER, place, part)
-        counts[place] = len(rows.keys)
-    return counts
+        kept.write_table(storage, pa.table({**about, **arrays}), *FOLDER, place, name)
+        parts[place] = _read_part(storage, place, name)
+    return parts
+
+
+def _find_part(storage: Storage, place: str, name: str) -> Part | None:
+    """A part that is there already, if there is one; a damaged one is removed."""
+    if not storage.exists(*FOLDER, place, name):
+        return None
+    try:
+        return _read_part(storage, place, name)
+    except Damaged as damaged:
+        kept.discard(storage, damaged)
+        return None
+
+
+def _read_part(storage: Storage, place: str, name: str) -> Part:
+    content = kept.read_bytes(storage, *FOLDER, place, name)
+    table = kept.open_table(storage, content, *FOLDER, place, name)
+    return Part(table.num_rows, FileSeal.of(content))
 
 
 def _fill(work: _Work, with_ray: bool, at_once: int | None, on_progress: Progress | None) -> None:
     """Write the parts that are missing, then the manifest of each table."""
     shards = work.members.shards()
-    parts: dict[str, dict[str, int]] = {place: {} for place in work.heads}
+    parts: dict[str, dict[str, Part]] = {place: {} for place in work.heads}
     if on_progress:
         on_progress(0 if work.heads else len(shards), len(shards))
     if not work.heads:
         return
     results = map_shards(score_shard, shards, work, with_ray=with_ray, at_once=at_once)
-    for number, (shard, counts) in enumerate(zip(shards, results, strict=True), start=1):
-        for place, rows in counts.items():
-            parts[place][_part(shard)] = rows
+    for number, (shard, made) in enumerate(zip(shards, results, strict=True), start=1):
+        for place, part in made.items():
+            parts[place][_part(shard)] = part
         if on_progress:
             on_progress(number, len(shards))
-    for place, counted in parts.items():
-        _finish(work, place, counted)
+    for place, of_table in parts.items():
+        _finish(work, place, of_table)
 
 
-def _finish(work: _Work, place: str, parts: Mapping[str, int]) -> None:
+def _finish(work: _Work, place: str, parts: Mapping[str, Part]) -> None:
     """Write a table's manifest, where every image that has a feature is in it."""
-    rows, planned = sum(parts.values()), work.members.num_rows()
+    rows, planned = sum(part.rows for part in parts.values()), work.members.num_rows()
     if rows != planned:
         raise UserError(
             f"scores {place}: {rows} images were scored, and {planned} have a feature; delete "
-            f"{work.storage.path(*FOLDER, place)} and the features, and run embed again"
+            f"{work.storage.path(*FOLDER, place)} and give the same command again"
         )
-    table = ScoreTable(address=place, rows=rows, parts=dict(parts))
-    work.storage.write_bytes(table.to_json(), *FOLDER, place, "manifest.json")
+    counts = {name: part.rows for name, part in parts.items()}
+    table = ScoreTable(address=place, rows=rows, parts=counts)
+    entry(work.storage, place).write(table, there={n: part.seal for n, part in parts.items()})
 
 
 def _about(rows: ShardRows, members: SetMembers) -> dict[str, pa.Array]:
@@ -204,14 +235,3 @@ def _about(rows: ShardRows, members: SetMembers) -> dict[str, pa.Array]:
 
 def _part(shard: SourceShard) -> str:
     return f"{shard.source}-{shard.number:05d}.parquet"
-
-
-def _manifest(storage: Storage, place: str) -> ScoreTable:
-    parts = (*FOLDER, place, "manifest.json")
-    if not storage.exists(*parts):
-        raise UserError(f"scores {place}: not there or not finished; run score again")
-    return ScoreTable.from_json(storage.read_bytes(*parts), storage.path(*parts))
-
-
-def _remedy(storage: Storage, place: str) -> str:
-    return f"delete {storage.path(*FOLDER, place)} and run score again"

@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.config import UserError, digest
-from pipelines.data.sources import ParquetSource, as_index
+from pipelines.data.index_table import as_index
+from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
 from pipelines.embed.stage import EmbedConfig, embed_source
 from pipelines.speed.measure import PeakMemory, Row

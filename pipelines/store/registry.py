@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import UserError
+from pipelines.config.secrets import mask_uri
 from pipelines.data.storage import Storage
 from pipelines.store import database
 from pipelines.store.database import RegisteredVersion, local_path
@@ -88,7 +89,7 @@ def model_folder(storage: Storage, tracking_uri: str | None, model: str) -> Path
         found = version_of(storage, tracking_uri, name, which)
         if found is None:
             raise UserError(
-                f"{model}: no such model in {uri} yet: run python -m jobs.pipeline first"
+                f"{model}: no such model in {mask_uri(uri)} yet: run python -m jobs.pipeline first"
             )
         folder = found.folder or _download(uri, name, found)
     described = folder.joinpath(*DESCRIPTION)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.config import UserError
+from pipelines.config.secrets import mask, mask_uri
 from pipelines.data.storage import Storage
 from pipelines.store import database
 from pipelines.store.locks import locked
@@ -64,14 +65,14 @@ class ActiveRun:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log flat settings; the same ones again change nothing."""
         entities = load_mlflow().entities
-        pairs = [entities.Param(_key(k), str(v)[:MAX_VALUE]) for k, v in params.items()]
+        pairs = [entities.Param(_key(k), _value(v)) for k, v in params.items()]
         for start in range(0, len(pairs), MAX_BATCH):
             self.client.log_batch(self.run_id, params=pairs[start : start + MAX_BATCH])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set facts that are shown with the run."""
         entities = load_mlflow().entities
-        pairs = [entities.RunTag(_key(k), v[:MAX_VALUE]) for k, v in tags.items()]
+        pairs = [entities.RunTag(_key(k), _value(v)) for k, v in tags.items()]
         for start in range(0, len(pairs), MAX_BATCH):
             self.client.log_batch(self.run_id, tags=pairs[start : start + MAX_BATCH])
 
@@ -157,7 +158,9 @@ class Tracker:
             UserError: where the store has no run `run_id`.
         """
         if run_id is not None and not self.has(run_id):
-            raise UserError(f"{self.uri}: no run {run_id}; was the store changed or deleted?")
+            raise UserError(
+                f"{mask_uri(self.uri)}: no run {run_id}; was the store changed or deleted?"
+            )
         name = name.replace("'", "")  # MLflow's search has no way to quote it
         run_id = run_id or self._child(name, parent) or self._create(name, parent)
         active = ActiveRun(self.client, run_id)
@@ -185,7 +188,7 @@ class Tracker:
             run_id, status = known.get(name, ("", ""))
             if status == child.status:
                 continue
-            tags = {_key(key): value[:MAX_VALUE] for key, value in child.tags.items()}
+            tags = {_key(key): _value(value) for key, value in child.tags.items()}
             end = int(time.time() * 1000)
             if not run_id:
                 created = self.client.create_run(
@@ -201,7 +204,7 @@ class Tracker:
     def _log_all(self, run_id: str, child: ChildRun, tags: Mapping[str, str]) -> None:
         """Settings, numbers and facts in one batch, or in as many as MLflow's limits ask for."""
         entities, now = load_mlflow().entities, int(time.time() * 1000)
-        params = [entities.Param(_key(k), str(v)[:MAX_VALUE]) for k, v in child.params.items()]
+        params = [entities.Param(_key(k), _value(v)) for k, v in child.params.items()]
         metrics = [entities.Metric(_key(k), float(v), now, 0) for k, v in child.metrics.items()]
         pairs = [entities.RunTag(key, value) for key, value in tags.items()]
         for start in range(0, max(len(params), len(metrics), len(pairs)), MAX_BATCH):
@@ -322,7 +325,7 @@ def store_errors(uri: str) -> Iterator[None]:
         yield
     except (load_mlflow().MlflowException, OSError) as error:
         line = " ".join(str(error).split())[:300]
-        raise UserError(f"MLflow store {uri}: {line}") from None
+        raise UserError(f"MLflow store {mask_uri(uri)}: {mask(line)}") from None
 
 
 def _experiment(uri: str, name: str, location: str | None) -> str:
@@ -367,6 +370,11 @@ def load_mlflow() -> Any:
     # It warns that pip, which uv's environments lack, has no version to write down.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     return mlflow
+
+
+def _value(value: Any) -> str:
+    """A setting or a fact as it is kept: without credentials, as long as MLflow takes it."""
+    return mask(str(value))[:MAX_VALUE]
 
 
 def _key(name: str) -> str:

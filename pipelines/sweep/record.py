@@ -18,6 +18,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipelines.config import plain, to_yaml
+from pipelines.data import kept
 from pipelines.data.storage import Storage
 from pipelines.store.processes import temporary_folder
 from pipelines.store.tracker import ChildRun, Tracker
@@ -65,7 +66,7 @@ def keep(place: Place, result: SweepResult, table: pa.Table | None, words: str) 
         text = best_yaml(name, choice, words)
         storage.write_bytes(text.encode(), "runs", place.run, "best", f"{name}.yaml")
     if table is not None:
-        storage.write_table(table, "runs", place.run, surfaces.FILE)
+        kept.write_table(storage, table, "runs", place.run, surfaces.FILE)
     if not result.trials:
         return
     from pipelines.plots import png

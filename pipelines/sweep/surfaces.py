@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
+from pipelines.data import kept
 from pipelines.data.storage import Storage
 from pipelines.score import search as posthoc
 from pipelines.sweep.trial_record import TrialRecord
@@ -65,6 +66,10 @@ def of_score(surfaces: pa.Table | None, method: str, score: str) -> list[Row]:
 
 
 def read_surfaces(storage: Storage, run: str) -> pa.Table | None:
-    """The surfaces of a run, where its sweep wrote them."""
+    """The surfaces of a run, where its sweep wrote them.
+
+    Raises:
+        Damaged: where they are not as they were written.
+    """
     place = ("runs", run, FILE)
-    return storage.read_table(*place) if storage.exists(*place) else None
+    return kept.read_table(storage, *place) if storage.exists(*place) else None

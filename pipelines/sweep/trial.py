@@ -21,6 +21,7 @@ from pipelines.backbones import clip as backbones
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import UserError
 from pipelines.data.feature_sets import FeatureSet
+from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
 from pipelines.finetune.loop import OnHead, Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.finetune.together import train_together
@@ -90,13 +91,13 @@ def _loaded(backbone: BackboneConfig) -> backbones.Clip:
 def attempt(make: Callable[[], TrialRecord]) -> TrialRecord:
     """The record that `make` gives of a setting, or one that says why it failed.
 
-    What the machine does to a worker (killed, out of memory, a storage that is gone) is no
-    property of the setting: it is raised, and the sweep reports it without keeping a record.
+    What the machine does to a worker (killed, out of memory, a storage that is gone or damaged) is
+    no property of the setting: it is raised, and the sweep reports it without keeping a record.
     """
     start = time.perf_counter()
     try:
         return make()
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, Damaged):
         raise
     except Exception as error:
         if not isinstance(error, UserError):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from pipelines.config import UserError
+from pipelines.data import kept
 from pipelines.data.storage import Storage
 from pipelines.records import Record, StoredRecord
 from pipelines.score.search import Setting
@@ -74,20 +75,23 @@ def failed(error: Exception, seconds: float = 0.0) -> TrialRecord:
 
 
 def has_record(storage: Storage, address: str) -> bool:
-    """Whether the trial at that address is finished."""
-    return storage.exists(*TRIALS, f"{address}.json")
+    """Whether the trial at that address is finished; a damaged record is removed."""
+    return kept.find_record(storage, TrialRecord, *_place(address)) is not None
 
 
 def read_record(storage: Storage, address: str) -> TrialRecord:
     """The record of a finished trial.
 
     Raises:
-        UserError: for a damaged file.
+        Damaged: where it is not as it was written.
     """
-    place = (*TRIALS, f"{address}.json")
-    return TrialRecord.from_json(storage.read_bytes(*place), storage.path(*place))
+    return kept.read_record(storage, TrialRecord, *_place(address))
 
 
 def keep_record(record: TrialRecord, storage: Storage, address: str) -> None:
     """Write the record of a trial."""
-    storage.write_bytes(record.to_json(), *TRIALS, f"{address}.json")
+    kept.write_record(storage, record, *_place(address))
+
+
+def _place(address: str) -> tuple[str, ...]:
+    return (*TRIALS, f"{address}.json")

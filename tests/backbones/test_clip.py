@@ -132,10 +132,6 @@ def test_identity_follows_weights_architecture_and_precision(
     assert clip.identity(moved)["weights"] != base["weights"]
 
 
-def test_defaults_of_preprocessing_are_open_clips() -> None:
-    assert asdict(PreprocessCfg()) == clip.PREPROCESSING
-
-
 def test_openai_weights_need_quick_gelu(backbone_files: Files, tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path))
     path = str(backbone_files["vit"][1])
@@ -228,6 +224,5 @@ def test_every_template_set_fills(name: str) -> None:
 
 
 def test_the_preprocessing_of_a_file_is_open_clips_default() -> None:
-    from open_clip.transform import PreprocessCfg
 
     assert asdict(PreprocessCfg()) == description.PREPROCESSING

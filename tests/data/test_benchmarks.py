@@ -235,9 +235,7 @@ class TestMistakes:
             "ood/near/feline": {"source": "photo", "classes": ["feline"]},
         }
         message = mistake(described(folder, sources=own, sets=sets))
-        assert message == (
-            "benchmark 'toy': 00 is in 'test' and in 'ood/near/feline'; sets must not share images"
-        )
+        assert message.startswith(f"{listed}: 1 keys stand there more than once (first: 00);")
 
     def test_the_same_images_by_the_name_of_another_source(self, folder: Path) -> None:
         own = {**sources(folder), "copy": sources(folder)["photo"]}

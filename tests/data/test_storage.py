@@ -195,7 +195,7 @@ class TestOpen:
         with pytest.raises(UserError, match=r"storage='outputs'.*absolute path or a URI"):
             Storage.open("outputs")
         assert Storage.open(str(tmp_path)).root == str(tmp_path.resolve())
-        assert Storage.open("s3://bucket/folder/").root == "s3://bucket/folder"
+        assert Storage.open("memory://bucket/folder/").root == "memory://bucket/folder"
 
     def test_json_holds_no_number_that_json_has_not(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="JSON"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from pipelines import pipeline
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.config import UserError, load
 from pipelines.data.benchmarks import BenchmarkConfig
+from pipelines.embed import leaks
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
 from pipelines.embed.workers import PLAN, ShardEncoder
@@ -113,6 +115,15 @@ def test_different_images_are_accepted(embedded: Callable[..., Run]) -> None:
         ("outliers", "ood/far/rock"),
         ("validation_ood/fish", "ood/far/rock"),
         ("validation_ood/fish", "test"),
+        # Neither is tested, but one trains and the other chooses.
+        ("train", "validation"),
+        ("outliers", "validation_ood/fish"),
+        # Known and unknown at once.
+        ("outliers", "train"),
+        ("train", "validation_ood/fish"),
+        ("validation_ood/fish", "validation"),
+        ("ood/far/rock", "test"),
+        ("ood/far/rock", "shifted/ink"),
     ],
 )
 def test_the_same_file_by_another_name_is_refused_and_named(
@@ -180,3 +191,41 @@ def test_a_rejected_image_has_no_hash(embedded: Callable[..., Run], images: Path
     ]
     assert source.rows == found.sets.caches["test"].manifest.rows
     assert EmbedResult.from_json(result.to_json(), "embed.json") == result
+
+
+def test_what_counts_twice_is_said(
+    embedded: Callable[..., Run], images: Path, tmp_path: Path
+) -> None:
+    shutil.copy(place(images, "test", "class_0", 0), place(images, "shifted/ink", "class_0", 50))
+    shutil.copy(place(images, "ood/far/rock", "rock", 1), place(images, "ood/far/rock", "rock", 60))
+    shutil.copy(place(images, "train", "class_0", 1), place(images, "train", "class_1", 70))
+    found = embedded()
+    sentences = [entry.first for entry in found.embedded.shared]
+    assert sentences == [
+        "'train' holds 1 image twice: class_1/70.png of train is class_0/01.png of train",
+        "'shifted/ink' and 'test' share 1 image: class_0/50.png of shifted-ink is class_0/00.png "
+        "of test",
+        "'ood/far/rock' holds 1 image twice: rock/60.png of ood-far-rock is rock/01.png of "
+        "ood-far-rock",
+    ]
+    (kept,) = tmp_path.glob("storage/runs/*/shared_images.json")
+    assert json.loads(kept.read_text()) == {
+        "train": ["class_1/70.png"],
+        "shifted/ink": ["class_0/50.png"],
+        "ood/far/rock": ["rock/60.png"],
+    }
+    assert EmbedResult.from_json(found.embedded.to_json(), "embed.json") == found.embedded
+
+
+def test_two_sets_of_a_role_share_and_the_later_is_named_to_leave() -> None:
+    assert leaks._in_order(["ood/a/x", "test", "ood/b/y"]) == ["ood/b/y", "ood/a/x", "test"]
+    assert leaks._why("ood/b/y", "ood/a/x") == leaks._why("shifted/a", "test") == ""
+
+
+def test_every_pair_of_roles_is_judged() -> None:
+    """Of two roles, `test` and `shifted` alone may have an image in common."""
+    roles = ("train", "validation", "outliers", "validation_ood", "test", "shifted", "ood")
+    for one, two in itertools.combinations(roles, 2):
+        names = [f"{r}/g/n" if r == "ood" else r for r in (one, two)]
+        kept = {one, two} == {"test", "shifted"}
+        assert bool(leaks._why(*names)) is not kept, names

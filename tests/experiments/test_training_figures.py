@@ -144,8 +144,7 @@ def bed(monkeypatch):
         for name, score in criteria.items()
     }
     sweep = SweepResult(criterion="made up", methods=methods)
-    monkeypatch.setattr(training_ablations, "read_sweep", lambda _: sweep)
-    stub = types.SimpleNamespace()
+    stub = types.SimpleNamespace(swept=sweep)
     found = training_ablations.Bed(stub)
     found.__dict__.update(
         data=data,

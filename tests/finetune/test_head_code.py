@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import UserError
+from pipelines.data import kept
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import head_code, read_record
 from pipelines.finetune.record import HeadRecord
@@ -69,8 +70,8 @@ def test_a_record_of_another_layout_is_refused_with_its_path(tmp_path: Path) -> 
         setting={"name": "coop"}, seed=0, data="d", code="c", best_epoch=1, history=({"loss": 1.0},)
     )
     place = ("cache", "heads", "a", "manifest.json")
-    storage.write_bytes(record.to_json(), *place)
+    kept.write_record(storage, record, *place)
     assert read_record(storage, "a") == record
-    storage.write_bytes(record.to_json().replace(b'"version": 1', b'"version": 0'), *place)
+    kept.write_record(storage, record.model_copy(update={"version": 0}), *place)
     with pytest.raises(UserError, match=r"heads/a/manifest\.json: not a HeadRecord"):
         read_record(storage, "a")

@@ -8,6 +8,7 @@ import torch
 
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
+from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
 from pipelines.fitted import fit
 from pipelines.fitted import plan as fit_plan
@@ -26,6 +27,7 @@ from pipelines.score import search as posthoc
 from pipelines.score.judge import judge
 from tests.feature_cache import flip_a_byte
 from tests.feature_sets import clustered_sets
+from tests.stored_heads import publish_head
 
 DIM = 16
 TINY = {"width": 8, "hidden": 2, "epochs": 3, "steps": 3, "batch_size": 16}
@@ -60,8 +62,7 @@ def predictor(name="zero_shot"):
 
 
 def store_head(storage, address, head):
-    for name, content in head.files().items():
-        storage.write_bytes(content, "cache", "heads", address, "best", name)
+    publish_head(storage, address, head)
 
 
 def run(fits, data, storage, **options):
@@ -187,6 +188,29 @@ def test_an_energy_model_goes_on_from_its_last_epoch(config, data, tmp_path, mon
     assert [report["epoch"] for report in manifest.history] == [1, 2, 3]
     assert manifest.settings["T_G"] > 0
     assert manifest.history == fitted_records.read_manifest(halted, address).history
+    # A checkpoint that was cut is no checkpoint: all epochs again, to the same record.
+    halted.remove("cache", "fitted", address, "manifest.json")
+    checkpoint = halted.local("cache", "fitted", address, "checkpoint.pt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    ran.clear()
+    assert run(fits, data, halted) == [address]
+    assert len(ran) == 3
+    assert halted.read_bytes(*place) == whole.read_bytes(*place)
+
+
+def test_damaged_statistics_and_records_are_made_again(sets, storage, data):
+    """A flipped byte of a fitted score's record gave other scores, and no word."""
+    (address,) = run([ScoreFit("knn", {"k": 2})], data, storage)
+    entries = fit.statistics_entry(storage, data.address), fitted_records.entry(storage, address)
+    for entry, name in zip(entries, (fit.STATISTICS, fitted_records.FILE), strict=True):
+        path = storage.local(*entry.folder, name)
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(Damaged, match="not the bytes that were written"):
+            entry.read_all([name])
+        again = fit.load_data(sets, storage, mode="in_process")
+        assert run([ScoreFit("knn", {"k": 2})], again, storage) == [address]
+        assert path.read_bytes() == content
 
 
 def test_an_address_changes_with_what_decides_the_record(data):

@@ -93,8 +93,36 @@ def test_make_test_fails_where_a_test_fails(checkout: Path) -> None:
     assert run("make", "test", cwd=checkout).returncode != 0
 
 
-@pytest.mark.parametrize("failing", ["", "test", "test-slow", "test test-slow"])
-def test_ci_runs_both_parts_and_fails_where_one_does(tmp_path: Path, failing: str) -> None:
+AUDIT = """
+while [ "$1" != --output ]; do shift; done
+"""
+FOUND = """{"dependencies": [{"name": "sound", "version": "2", "vulns": []}, {"name": "weak",
+ "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1"]}]}]}"""
+
+
+@pytest.mark.parametrize(
+    ("uv", "status", "told"),
+    [
+        ("echo ConnectionError: no route >&2; exit 1", 0, "audit: skipped, no answer"),
+        (f"{AUDIT} echo '{{}}' > $2", 0, "audit: no known weakness"),
+        (f"{AUDIT} cat > $2 <<E\n{FOUND}\nE\nexit 1", 2, "weak 1.0: PYSEC-1, mended in 1.1"),
+    ],
+)
+def test_make_audit_fails_on_what_it_finds_and_nowhere_else(
+    checkout: Path, uv: str, status: int, told: str
+) -> None:
+    (checkout / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "audit", checkout / ".ci")
+    script(checkout / "bin" / "uv", f'echo "uv $*" >> "{checkout}/calls"\n{uv}')
+    done = run("make", "audit", cwd=checkout)
+    assert done.returncode == status, done.stderr
+    assert told in done.stdout
+    assert "sound" not in done.stdout
+    assert calls(checkout)[0].startswith("uv tool run --quiet pip-audit ")
+
+
+@pytest.mark.parametrize("failing", ["", "audit", "test", "test-slow", "test test-slow"])
+def test_ci_runs_every_part_and_fails_where_one_does(tmp_path: Path, failing: str) -> None:
     last = 'for name; do :; done\necho "made $name"'
     lines = '[ "$name" = test ] && echo "7.50s call     tests/room/test_a.py::test_x"\n'
     lines += '[ "$name" = test ] || echo "61.20s setup    tests/ray/test_b.py::test_y"'
@@ -103,7 +131,7 @@ def test_ci_runs_both_parts_and_fails_where_one_does(tmp_path: Path, failing: st
     done = run(str(ROOT / ".ci" / "run"), cwd=tmp_path)
     assert done.returncode == (1 if failing else 0), done.stderr
     output = done.stdout.splitlines()
-    assert output.index("made test") < output.index("made test-slow")
+    assert output.index("made audit") < output.index("made test") < output.index("made test-slow")
     slowest = output.index("== the slowest tests")
     assert output[slowest + 1].startswith("61.20s")
     assert output[slowest + 2].startswith("7.50s")

@@ -38,7 +38,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.heads import base
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, Predictor
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.zero_shot import template_features
 
 
@@ -99,6 +99,9 @@ def similarity(
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
     return base.text_similarity(arrays, settings, base.unit(features))
+
+
+PLUGIN = HeadPlugin(Config, build, similarity)
 '''
 METHOD = '''"""Cross-entropy of a learned residual of the text features (Yu 2023, TaskRes)."""
 
@@ -110,7 +113,9 @@ from pydantic import Field
 
 from pipelines.heads import AnyHead
 from pipelines.heads.text_residual import Config as ResidualConfig
-from pipelines.methods.base import Batch, Losses, MethodConfig, Outputs, accuracy, cross_entropy
+from pipelines.methods.base import (
+    Batch, Losses, MethodConfig, MethodPlugin, Outputs, accuracy, cross_entropy,
+)
 
 
 class Config(MethodConfig):
@@ -118,13 +123,16 @@ class Config(MethodConfig):
 
     name: Literal["text_residual"] = "text_residual"
     head: AnyHead = ResidualConfig()
-    score: str = Field("mcm", description="the method's own score")
+    score: str = Field("mcm", description="the selection criterion")
 
 
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     """The mean over the images."""
     found = cross_entropy(outputs, batch)
     return {"cross_entropy": found}, {"accuracy": accuracy(outputs, batch)}
+
+
+PLUGIN = MethodPlugin(Config, loss)
 '''
 YAML = """# A learned residual of the text features (Yu 2023).
 name: text_residual

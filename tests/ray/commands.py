@@ -112,6 +112,7 @@ def job_here(name: str, *words: str) -> subprocess.CompletedProcess[str]:
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", [f"jobs.{name}", *words]),
     ):
+        sys.modules.pop(f"jobs.{name}", None)  # imported by another test: run it anew
         try:
             runpy.run_module(f"jobs.{name}", run_name="__main__")
         except SystemExit as end_of_job:

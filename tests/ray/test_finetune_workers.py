@@ -8,7 +8,7 @@ import torch
 
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
-from pipelines.finetune.cache import is_trained
+from pipelines.finetune.cache import is_trained, load_checkpoint
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.finetune.stage import train
 from pipelines.finetune.workers import CLASS_PARALLEL_FROM, _split
@@ -55,7 +55,8 @@ def jobs():
 
 
 def weights(storage, head):
-    content = storage.read_bytes("cache", "heads", head, "checkpoint.pt")
+    content = load_checkpoint(storage, head)
+    assert content is not None
     return torch.load(io.BytesIO(content), weights_only=True)["parameters"]
 
 

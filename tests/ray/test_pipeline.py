@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.data.digits import DigitsSource
 from pipelines.data.storage import Storage
+from pipelines.run import RECORDS
 from tests.barrier import Barrier
 from tests.ray.commands import job, job_here, job_killed_at
 
@@ -45,6 +46,22 @@ def pipeline(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def table_of(folder: Path, method: str, variant: str = "chosen") -> str:
+    """The address of the scores of a method's first head."""
+    return address_in(folder / "score.json", method, variant)
+
+
+def head_of(folder: Path, method: str, variant: str = "chosen") -> str:
+    """The address of a method's first head."""
+    return address_in(folder / "finetune.json", method, variant)
+
+
+def address_in(record: Path, method: str, variant: str) -> str:
+    key = {"method": method, "seed": 0, "variant": variant}
+    (found,) = (h["address"] for h in json.loads(record.read_text())["heads"] if h["key"] == key)
+    return str(found)
+
+
 def ending(output: str) -> str:
     """What is printed after the stages' lines."""
     return output.split("\n\n", 1)[1]
@@ -73,11 +90,10 @@ def test_it_shows_its_stages_in_order_and_says_what_to_do_next(first: Finished) 
     assert shown == [(str(n), stage) for n, stage in enumerate(STAGES, start=1)]
     assert "Traceback" not in done.stderr
     words = ending(done.stdout)
-    for name in ("ID ACC", "OOD ACC", "AUROC", "FPR", "near", "far"):
+    for name in ("ID ACC", "OOD ACC", "AUROC", "FPR", "champion"):
         assert name in words
     for line in (
         f"report     {run_folder(storage)}/report.html",
-        "models:/energy-ood",
         f"mlflow ui --backend-store-uri sqlite:///{storage}/mlflow.db",
         f"python -m jobs.predict source=PATH storage={storage}",
     ):
@@ -88,7 +104,7 @@ def test_it_leaves_the_evidence(first: Finished) -> None:
     storage, _ = first
     folder = run_folder(storage)
     for stage in STAGES:
-        assert json.loads((folder / f"{stage}.json").read_text())
+        assert json.loads((folder / RECORDS.get(stage, f"{stage}.json")).read_text())
     found = json.loads(metrics(storage))
     assert [(r["method"], r["score"]) for r in found["rows"]] == [
         (m, s) for m in METHODS for s in SCORES
@@ -98,10 +114,11 @@ def test_it_leaves_the_evidence(first: Finished) -> None:
         "Zhu 2025: EBM + DeltaEnergy",
     }
     for method in METHODS:
-        parts = sorted((folder / "scores" / f"{method}-0").glob("*.parquet"))
+        parts = (storage / "cache" / "scores" / table_of(folder, method)).glob("*.parquet")
         rows = sum(pq.read_metadata(part).num_rows for part in parts)
-        scored = [n for n in found["sets"] if n.split("/")[0] not in ("train", "outliers")]
-        assert rows == sum(found["sets"][name] for name in scored)
+        sizes = found["facts"]["sets"]
+        scored = [n for n in sizes if n.split("/")[0] not in ("train", "outliers")]
+        assert rows == sum(sizes[name] for name in scored)
     page = (folder / "report.html").read_text()
     assert "<html" in page
     assert not re.search(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css|png|svg)""", page)
@@ -149,9 +166,9 @@ MIDDLE = {
     "embed": ("cache/features/*/0*.parquet", "cache/features/*/0*.parquet"),
     "sweep": ("cache/trials/*.json", "cache/trials/*.json"),
     "finetune": ("cache/heads/*/checkpoint.pt", "cache/heads/*/checkpoint.pt"),
-    "score": ("runs/*/scores/*.parquet", "runs/*/scores/*/*.parquet"),
-    "evaluate": ("runs/*/evaluate.json", "runs/*/metrics.json"),
-    "register": ("runs/*/register.json", "runs/*/evaluate.json"),
+    "score": ("cache/scores/*/*.parquet", "cache/scores/*/*.parquet"),
+    "evaluate": ("runs/*/metrics.json", "runs/*/score.json"),
+    "register": ("runs/*/register.json", "runs/*/metrics.json"),
 }
 
 
@@ -159,7 +176,9 @@ def killed_and_started_again(storage: Path, stage: str, *words: str) -> None:
     held, after = MIDDLE[stage]
     barrier = Barrier.new(storage.parent / "barrier", held=held, after=after)
     job_killed_at(barrier, "pipeline", "preset=test", f"storage={storage}", *words)
-    assert not (run_folder(storage) / f"{stage}.json").exists(), "was done before it was killed"
+    assert not (run_folder(storage) / RECORDS.get(stage, f"{stage}.json")).exists(), (
+        "was done before it was killed"
+    )
     pipeline(storage, *words)
 
 
@@ -176,19 +195,16 @@ def test_killed_while_training_it_goes_on_to_the_same_numbers(
 
 
 def test_the_chosen_settings_stand_beside_the_default_ones(first: Finished) -> None:
-    storage, done = first
+    storage, _ = first
     folder = run_folder(storage)
     found = json.loads(metrics(storage))
     compared = {(row["method"], row["score"]) for row in found["best_against_default"]}
     # Only temperatures and c are searched: the heads are the same, max_logit has nothing.
     assert compared <= {(m, s) for m in METHODS for s in ("mcm", "delta_energy")}
     assert compared
-    assert "Chosen against default settings (seed 0" in done.stdout
-    methods = {method for method, _ in compared}
-    default = {p.name for p in (folder / "scores").iterdir() if p.name.endswith("-default")}
-    assert {f"{method}-0-default" for method in methods} <= default
-    heads = json.loads((folder / "finetune.json").read_text())
-    assert all(heads["defaults"][m] == heads["heads"][m][:1] for m in methods)
+    for method in {method for method, _ in compared}:
+        assert table_of(folder, method, "default") != table_of(folder, method)
+        assert head_of(folder, method, "default") == head_of(folder, method)
 
 
 @pytest.mark.slow

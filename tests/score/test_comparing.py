@@ -32,6 +32,7 @@ from pipelines.run import Run
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import stage as score
+from pipelines.score.cache import FittedManifest, write
 from pipelines.score.judge import judge
 from pipelines.score.result import HeadScores
 from pipelines.score.search import PostHocConfig
@@ -207,9 +208,7 @@ def stored(folder: Path, head: str) -> tuple[Storage, Predictor]:
     storage, known = Storage(str(folder)), predictor(head)
     trained = Trained(known, known, 0, ())
     keep(head, TrainingJob(METHODS["zero_shot"].Config(), 0), toy_data(), trained, storage)
-    content = scoring.to_bytes(words())
-    storage.write_bytes(content, "cache", "fitted", "words", "record.safetensors")
-    storage.write_json({}, "cache", "fitted", "words", "manifest.json")
+    write(storage, "words", words(), FittedManifest(score="neg_label"))
     return storage, known
 
 

@@ -10,16 +10,19 @@ import pytest
 
 from pipelines.code_digest import Code
 from pipelines.config import UserError
+from pipelines.data import kept
 from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
+from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
 from pipelines.heads import Predictor
 from pipelines.records import HeadKey
 from pipelines.score import stage as score
 from pipelines.score.judge import judge
-from pipelines.score.result import HeadScores, ScoreResult, ScoreTable
+from pipelines.score.result import HeadScores, ScoreResult
 from tests.feature_cache import flip_a_byte, make_cache
 from tests.feature_sets import clustered_sets
+from tests.stored_heads import publish_head
 
 SCORES = {"mcm": {"tau": 0.3}, "delta_energy": {"tau": 0.5, "c": 2}}
 FIRST, SECOND = (HeadKey(method="m", seed=seed) for seed in (0, 1))
@@ -30,8 +33,7 @@ def store_head(storage: Storage, address: str, seed: int = 0) -> Predictor:
     text = random.normal(size=(3, 16)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     head = Predictor("zero_shot", {"text_features": text}, {}, 10.0, ("cat", "dog", "cow"))
-    for name, content in head.files().items():
-        storage.write_bytes(content, "cache", "heads", address, "best", name)
+    publish_head(storage, address, head)
     return head
 
 
@@ -152,17 +154,15 @@ def test_a_missing_part_is_an_error_and_never_a_smaller_table(
     path = storage.local("cache", "scores", place, "test-two-00000.parquet")
     content = path.read_bytes()
     path.unlink()
-    with pytest.raises(UserError, match=r"1 of 8 parts are missing \(first: test-two-00000"):
+    with pytest.raises(Damaged, match=r"test-two-00000\.parquet: missing"):
         score.read(storage, place)
     path.write_bytes(content)
     table = storage.read_table("cache", "scores", place, path.name)
-    storage.write_table(table.slice(1), "cache", "scores", place, path.name)
-    with pytest.raises(UserError, match="77 rows, and 78 images were scored; delete"):
-        score.read(storage, place)
-    storage.write_table(pa.concat_tables([table, table]), "cache", "scores", place, path.name)
-    with pytest.raises(UserError, match="86 rows, and 78 images"):
-        score.read(storage, place)
-    with pytest.raises(UserError, match="scores nothing: not there or not finished"):
+    for other in (table.slice(1), pa.concat_tables([table, table])):
+        kept.write_table(storage, other, "cache", "scores", place, path.name)
+        with pytest.raises(Damaged, match="not the bytes that were written"):
+            score.read(storage, place)
+    with pytest.raises(Damaged, match=r"nothing/manifest\.json: missing"):
         score.read(storage, "nothing")
 
 
@@ -185,8 +185,8 @@ def test_heads_that_share_everything_share_a_table(storage: Storage, sets: Featu
     assert len({head.address for head in result.heads}) == 1
     assert len(storage.names("cache", "scores")) == 1
     assert list(score.read_chosen(storage, result)) == [("m", 0)]
-    manifest = storage.read_bytes("cache", "scores", result.heads[0].address, "manifest.json")
-    assert sum(ScoreTable.from_json(manifest, "").parts.values()) == 78
+    table = score.entry(storage, result.heads[0].address).read()
+    assert sum(table.parts.values()) == table.rows == 78
 
 
 def test_the_address_of_a_table_follows_everything_that_decides_it(

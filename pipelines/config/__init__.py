@@ -3,8 +3,12 @@
 A job's configuration is `conf/<job>.yaml`, its groups (`conf/<group>/<name>.yaml`, chosen by
 `group=name` or, from anywhere, `group=@FILE`) and the words of the command line, where a dotted
 key sets one value (`benchmark.root=DIR`). `preset=name` takes words from `conf/<name>.yaml`, which
-the command line's own words then override. OmegaConf composes, pydantic validates into sections
-that live beside the code they configure. Every problem is reported at once, without a traceback.
+the command line's own words then override. Pydantic validates into sections that live beside the
+code they configure. Every problem is reported at once, a line each, without a traceback.
+
+A file of your own (`@FILE`) is read with care: `config.yaml_text` says what YAML is taken,
+`config.interpolation` what it may refer to, and the environment is closed to it unless the command
+line has `allow_env=true`. No address may hold credentials (`config.secrets`).
 """
 
 from __future__ import annotations
@@ -18,13 +22,18 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
-from yaml import YAMLError
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+from pipelines.config.interpolation import fill_in, text_problem, texts_of
+from pipelines.config.secrets import credentials_in, mask, mask_tree
+from pipelines.config.yaml_text import YamlProblem, read_yaml, read_yaml_file, unusual_numbers
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 # Words for what users set most, in place of the dotted key.
 SHORT = {name: f"embed.{name}" for name in ("max_rejected", "background", "exif")}
+
+# No section lies deeper, and nothing that is shown is longer.
+MAX_PARTS, MAX_SHOWN, MAX_PROBLEMS = 12, 400, 50
 
 # A configuration before it is validated: plain data of any depth.
 Tree = dict[str, Any]
@@ -38,9 +47,18 @@ class ConfigError(UserError):
     """One or more problems of a configuration, each a line of its own."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        """Join `problems`, which stay readable one by one."""
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        """Join `problems`, which stay readable one by one: printable, short, without secrets."""
+        self.problems = [_readable(problem) for problem in problems[:MAX_PROBLEMS]]
+        if len(problems) > MAX_PROBLEMS:
+            self.problems.append(f"and {len(problems) - MAX_PROBLEMS:,} more problems")
+        super().__init__("\n".join(self.problems))
+
+
+def _readable(problem: str) -> str:
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in mask(problem))
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[: MAX_SHOWN // 2]} ... {text[-MAX_SHOWN // 2 :]}"
 
 
 class Section(BaseModel):
@@ -89,7 +107,7 @@ def compose(job: str, words: Sequence[str]) -> tuple[Tree, list[str]]:
     for key, value in (composer.fitting(preset, data) | given).items():
         if "." in key:
             composer.override(data, key, value)
-    return composer.interpolate(data), composer.problems
+    return composer.finish(data), composer.problems
 
 
 def chosen(job: str, words: Sequence[str]) -> Tree:
@@ -100,9 +118,10 @@ def chosen(job: str, words: Sequence[str]) -> Tree:
     """
     composer = _Composer()
     data, preset, given = composer.collect(job, words)
-    if composer.problems:
-        raise ConfigError(composer.problems)
-    return data | preset | given
+    found = data | preset | given
+    if problems := [*composer.problems, *credentials_in(found)]:
+        raise ConfigError(problems)
+    return found
 
 
 @dataclass
@@ -110,6 +129,7 @@ class _Composer:
     """Collects problems while words, files and groups become one tree."""
 
     problems: list[str] = field(default_factory=list)
+    allow_env: bool = False
 
     def collect(self, job: str, words: Sequence[str]) -> tuple[Tree, Tree, Tree]:
         """The job's plain keys under all words, then the preset's words and the user's."""
@@ -117,30 +137,47 @@ class _Composer:
         if base := data.pop("extends", None):
             data = {**self.read(CONF / f"{base}.yaml"), **data}
         given = self.parse(words)
+        allow_env = given.pop("allow_env", False)
+        if not isinstance(allow_env, bool):
+            self.problems.append(f"allow_env={allow_env!r}: input should be true or false")
+        self.allow_env = allow_env is True
         name = given.pop("preset", None)
         preset = {} if name is None else self.file(str(name), CONF, "preset")
         data |= {key: value for key, value in (preset | given).items() if "." not in key}
         return data, preset, given
 
-    def read(self, path: Path, label: str = "") -> Tree:
+    def read(self, path: Path, label: str = "", *, foreign: bool = False) -> Tree:
         """The mapping in a YAML file; `label` names it in messages in place of its path."""
         label = label or str(path)
         try:
-            content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            content = read_yaml_file(path)
         except FileNotFoundError:
             self.problems.append(f"{label}: no such file")
-        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-            self.problems.append(f"{label}: not readable as YAML ({' '.join(str(error).split())})")
+        except (YamlProblem, OSError, ValueError) as error:
+            self.problems.append(f"{label}: not readable as YAML ({error})")
         else:
-            if isinstance(content, dict):
-                return {str(key): value for key, value in content.items()}
+            if isinstance(content, dict | None):
+                return self.allowed(content or {}, label, foreign=foreign)
             self.problems.append(f"{label}: expected a mapping of keys to values")
         return {}
 
+    def allowed(self, content: dict[Any, Any], label: str, *, foreign: bool) -> Tree:
+        """The keys of a file, whose texts may refer to what is open to it."""
+        given = {str(key): value for key, value in content.items()}
+        closed = foreign and not self.allow_env
+        wrong = [
+            f"{label}: {key}: {problem}"
+            for key, text in texts_of(given)
+            if "${" in text and (problem := text_problem(text, env=not closed))
+        ]
+        self.problems += wrong
+        return {} if wrong else given
+
     def file(self, name: str, folder: Path, word: str) -> Tree:
         """The content of `folder`/`name`.yaml, or of FILE where the name is `@FILE`."""
-        path = Path(name[1:]).expanduser() if name.startswith("@") else folder / f"{name}.yaml"
-        return self.read(path, f"{word}={name}")
+        if name.startswith("@"):
+            return self.read(_path(name[1:]), f"{word}={name}", foreign=True)
+        return self.read(folder / f"{name}.yaml", f"{word}={name}")
 
     def group(self, group: str, name: str, word: str = "") -> Tree:
         """The content of a group's file, which the user chose by `word` (the group's name)."""
@@ -154,13 +191,19 @@ class _Composer:
         given: Tree = {}
         for word in words:
             key, equals, text = word.partition("=")
-            if not equals or not key or ".." in f".{key}.":
-                self.problems.append(f"{word!r}: expected key=value, for example seeds=3")
+            if not equals or not key or ".." in f".{key}." or key.count(".") > MAX_PARTS:
+                self.problems.append(f"{_cut(word)!r}: expected key=value, for example seeds=3")
                 continue
             try:
-                given[SHORT.get(key, key)] = _value(text)
-            except (YAMLError, OmegaConfBaseException):
-                self.problems.append(f"{word!r}: the value is not readable as YAML")
+                value = text if text.startswith("@") else read_yaml(text)  # @: reserved in YAML
+            except YamlProblem as problem:
+                told = f"the value is not readable as YAML ({problem})"
+                self.problems.append(f"{_cut(word)!r}: {told}")
+                continue
+            wrong = [w for _, t in texts_of(value) if (w := text_problem(t, env=True))]
+            self.problems += [f"{_cut(word)!r}: {problem}" for problem in wrong]
+            if not wrong:
+                given[SHORT.get(key, key)] = value
         return given
 
     @staticmethod
@@ -197,6 +240,9 @@ class _Composer:
     def override(self, data: Tree, key: str, value: Any) -> None:
         """Set the value of a dotted key, making the mappings on the way."""
         *parents, last = key.split(".")
+        if len(parents) > MAX_PARTS:
+            self.problems.append(f"{key}: no key has so many parts")
+            return
         node: Any = data
         for parent in parents:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
@@ -205,31 +251,24 @@ class _Composer:
         else:
             self.problems.append(f"{key}: {'.'.join(parents)} holds no keys")
 
-    def interpolate(self, data: Tree) -> Tree:
-        """Fill in `${other.key}` once all words are laid over the files."""
-        tree = OmegaConf.create(data)
-        failed: set[str | None] = {None}
-        while True:
-            try:
-                resolved: Any = OmegaConf.to_container(tree, resolve=True)
-            except OmegaConfBaseException as error:
-                key = error.full_key
-                self.problems.append(f"{key}: {str(error).splitlines()[0]}")
-                if key in failed:
-                    return data
-                failed.add(key)
-                # Named once; the next round finds the next one.
-                OmegaConf.update(tree, str(key), "")
-            else:
-                return {str(key): value for key, value in resolved.items()}
+    def finish(self, data: Tree) -> Tree:
+        """Fill in `${other.key}` once all words are laid over the files; check every value."""
+        filled, problems = fill_in(data)
+        self.problems += [*problems, *unusual_numbers(filled), *credentials_in(filled)]
+        return filled
 
 
-def _value(text: str) -> Any:
-    """The value of a word: YAML with `${other.key}` left for later, or `@FILE` as it stands."""
-    if text.startswith("@"):  # reserved in YAML
-        return text
-    parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-    return parsed["value"]
+def _path(name: str) -> Path:
+    """A path as a user writes it; `~` stays where nobody knows whose home it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def _cut(word: str) -> str:
+    word = mask(word)  # before a cut hides where an address began
+    return word if len(word) <= 120 else f"{word[:60]}...{word[-57:]}"
 
 
 def group_names(group: str) -> list[str]:
@@ -299,6 +338,6 @@ def digest(content: Any, *, length: int = 16) -> str:
 
 
 def to_yaml(content: Section | Mapping[str, Any]) -> str:
-    """YAML of a section or of plain data."""
+    """YAML of a section or of plain data, to be kept and shown: without credentials."""
     data = plain(content) if isinstance(content, Section) else dict(content)
-    return OmegaConf.to_yaml(OmegaConf.create(data))
+    return OmegaConf.to_yaml(OmegaConf.create(mask_tree(data)))

@@ -1,0 +1,311 @@
+"""Every kind of file of a finished run and of a registered model, damaged in four ways.
+
+The same command again gives the same table, or one line that says what to do: never another table,
+never a traceback. A file of an unknown kind fails here, so a new kind is tested by existing.
+
+In `make test` one file of each kind is damaged in one way, in the slow matrix every file in all.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import UserError, load
+from pipelines.data.digits import DigitsSource
+from pipelines.data.storage import Storage
+from pipelines.evaluate.metrics import MetricRow
+from pipelines.pipeline import run
+from pipelines.predict.stage import PredictConfig, load_detector
+from pipelines.predict.stage import run as predict
+from pipelines.run import Quiet, Run
+from pipelines.settings import PipelineConfig
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+WORDS = (
+    "preset=test",
+    "training=in_process",
+    "methods=[zero_shot,ebm,balanced_energy]",
+    "methods.balanced_energy.training.epochs=1",
+    "methods.ebm.training.epochs=2",
+    "scores=[mcm,knn,neg_label]",
+    "sweep.posthoc.budget=2",
+)
+
+# What a stage reads again: damaged, it is made again.
+CACHE = {
+    "backbone": r"cache/backbones/[^/]+/model\.(json|safetensors)",
+    "backbone's manifest": r"cache/backbones/[^/]+/manifest\.json",
+    "shard": r"cache/features/\w+/\d+\.parquet",
+    "features' manifest": r"cache/features/\w+/manifest\.json",
+    "rejected images": r"cache/features/\w+/rejected\.parquet",
+    "text features": r"cache/text/\w+\.parquet",
+    "statistics": r"cache/statistics/\w+/statistics\.safetensors",
+    "statistics' manifest": r"cache/statistics/\w+/manifest\.json",
+    "outlier prior": r"cache/priors/\w+\.json",
+    "trial": r"cache/trials/\w+\.json",
+    "head": r"cache/heads/\w+/(best|last)/head\.(json|safetensors)",
+    "head's manifest": r"cache/heads/\w+/manifest\.json",
+    "checkpoint": r"cache/heads/\w+/checkpoint\.pt",
+    "fitted record": r"cache/fitted/\w+/record\.safetensors",
+    "fitted manifest": r"cache/fitted/\w+/manifest\.json",
+    "score part": r"cache/scores/\w+/\w+-\d+\.parquet",
+    "scores' manifest": r"cache/scores/\w+/manifest\.json",
+}
+RUN = {
+    "record of a stage": r"runs/\w+/(embed|sweep|finetune|score|metrics|register)\.json",
+    "stamp": r"runs/\w+/stamps/\w+\.json",
+    "configuration": r"runs/\w+/config\.yaml",
+    "MLflow run": r"runs/\w+/mlflow\.json",
+    "training images": r"runs/\w+/train\.parquet",
+    "surfaces": r"runs/\w+/surfaces\.parquet",
+    "chosen setting": r"runs/\w+/best/\w+\.yaml",
+    "evidence": r"runs/\w+/sweep/evidence\.json",
+    "picture": r"runs/\w+/sweep/[\w-]+\.png",
+    "report": r"runs/\w+/report\.html",
+}
+MODEL = {
+    "detector": r"detector\.json",
+    "detector's head": r"head\.(json|safetensors)",
+    "detector's backbone": r"backbone\.(json|safetensors)",
+    "detector's record": r"score-[\w+]+\.safetensors",
+}
+# MLflow's own: its database (tests/test_tracking.py), its copies of what is in runs/, and what
+# surrounds the detector of a model, which `predict` does not read.
+MLFLOW = {
+    "database": r"mlflow\.db",
+    "copy": r"artifacts/\w+/artifacts/.+",
+    "model": r"artifacts/models/m-\w+/artifacts/(?!artifacts/detector/).+",
+    "model's detector": r"artifacts/models/m-\w+/artifacts/artifacts/detector/[^/]+",
+}
+
+
+def flip(path: Path, other: Path) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 0x04]) + content[middle + 1 :])
+
+
+def truncate(path: Path, other: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(path: Path, other: Path) -> None:
+    path.unlink()
+
+
+def swap(path: Path, other: Path) -> None:
+    path.write_bytes(other.read_bytes())
+
+
+DAMAGES: dict[str, Callable[[Path, Path], None]] = {
+    damage.__name__: damage for damage in (flip, truncate, delete, swap)
+}
+
+
+def kind_of(path: str, kinds: dict[str, str]) -> str | None:
+    found = [kind for kind, pattern in kinds.items() if re.fullmatch(pattern, path)]
+    assert len(found) <= 1, f"{path}: {found}"
+    return found[0] if found else None
+
+
+def by_kind(root: Path, kinds: dict[str, str]) -> dict[str, list[Path]]:
+    """The files of each kind; no kind is without one."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    sorted_files: dict[str, list[Path]] = {kind: [] for kind in kinds}
+    for file in files:
+        kind = kind_of(file.relative_to(root).as_posix(), kinds)
+        if kind is not None:
+            sorted_files[kind].append(file)
+    assert all(sorted_files.values()), [kind for kind, of in sorted_files.items() if not of]
+    return sorted_files
+
+
+def another(path: Path, same: list[Path]) -> Path:
+    """Another file of the kind with other bytes; where there is none, one of the same format."""
+    others = [file for file in same if file.read_bytes() != path.read_bytes()]
+    root = path.parents[len(path.parts) - 1 - path.parts.index("storage") - 1]
+    alike = sorted(file for file in root.rglob(f"*{path.suffix}") if file.is_file())
+    fitting = [file for file in others if file.suffix == path.suffix]
+    return next(f for f in [*fitting, *others, *alike] if f.read_bytes() != path.read_bytes())
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, a copy of its files to put back, and its table."""
+
+    root: Path
+    copy: Path
+    rows: tuple[MetricRow, ...]
+
+    def restore(self) -> None:
+        for name in ("cache", "runs"):
+            shutil.rmtree(self.root / name)
+            shutil.copytree(self.copy / name, self.root / name)
+
+    def again(self, last: str | None = None) -> Run:
+        words = [*WORDS, f"storage={self.root}"]
+        return run(load(PipelineConfig, "pipeline", words), Quiet(), last=last)
+
+    def forget(self, path: Path) -> None:
+        """What makes the next command read the file: the stages have not run."""
+        shutil.rmtree(self.root / "runs")
+        kept = path.relative_to(self.root).as_posix()
+        if kind_of(kept, CACHE) == "checkpoint":
+            path.with_name("manifest.json").unlink()
+        # What is found where it was made of the file keeps the file from being read.
+        for made, sources in {
+            "trials": ("features", "text", "fitted", "statistics", "priors"),
+            "heads": ("priors",),
+            "fitted": ("text", "statistics"),
+            "priors": (),
+            "scores": ("heads", "fitted"),
+        }.items():
+            if path.relative_to(self.root).parts[1] in sources:
+                shutil.rmtree(self.root / "cache" / made)
+
+
+@pytest.fixture(scope="module")
+def finished(mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("kept")
+    root = folder / "storage"
+    backbones = mini_storage.local("cache", "backbones")
+    shutil.copytree(backbones, root / "cache" / "backbones")
+    done = Finished(root, folder / "copy" / "storage", ())
+    rows = done.again().metrics.rows
+    for name in ("cache", "runs"):
+        shutil.copytree(root / name, done.copy / name)
+    return Finished(root, done.copy, rows)
+
+
+@pytest.fixture
+def whole(finished: Finished) -> Iterator[Finished]:
+    yield finished
+    finished.restore()
+
+
+def is_as_it_was(finished: Finished, last: str | None = None) -> bool:
+    """Whether the command gives the same table; else it says in one line what to do."""
+    try:
+        rows = finished.again(last).metrics.rows
+    except UserError as error:
+        return len(str(error).splitlines()) != 1
+    return rows == finished.rows
+
+
+def test_no_file_is_of_an_unknown_kind(finished: Finished) -> None:
+    """Add the kind of a new file above, where it is damaged then."""
+    every = CACHE | RUN | MLFLOW
+    found = by_kind(finished.root, every)
+    known = {file for files in found.values() for file in files}
+    unknown = [f for f in finished.root.rglob("*") if f.is_file() and f not in known]
+    assert unknown == []
+
+
+def cases(kinds: dict[str, str], slow: tuple[str, ...] = ()) -> list[object]:
+    """Every kind in every way; for `make test` each kind in one, each way in turn."""
+    return [
+        pytest.param(kind, damage, marks=[pytest.mark.slow] if turn or kind in slow else [])
+        for number, kind in enumerate(kinds)
+        for turn, damage in enumerate((list(DAMAGES) * 2)[number % 4 : number % 4 + 4])
+    ]
+
+
+# A backbone takes seconds to be trained again.
+@pytest.mark.parametrize(("kind", "damage"), cases(CACHE, slow=("backbone's manifest",)))
+def test_what_a_stage_reads_again_is_made_again(
+    whole: Finished, kind: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = by_kind(whole.root, CACHE)[kind]
+    path = files[len(files) // 2]
+    other = another(path, files).read_bytes()
+    spare = whole.copy.parent / f"spare{path.suffix}"
+    spare.write_bytes(other)
+    whole.forget(path)
+    DAMAGES[damage](path, spare)
+    with caplog.at_level(logging.WARNING):
+        assert is_as_it_was(whole, last="evaluate")
+    told = [r.getMessage() for r in caplog.records if r.name == "pipelines.data.kept"]
+    assert len(told) == len(set(told)) <= 2
+    if damage != "delete":
+        assert any("is removed and made again" in line for line in told), told
+    assert by_kind(whole.root, {kind: CACHE[kind]})[kind]
+
+
+@pytest.mark.parametrize(("kind", "damage"), cases(RUN))
+def test_a_finished_run_is_found_as_it_was_or_done_again(
+    whole: Finished, kind: str, damage: str
+) -> None:
+    files = by_kind(whole.root, RUN)[kind]
+    path = files[len(files) // 2]
+    before, other = path.read_bytes(), another(path, files)
+    DAMAGES[damage](path, other)
+    assert is_as_it_was(whole, last="evaluate")
+    if kind not in ("stamp", "MLflow run"):  # times differ
+        assert path.is_file()
+        assert kind in ("record of a stage", "picture", "report") or path.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_file_of_a_finished_run(finished: Finished, damage: str) -> None:
+    for files in by_kind(finished.root, CACHE | RUN).values():
+        for path in files:
+            DAMAGES[damage](path, another(path, files))
+            assert is_as_it_was(finished), path
+            finished.restore()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_registered_model_judges_as_it_did_or_says_how_to_restore_it(
+    finished: Finished, tmp_path: Path, damage: str
+) -> None:
+    (model,) = finished.root.glob("artifacts/models/*/artifacts/artifacts/detector")
+    folder = tmp_path / "storage" / "detector"
+    shutil.copytree(model, folder)
+    images = DigitsSource().read(["digits/0000/plain", "digits/0001/noisy"])
+    expected = load_detector(str(folder), Storage(str(tmp_path))).judge_images(images)
+    kinds = by_kind(folder, MODEL)
+    assert {f for files in kinds.values() for f in files} == set(folder.iterdir())
+    for files in kinds.values():
+        for path in files:
+            other = tmp_path / "storage" / f"other{path.suffix}"
+            other.write_bytes(another(path, files).read_bytes())
+            DAMAGES[damage](path, other)
+            with pytest.raises(UserError) as error:
+                load_detector(str(folder), Storage(str(tmp_path)))
+            assert len(str(error.value).splitlines()) == 1
+            words = "no detector there" if path.name == "detector.json" else "jobs.register"
+            assert words in str(error.value) or "jobs.register" in str(error.value)
+            shutil.copyfile(model / path.name, path)
+    again = load_detector(str(folder), Storage(str(tmp_path))).judge_images(images)
+    assert again.equals(expected)
+
+
+def test_a_threshold_that_was_edited_judges_nothing(finished: Finished, tmp_path: Path) -> None:
+    """Of a damaged model that MLflow finds: a verdict went from OOD to ID without a word."""
+    (model,) = finished.root.glob("artifacts/models/*/artifacts/artifacts/detector")
+    image = tmp_path / "image.png"
+    (content,) = DigitsSource().read(["digits/0000/plain"])
+    assert isinstance(content, bytes)
+    image.write_bytes(content)
+    config = PredictConfig(source=str(image), storage=str(finished.root))
+    (verdict,) = predict(config)
+    path = model / "detector.json"
+    before = path.read_text()
+    edited = re.sub(r'"threshold": [-\d.e]+', '"threshold": 9.01', before, count=1)
+    assert edited != before
+    path.write_text(edited)
+    try:
+        with pytest.raises(UserError, match=r"judges nothing.*python -m jobs\.register"):
+            predict(config)
+    finally:
+        path.write_text(before)
+    assert list(predict(config)) == [verdict]
