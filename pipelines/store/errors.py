@@ -26,8 +26,8 @@ _ADVICE = {
     errno.EPERM: _RIGHTS,
     errno.ENOTDIR: "give a folder, storage=FOLDER",
 }
-# How Ray's errors quote the OSError of one of its processes.
-_QUOTED = re.compile(r"\[Errno (\d+)\] ([^\n]*)")
+# How errors of Ray, and of many files, quote an OSError.
+_QUOTED = re.compile(r'\[Errno (\d+)\] ([^\n"]*)')
 # Libraries whose errors mean that the MLflow store did not do what it was asked.
 _STORE = {"mlflow", "sqlalchemy", "sqlite3", "alembic"}
 _LONGEST = 300
@@ -62,7 +62,8 @@ def explain(error: BaseException, storage: Storage) -> str | None:
         root = type(inner).__module__.partition(".")[0]
         if root in _STORE:
             return f"MLflow store of {where}: {_one_line(inner)}; {_mend(inner)}"
-        if root == "ray" and (quoted := _QUOTED.findall(str(inner))):
+        is_text = root == "ray" or isinstance(inner, OSError)  # so does shutil's own error
+        if is_text and (quoted := _QUOTED.findall(str(inner))):
             number, text = quoted[-1]
             return _of_system(int(number), f"[Errno {number}] {text}", where)
     return (
