@@ -24,7 +24,8 @@ from pipelines.evaluate.metrics import MetricRow
 from pipelines.pipeline import run
 from pipelines.predict.stage import PredictConfig, load_detector
 from pipelines.predict.stage import run as predict
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.settings import PipelineConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -14,7 +14,8 @@ from pipelines.finetune import cache as trained_heads
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.methods import METHODS
 from pipelines.pipeline import words_again
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.score import search as posthoc
 from pipelines.settings import PipelineConfig
 from pipelines.sweep import record as sweep_record
