@@ -10,7 +10,7 @@ cache is there, and otherwise repeated with the reason.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -44,7 +44,13 @@ from pipelines.score import by_name as scoring
 from pipelines.score.cache import entry as fitted_entry
 from pipelines.score.result import ScoreResult
 from pipelines.score.stage import entry as table_entry
-from pipelines.settings import NOT_CONTENT, PipelineConfig, open_checked, with_local_features
+from pipelines.settings import (
+    NOT_CONTENT,
+    PipelineConfig,
+    flat_params,
+    open_checked,
+    with_local_features,
+)
 from pipelines.store import registry
 from pipelines.store import tracker as tracking
 from pipelines.store.database import RegisteredVersion
@@ -348,24 +354,6 @@ class Run:
             return known.run_id
         name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
         with self.tracker.run(name, tags=stamp(run=self.id)) as active:
-            active.log_params(_params(plain(self.config)))
+            active.log_params(flat_params(plain(self.config)))
             kept.write_record(self.storage, MlflowRun(run_id=active.run_id), *place)
             return str(active.run_id)
-
-
-def _params(config: Mapping[str, object]) -> dict[str, object]:
-    """The configuration as flat parameters; who is in which set stands in config.yaml."""
-    flat = _flat(config)
-    return {
-        k: v for k, v in flat.items() if not k.startswith(("benchmark.sets", "benchmark.sources"))
-    }
-
-
-def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

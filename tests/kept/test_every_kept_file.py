@@ -80,10 +80,11 @@ MODEL = {
     "detector's backbone": r"backbone\.(json|safetensors)",
     "detector's record": r"score-[\w+]+\.safetensors",
 }
-# MLflow's own: its database (tests/test_tracking.py), its copies of what is in runs/, and what
-# surrounds the detector of a model, which `predict` does not read.
+# MLflow's own: its database (tests/store/test_found.py), its copies of what is in runs/, and what
+# surrounds the detector of a model, which `predict` does not read. Locks are empty.
 MLFLOW = {
     "database": r"mlflow\.db",
+    "lock": r"locks/[\w-]+\.lock",
     "copy": r"artifacts/\w+/artifacts/.+",
     "model": r"artifacts/models/m-\w+/artifacts/(?!artifacts/detector/).+",
     "model's detector": r"artifacts/models/m-\w+/artifacts/artifacts/detector/[^/]+",
