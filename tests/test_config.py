@@ -4,82 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from pipelines import config
-from pipelines.config import (
-    ConfigError,
-    Section,
-    UserError,
-    digest,
-    load,
-    plain,
-    to_yaml,
+from pipelines.config import UserError, digest, plain, to_yaml
+from tests.toy_config import (
+    Engine,
+    Heavy,
+    Plain,
+    conf_folder,  # noqa: F401 - the fixture conf
+    problems,
+    read,
 )
-
-
-class Plain(Section):
-    name: Literal["plain"] = "plain"
-    epochs: int = Field(3, ge=1, description="passes")
-
-
-class Heavy(Section):
-    name: Literal["heavy"] = "heavy"
-    weight: float = Field(1.0, ge=0, description="of the loss")
-    epochs: int = Field(5, ge=1, description="passes")
-
-
-class Engine(Section):
-    address: str = Field("local", description="where")
-    workers: int = Field(1, ge=1, description="how many")
-
-
-class Toy(Section):
-    methods: dict[str, Annotated[Plain | Heavy, Field(discriminator="name")]]
-    engine: Engine = Engine()
-    color: Literal["red", "green"] = Field("red", description="of the toy")
-    share: float = Field(0.5, gt=0, le=1, description="a part")
-    folder: str = Field(".", description="a place")
-    sizes: list[int] = Field([], description="in order")
-
-
-@pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small conf/ of its own."""
-    files = {
-        "toy.yaml": "methods: [plain, heavy]\nengine: here\ncolor: red\nfolder: ${color}/x\n",
-        "child.yaml": "extends: toy\nshare: 0.25\n",
-        "engine/here.yaml": "address: here\n",
-        "engine/there.yaml": "address: there\nworkers: 4\n",
-        "method/plain.yaml": "name: plain\n",
-        "method/heavy.yaml": "name: heavy\nweight: 2.0\n",
-    }
-    for name, content in files.items():
-        path = tmp_path / "conf" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
-    return tmp_path / "conf"
-
-
-# A few lines that stand for 10**12 values.
-BOMB = "\n".join(
-    ["a0: &a0 [ha]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-)
-
-
-def read(*words: str, job: str = "toy") -> Toy:
-    return load(Toy, job, words)
-
-
-def problems(*words: str, job: str = "toy") -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        read(*words, job=job)
-    assert str(caught.value).splitlines() == caught.value.problems
-    return caught.value.problems
 
 
 @pytest.mark.usefixtures("conf")
@@ -134,68 +72,6 @@ class TestComposition:
         found = read(job="child")
         assert found.share == 0.25
         assert found.engine.address == "here"
-
-
-@pytest.mark.usefixtures("conf")
-class TestFilesOfOnesOwn:
-    """A file that somebody else wrote reads neither the environment nor anything by a resolver."""
-
-    @pytest.fixture(autouse=True)
-    def _planted(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PLANTED", "geheim-5f3a")
-
-    WORDS = ("engine=@{}", "preset=@{}", "methods=@{}")
-
-    @pytest.mark.parametrize("word", WORDS)
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "${oc.env:PLANTED}",
-            "a/${oc.env:PLANTED,x}/b",
-            "${oc.decode:${oc.env:PLANTED}}",
-            "${oc.${engine.part}:PLANTED}",
-            "${${engine.part}}",
-            "${oc.create:[1]}",
-            "${oc.select:color}",
-            "${oc.dict.keys:engine}",
-            "\\\\${oc.env:PLANTED}",
-        ],
-    )
-    def test_no_environment_and_no_resolver(self, word: str, text: str, tmp_path: Path) -> None:
-        file = tmp_path / "own.yaml"
-        file.write_text(f'address: "{text}"\npart: "oc.env:PLANTED"\n')
-        found = problems(word.format(file))
-        assert found[0].startswith(f"{word.format(file)}: address: ")
-        assert "geheim" not in "".join(found)
-
-    def test_a_word_allows_the_environment(self, tmp_path: Path) -> None:
-        file = tmp_path / "own.yaml"
-        file.write_text("address: ${oc.env:PLANTED}\n")
-        assert read(f"engine=@{file}", "allow_env=true").engine.address == "geheim-5f3a"
-        (problem,) = problems(f"engine=@{file}", "allow_env=false")
-        assert "allow_env=true" in problem
-        assert problems("allow_env=1") == ["allow_env=1: input should be true or false"]
-
-    def test_a_file_does_not_allow_it_itself(self, tmp_path: Path) -> None:
-        file = tmp_path / "own.yaml"
-        file.write_text("allow_env: true\nfolder: ${oc.env:PLANTED}\n")
-        assert "allow_env=true on the command line" in "".join(problems(f"preset=@{file}"))
-        file.write_text("allow_env: true\n")
-        (problem,) = problems(f"preset=@{file}")
-        assert problem.startswith("allow_env: unknown key")
-
-    def test_a_key_is_still_referred_to(self, tmp_path: Path) -> None:
-        file = tmp_path / "own.yaml"
-        file.write_text("address: at ${color}\n")
-        assert read(f"engine=@{file}").engine.address == "at red"
-
-    def test_the_projects_own_files_and_words_read_it(self, conf: Path) -> None:
-        (conf / "engine" / "named.yaml").write_text("address: ${oc.env:PLANTED}\n")
-        assert read("engine=named").engine.address == "geheim-5f3a"
-        assert read("folder=${oc.env:NO_SUCH_ONE, ../x}").folder == "../x"
-        assert problems("folder=${oc.env:NO_SUCH_ONE}") == [
-            "folder: environment variable NO_SUCH_ONE is not set"
-        ]
 
 
 @pytest.mark.usefixtures("conf")
@@ -342,66 +218,6 @@ class TestProblems:
         file.write_bytes(content)
         (problem,) = problems(f"engine=@{file}")
         assert problem.startswith(f"engine=@{file}: {message}")
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("a: " + "[" * 3000, "nested more than 30 deep"),
-            ("\n".join(" " * n + "a:" for n in range(3000)), "nested more than 30 deep"),
-            (f"workers: {'9' * 5000}", "an integer of too many digits"),
-            (f"workers: 0x{'f' * 5000}", "an integer of too many digits"),
-            ("a: 1\nb: 2\na: 3", "the key 'a' stands there twice (line 3)"),
-            ("a: {b: {1: x, '1': y}}", "the key '1' stands there twice"),
-            ("a: &a [*a]", "*a stands inside of what it stands for"),
-            (BOMB, "more than 500,000 values, aliases expanded"),
-            ('address: "\\0"', "a text with a NUL"),
-            ("address: !!binary aGk=", "a bytes where a text or a number is expected"),
-            ("workers: !!int", "a value that its tag does not fit"),
-            (b"address: \xc3\x28", "no UTF-8 text: byte 0xc3 at 9"),
-            (b"\x89PNG\r\n\x1a\n\0", "no UTF-8 text: byte 0x89 at 0"),
-        ],
-    )
-    def test_a_file_that_would_break_a_reader(
-        self, tmp_path: Path, content: str | bytes, message: str
-    ) -> None:
-        file = tmp_path / "bad.yaml"
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
-        (problem,) = problems(f"engine=@{file}")
-        assert problem.startswith(f"engine=@{file}: not readable as YAML ({message}")
-
-    @pytest.mark.parametrize(
-        ("word", "message"),
-        [
-            (f"sizes={'[' * 3000}", "nested more than 30 deep"),
-            (f"engine.workers={'9' * 5000}", "an integer of too many digits"),
-            ("engine.workers={a: 1, a: 2}", "the key 'a' stands there twice"),
-            ("folder=\udcff", "no UTF-8 text"),
-        ],
-    )
-    def test_a_word_that_would_break_a_reader(self, word: str, message: str) -> None:
-        (problem,) = problems(word)
-        assert message in problem
-        assert len(problem) < 300
-
-    def test_interpolation_grows_no_further_than_memory(self, tmp_path: Path) -> None:
-        file = tmp_path / "bomb.yaml"
-        ten = [f"a{n}: '" + f"${{engine.a{n - 1}}}" * 10 + "'" for n in range(1, 8)]
-        text = "\n".join([f"a0: '{'x' * 100_000}'", *ten])
-        file.write_text(text)
-        found = problems(f"engine=@{file}")
-        assert any("makes more than 2,000,000 values and characters" in line for line in found)
-
-    def test_a_long_chain_and_a_circle(self) -> None:
-        words = [f"engine.k{n}=${{engine.k{n + 1}}}" for n in range(20)]
-        assert any("more than 8 keys" in line for line in problems(*words))
-        found = problems("folder=${color}", "color=${folder}")
-        assert any("it stands for itself, by way of others" in line for line in found)
-
-    def test_what_is_told_is_printable(self, tmp_path: Path) -> None:
-        file = tmp_path / "own.yaml"
-        file.write_text('"\\e[31m\\n": 1\n')
-        found = problems(f"engine=@{file}", "\x1b[2J=1", "\n")
-        assert all(line.isprintable() for line in found)
 
     def test_a_folder_in_place_of_a_file(self, tmp_path: Path) -> None:
         (problem,) = problems(f"engine=@{tmp_path}")
