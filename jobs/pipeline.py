@@ -18,10 +18,10 @@ def pipeline(config: PipelineConfig) -> None:
 
     with Console() as console:
         done = run(config, console)
-    champion = done.champion
+    champion, store = done.champion, mask_uri(done.store_uri)
     commands = [
         ("report", done.storage.path("runs", done.id, "report.html")),
-        ("MLflow", f"mlflow ui --backend-store-uri {mask_uri(done.store_uri)}"),
+        ("MLflow", f"mlflow ui --backend-store-uri {store}"),
         ("one image", f"python -m jobs.predict source=PATH storage={done.storage.root}"),
     ]
     print()
