@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
-from pipelines.config import ConfigError, Section, UserError
+from pipelines.config import ConfigError, Section, UserError, plain
 from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
 from pipelines.embed.stage import EmbedConfig
 from pipelines.evaluate.compare import CompareConfig
@@ -161,14 +161,16 @@ def words_again(config: PipelineConfig) -> str:
     return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
 
 
-def flat_params(config: Mapping[str, Any]) -> dict[str, Any]:
+def flat_params(config: PipelineConfig) -> dict[str, object]:
     """The configuration as flat parameters; who is in which set stands in config.yaml."""
-    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
-    return _flat({**config, "benchmark": benchmark})
+    tree = plain(config)
+    hidden = ("sets", "sources")
+    benchmark = {k: v for k, v in tree["benchmark"].items() if k not in hidden}
+    return _flat({**tree, "benchmark": benchmark})
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{key}."))
