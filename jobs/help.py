@@ -31,6 +31,7 @@ MOST_SET = {
     "tracking_uri": "MLflow server; default: SQLite in the storage folder",
     "verbose": "print every table in place of one screen",
     "preset": "words from a file",
+    "allow_env": "true: files of your own may read environment variables, ${oc.env:NAME}",
 }
 GROUPS = {"methods": "method"}
 WIDTH = 98

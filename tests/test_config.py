@@ -4,76 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from pipelines import config
-from pipelines.config import (
-    ConfigError,
-    Section,
-    UserError,
-    digest,
-    load,
-    plain,
-    to_yaml,
+from pipelines.config import UserError, digest, plain, to_yaml
+from tests.toy_config import (
+    Engine,
+    Heavy,
+    Plain,
+    conf_folder,  # noqa: F401 - the fixture conf
+    problems,
+    read,
 )
-
-
-class Plain(Section):
-    name: Literal["plain"] = "plain"
-    epochs: int = Field(3, ge=1, description="passes")
-
-
-class Heavy(Section):
-    name: Literal["heavy"] = "heavy"
-    weight: float = Field(1.0, ge=0, description="of the loss")
-    epochs: int = Field(5, ge=1, description="passes")
-
-
-class Engine(Section):
-    address: str = Field("local", description="where")
-    workers: int = Field(1, ge=1, description="how many")
-
-
-class Toy(Section):
-    methods: dict[str, Annotated[Plain | Heavy, Field(discriminator="name")]]
-    engine: Engine = Engine()
-    color: Literal["red", "green"] = Field("red", description="of the toy")
-    share: float = Field(0.5, gt=0, le=1, description="a part")
-    folder: str = Field(".", description="a place")
-    sizes: list[int] = Field([], description="in order")
-
-
-@pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small conf/ of its own."""
-    files = {
-        "toy.yaml": "methods: [plain, heavy]\nengine: here\ncolor: red\nfolder: ${color}/x\n",
-        "child.yaml": "extends: toy\nshare: 0.25\n",
-        "engine/here.yaml": "address: here\n",
-        "engine/there.yaml": "address: there\nworkers: 4\n",
-        "method/plain.yaml": "name: plain\n",
-        "method/heavy.yaml": "name: heavy\nweight: 2.0\n",
-    }
-    for name, content in files.items():
-        path = tmp_path / "conf" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
-    return tmp_path / "conf"
-
-
-def read(*words: str, job: str = "toy") -> Toy:
-    return load(Toy, job, words)
-
-
-def problems(*words: str, job: str = "toy") -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        read(*words, job=job)
-    assert str(caught.value).splitlines() == caught.value.problems
-    return caught.value.problems
 
 
 @pytest.mark.usefixtures("conf")
@@ -277,7 +221,7 @@ class TestProblems:
 
     def test_a_folder_in_place_of_a_file(self, tmp_path: Path) -> None:
         (problem,) = problems(f"engine=@{tmp_path}")
-        assert "not readable as YAML" in problem
+        assert problem == f"engine=@{tmp_path}: not readable as YAML (a folder; give a file)"
 
     def test_a_key_below_a_value(self) -> None:
         assert problems("engine.address.a=1") == ["engine.address.a: engine.address holds no keys"]

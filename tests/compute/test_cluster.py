@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from pipelines.compute.cluster import ComputeConfig, connect
+from tests.ray.processes import descendants
 
 
 class Fake:
@@ -110,3 +113,32 @@ def test_what_is_not_tried_again(fake: Fake, address: str, calls: int) -> None:
     with pytest.raises(RuntimeError), connect(ComputeConfig(address=address)):
         pass
     assert len(fake.calls) == calls
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_port_of_a_local_ray_is_open_to_other_machines() -> None:
+    below = [os.getpid(), *descendants(os.getpid())]
+    found = listening(below)
+    assert len(found) > 4, "the core, the raylet and their agents listen somewhere"
+    assert {address for address, _ in found} <= LOOPBACK
+
+
+# As /proc/net prints them: 127.0.0.1, ::1 and ::ffff:127.0.0.1.
+LOOPBACK = {"0100007F", f"{'0' * 24}01000000", f"{'0' * 16}FFFF00000100007F"}
+
+
+def listening(pids: list[int]) -> set[tuple[str, int]]:
+    """Address and port of every TCP socket on which one of the processes listens."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A":
+                address, _, port = local.partition(":")
+                sockets[f"socket:[{rest[5]}]"] = address, int(port, 16)
+    found = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                found.add(sockets.get(str(file.readlink())))
+    return {place for place in found if place is not None}

@@ -68,7 +68,7 @@ def test_a_run_jobs_help_fits_on_a_screen(job: str) -> None:
 
 
 def test_what_it_shows_are_keys_of_a_run() -> None:
-    known = set(PipelineConfig.model_fields) | {"preset"}
+    known = set(PipelineConfig.model_fields) | {"preset", "allow_env"}
     assert {key.partition(".")[0] for key in job_help.MOST_SET} <= known
     presets = set(job_help._names("preset"))
     jobs = {path.stem for path in (CONF.parent / "jobs").glob("*.py")} | {"embed_folder"}
