@@ -15,11 +15,10 @@ def pipeline(config: PipelineConfig) -> None:
     from jobs.console import Console, show
     from pipelines.config.secrets import mask_uri
     from pipelines.pipeline import run
-    from pipelines.tracking import store_uri
 
     with Console() as console:
         done = run(config, console)
-    store = mask_uri(store_uri(done.storage, config.tracking_uri))
+    champion, store = done.champion, mask_uri(done.store_uri)
     commands = [
         ("report", done.storage.path("runs", done.id, "report.html")),
         ("MLflow", f"mlflow ui --backend-store-uri {store}"),
@@ -29,11 +28,10 @@ def pipeline(config: PipelineConfig) -> None:
     if not config.verbose:
         from pipelines.report.screen import summary
 
-        show(summary(done.metrics, done.registered, commands))
+        show(summary(done.metrics, champion, commands))
         return
     from pipelines.report.text import text_table
 
-    champion = done.registered
     print(text_table(done.metrics))
     print(f"\nmodel      {champion.uri} ({champion.method} + {champion.score})")
     for name, command in commands:

@@ -22,6 +22,7 @@ from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, to_yaml
 from pipelines.data import kept
 from pipelines.data.kept import Damaged
+from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
 from pipelines.evaluate import against_default
@@ -51,6 +52,8 @@ from pipelines.score.cache import load_records
 from pipelines.score.code import score_rows_used
 from pipelines.score.result import HeadScores, ScoreResult
 from pipelines.settings import PipelineConfig, words_again
+from pipelines.store.locks import locked
+from pipelines.store.registry import working
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult
@@ -76,9 +79,19 @@ def run(
         last: the stage to end with; by default all of them.
 
     Raises:
-        UserError: a set or an earlier stage is missing, and what the stages raise.
+        UserError: a set or an earlier stage is missing, what the stages raise, and whatever the
+            file system or the MLflow store refuses.
     """
-    current = Run.open(config, observer)
+    with working(Storage.open(config.storage), config.tracking_uri):
+        current = Run.open(config, observer)
+        waiting = f"another process works on run {current.id}: waiting until it is done"
+        with locked(current.storage, f"run-{current.id}", waiting):
+            return _run(current, only, last)
+
+
+def _run(current: Run, only: str | None, last: str | None) -> Run:
+    """Run the stages; the arguments of `run`."""
+    config, observer = current.config, current.observer
     for needed in ("train", "validation") if only is None else ():
         if needed not in current.benchmark.sets:
             raise UserError(
@@ -105,6 +118,8 @@ def _run_stages(current: Run, names: Sequence[str], with_ray: Callable[[], objec
     for number, name in enumerate(names, start=1):
         stage, code = STAGES[name], functools.partial(stage_code, name, current.config)
         reason = current.reason_to_run(name, code, before(name))
+        if reason is None and name == "register":
+            reason = current.reason_to_register
         if reason is None:
             current.observer.finished(name, 0.0, found=True)
             continue

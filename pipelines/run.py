@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
-from pipelines import tracking
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.code_digest import Code, is_unchanged
@@ -39,12 +38,17 @@ from pipelines.fitted.result import FinetuneResult
 from pipelines.fitted.stage import FitStage
 from pipelines.heads.base import LOCAL
 from pipelines.records import StoredRecord
+from pipelines.register import stage as register
 from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring
 from pipelines.score.cache import entry as fitted_entry
 from pipelines.score.result import ScoreResult
 from pipelines.score.stage import entry as table_entry
 from pipelines.settings import NOT_CONTENT, PipelineConfig, open_checked, with_local_features
+from pipelines.store import registry
+from pipelines.store import tracker as tracking
+from pipelines.store.database import RegisteredVersion
+from pipelines.store.locks import locked
 from pipelines.sweep.result import SweepResult
 
 # The file of a stage's record where it is not called after the stage.
@@ -125,7 +129,8 @@ class Run:
         config = with_local_features(config)
         storage = Storage.open(config.storage)
         benchmark = open_checked(config)
-        backbone = clip.resolve(config.backbone, storage, _training(observer))
+        with locked(storage, "backbone", "another process makes the backbone ready: waiting"):
+            backbone = clip.resolve(config.backbone, storage, _training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(clip.identity(backbone))
         if scoring.NEG_LABEL in config.scores:
@@ -183,6 +188,30 @@ class Run:
     def registered(self) -> RegisterResult:
         """The version in the model registry."""
         return self._record("register", RegisterResult)
+
+    @property
+    def champion(self) -> RegisterResult:
+        """The version that the registry's alias points to now, as the registry describes it.
+
+        Raises:
+            UserError: where there is none.
+        """
+        found = self._version()
+        now = None if found is None else register.described(self.registered, found)
+        if now is None:
+            raise UserError(f"{self.registered.uri} is gone: the same command registers it again")
+        return now
+
+    @property
+    def reason_to_register(self) -> str | None:
+        """Why the model has to be registered again; None where the registry has it as it was."""
+        return register.reason_to_register(self.registered, self._version(), self.store_uri)
+
+    def _version(self) -> RegisteredVersion | None:
+        wanted = self.config.register_as
+        return registry.version_of(
+            self.storage, self.config.tracking_uri, wanted.name, f"@{wanted.alias}"
+        )
 
     def place(self, stage: str) -> tuple[str, ...]:
         """Where a stage's record lies."""
@@ -325,6 +354,11 @@ class Run:
             mode=self.config.training,
             on_progress=self.observer.progress,
         )
+
+    @property
+    def store_uri(self) -> str:
+        """The address of the MLflow store."""
+        return tracking.store_uri(self.storage, self.config.tracking_uri)
 
     @cached_property
     def tracker(self) -> tracking.Tracker:

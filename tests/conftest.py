@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.storage import Storage
-from pipelines.tracking import Tracker, open_tracker
+from pipelines.store.tracker import Tracker, open_tracker
 
 SHARED = Path(os.environ.get("ENERGY_OOD_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -50,7 +50,7 @@ def map_shards(
         at_once: tasks at a time; by default as many as Ray has CPUs for.
 
     Raises:
-        UserError: as the task does, without Ray's traceback.
+        UserError, OSError: as the task does, without Ray's traceback.
     """
     if not with_ray:
         yield from (task(shard, shared) for shard in shards)
@@ -91,7 +91,7 @@ def _window(
     )
     for row in dataset.iter_rows():
         result = pickle.loads(row["content"])
-        if isinstance(result, UserError):
+        if isinstance(result, UserError | OSError):
             raise result
         yield row["number"], result
 
@@ -106,13 +106,15 @@ def _run(batch: pa.Table, work: Any) -> pa.Table:
 
 
 def _result(task: Callable[[Any, Any], Any], shard: Any, shared: Any) -> Any:
-    """The result of a shard; a user's mistake is one, since Ray would wrap it beyond finding."""
+    """The result of a shard, or what it could not do: Ray would wrap that beyond finding."""
     try:
         return task(shard, shared)
     except Damaged as damaged:  # the driver is to know what
         return damaged
     except UserError as error:
         return UserError(str(error))
+    except OSError as error:
+        return OSError(error.errno, error.strerror or str(error), error.filename)
 
 
 def _row(number: int, content: Any) -> pa.Table:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TypeAlias
 
-from pipelines.tracking import ActiveRun
+from pipelines.store.tracker import ActiveRun
 
 OpenRun: TypeAlias = Callable[[str], AbstractContextManager[ActiveRun]]
 SEND_EVERY_S = 10.0

@@ -9,7 +9,7 @@ from pipelines.finetune.cache import read_record
 from pipelines.finetune.data import EpochReport, TrainingJob
 from pipelines.finetune.epoch_log import EpochLog
 from pipelines.records import HeadKey
-from pipelines.tracking import Tracker
+from pipelines.store.tracker import Tracker
 
 Progress = Callable[[int, int, str], None]
 # Trains jobs and gives the addresses of their heads; tells each epoch's report.

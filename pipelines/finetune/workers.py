@@ -130,10 +130,12 @@ def run_on_workers(
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
         ),
     )
-    _in_a_thread(trainer.fit)
-    if storage.is_local:
-        # What Ray Train keeps of the run; the state of each training lies with its head.
-        shutil.rmtree(storage.local("cache", "ray_train", name), ignore_errors=True)
+    try:
+        _in_a_thread(trainer.fit)
+    finally:
+        if storage.is_local:
+            # What Ray Train keeps of the run; the state of each training lies with its head.
+            shutil.rmtree(storage.local("cache", "ray_train", name), ignore_errors=True)
 
 
 def _in_a_thread(work: Callable[[], object]) -> None:

@@ -23,7 +23,7 @@ from pipelines.fitted.result import EnergyModelHistory
 from pipelines.methods import MethodConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import cache as fitted_records
-from pipelines.tracking import Tracker
+from pipelines.store.tracker import Tracker
 
 # By record name: what was fitted for a head, and its address.
 FittedOfHead: TypeAlias = dict[str, tuple[ScoreFit, str]]

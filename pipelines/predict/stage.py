@@ -102,7 +102,7 @@ def load_detector(model: str, storage: Storage, *, tracking_uri: str | None = No
 
     if not model.startswith("models:/"):
         return Detector.load(Path(model).expanduser())
-    from pipelines.tracking import model_folder
+    from pipelines.store.registry import model_folder
 
     files = model_folder(storage, tracking_uri, model)
     return Detector.load(files / "artifacts" / ARTIFACT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pipelines.evaluate.metrics import Threshold
 from pipelines.records import StoredRecord
 
@@ -16,7 +18,10 @@ class RegisterResult(StoredRecord):
         method, score: of the detector.
         params: the score's parameters.
         threshold: a lower score is out of distribution.
+        content: a digest of what decides the model's verdicts.
     """
+
+    LAYOUT: ClassVar[int] = 2
 
     name: str
     model_version: str
@@ -25,3 +30,4 @@ class RegisterResult(StoredRecord):
     score: str
     params: dict[str, int | float]
     threshold: Threshold
+    content: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,11 +21,15 @@ from pipelines.heads import Predictor
 from pipelines.ood import FITTED_SCORES, SCORES
 from pipelines.records import Value
 from pipelines.register.choose import RegisterConfig
-from pipelines.register.detector import ARTIFACT, VERDICTS, Detector
+from pipelines.register.detector import ARTIFACT, FILE, VERDICTS, Detector
 from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records, to_bytes
-from pipelines.tracking import Tracker, load_mlflow
+from pipelines.store.database import RegisteredVersion, local_path
+from pipelines.store.locks import locked
+from pipelines.store.processes import temporary_folder
+from pipelines.store.registry import DETECTOR, FILES, files_digest, has_files
+from pipelines.store.tracker import Tracker, load_mlflow, process_tag
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # The module that MLflow runs to get the model.
@@ -75,8 +78,8 @@ class Candidate:
         """Facts of the version beside those of its method and score."""
         return {
             **self.facts,
-            "threshold_low": f"{self.threshold.low:.9g}",
-            "threshold_high": f"{self.threshold.high:.9g}",
+            "threshold_low": f"{self.threshold.low:.17g}",
+            "threshold_high": f"{self.threshold.high:.17g}",
             "threshold_images": str(self.threshold.num_images),
         }
 
@@ -144,14 +147,19 @@ def register(
 ) -> RegisterResult:
     """Log the model into the run, register it, and let the alias point to it.
 
-    The same content again finds the version that is there.
+    The same content again, also at the same time, finds the version that is there, as long as
+    its files are as they were written.
     """
     settings = settings or RegisterConfig()
     content = candidate.content()
-    version = _find(tracker, settings.name, content) or _create(
-        candidate, tracker, run_id, settings.name, content
-    )
-    tracker.client.set_registered_model_alias(settings.name, settings.alias, version)
+    with locked(tracker.storage, "register"):
+        version = _find(tracker, settings.name, content)
+        if version is None:
+            created = _create(candidate, tracker, run_id, settings.name, content)
+            version = _first(tracker, settings.name, content, created)
+        else:
+            _mend_tags(tracker, settings.name, version, _tags(candidate))
+        tracker.client.set_registered_model_alias(settings.name, settings.alias, version)
     return RegisterResult(
         name=settings.name,
         model_version=version,
@@ -160,43 +168,130 @@ def register(
         score=candidate.score,
         params=dict(candidate.params),
         threshold=candidate.threshold,
+        content=content,
     )
 
 
-def _find(tracker: Tracker, name: str, content: str) -> str | None:
+def reason_to_register(
+    result: RegisterResult, found: RegisteredVersion | None, uri: str
+) -> str | None:
+    """Why a run's version has to be registered again; None where the registry still has it.
+
+    Args:
+        result: what the run registered.
+        found: the version that the alias points to now.
+        uri: of the MLflow store.
+    """
+    if found is None:
+        return f"{result.uri} is not in the registry"
+    if found.version != result.model_version:
+        return f"{result.uri} is version {found.version}, this run's is {result.model_version}"
+    if described(result, found) != result or not found.is_ready:
+        return f"version {found.version} is not what this run registered"
+    if not has_files(found, uri, result.name):
+        return f"files of version {found.version} are missing or not as they were written"
+    return None
+
+
+def described(result: RegisterResult, found: RegisteredVersion) -> RegisterResult | None:
+    """What the registry says of a version, in the words of `result`; None where it is damaged."""
+    tags = found.tags
+    names = [key.removeprefix("score.") for key in tags if key.startswith("score.")]
+    try:
+        return RegisterResult(
+            name=result.name,
+            model_version=found.version,
+            uri=result.uri,
+            method=tags["method"],
+            score=tags["score"],
+            params={name: _number(tags[f"score.{name}"]) for name in names},
+            threshold=Threshold(
+                value=float(tags["threshold"]),
+                low=float(tags["threshold_low"]),
+                high=float(tags["threshold_high"]),
+                num_images=int(tags["threshold_images"]),
+            ),
+            content=tags["content"],
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.removeprefix("-").isdecimal() else float(text)
+
+
+def _whole(tracker: Tracker, name: str, content: str) -> list[str]:
+    """The versions with that content whose files are as they were written, the first first."""
+    client = tracker.client
     query = f"name = '{name}' and tags.content = '{content}'"
-    found = tracker.client.search_model_versions(query)
-    return str(max(int(v.version) for v in found)) if found else None
+    found = []
+    for entry in sorted(client.search_model_versions(query), key=lambda v: int(v.version)):
+        location = client.get_model_version_download_uri(name, str(entry.version))
+        ready = entry.status == "READY"
+        version = RegisteredVersion(str(entry.version), ready, location, dict(entry.tags))
+        if ready and has_files(version, tracker.uri, name):
+            found.append(version.version)
+    return found
+
+
+def _find(tracker: Tracker, name: str, content: str) -> str | None:
+    found = _whole(tracker, name, content)
+    return found[-1] if found else None
+
+
+def _first(tracker: Tracker, name: str, content: str, created: str) -> str:
+    """Of equal versions that two storages gave one server at once, the first stays."""
+    first = (_whole(tracker, name, content) or [created])[0]
+    if first != created:
+        tracker.client.delete_model_version(name, created)
+    return first
+
+
+def _mend_tags(tracker: Tracker, name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set the tags of a version that are not those of its content."""
+    there = tracker.client.get_model_version(name, version).tags
+    for key, value in tags.items():
+        if there.get(key) != value:
+            tracker.client.set_model_version_tag(name, version, key, value)
 
 
 def _create(candidate: Candidate, tracker: Tracker, run_id: str, name: str, content: str) -> str:
     with tracker.current(run_id):
-        info = _log(candidate)
+        info, detector = _log(candidate)
         _ensure_name(tracker, name)
+        folder = local_path(tracker.client.get_logged_model(info.model_id).artifact_location)
+        seals = {DETECTOR: detector, FILES: "" if folder is None else files_digest(folder)}
         # The tags come with the version in one step: no version is ever without its content.
         version = tracker.client.create_model_version(
             name,
             info.model_uri,
             run_id,
-            tags={**_tags(candidate), "content": content},
+            tags={**_tags(candidate), **seals, "content": content},
             model_id=info.model_id,
         )
     return str(version.version)
 
 
-def _log(candidate: Candidate) -> Any:
-    """Log the model, self-contained, into MLflow's current run; gives MLflow's ModelInfo."""
+def _log(candidate: Candidate) -> tuple[Any, str]:
+    """Log the model, self-contained, into MLflow's current run.
+
+    Returns:
+        MLflow's ModelInfo, and the digest of the file that describes the detector.
+    """
     import pandas as pd  # half a second, which the record of a finished run need not wait for
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / ARTIFACT
+    with temporary_folder() as temporary:
+        folder = temporary / ARTIFACT
         candidate.detector().save(folder)
         # Loaded again from its own files, the backbone shows that they are all there.
         detector = Detector.load(folder)
         width = detector.clip.embed_dim
         example = pd.DataFrame({"feature": [np.full(width, width**-0.5).tolist()]})
-        return load_mlflow().pyfunc.log_model(
+        described = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+        info = load_mlflow().pyfunc.log_model(
             name="model",
+            tags=process_tag(),
             python_model=str(PACKAGE / "register" / "mlflow_model.py"),
             artifacts={ARTIFACT: str(folder)},
             code_paths=[str(PACKAGE)],
@@ -205,6 +300,7 @@ def _log(candidate: Candidate) -> Any:
             # A model that reads local features takes images only, and there is none at hand.
             input_example=None if detector.needs_local else example,
         )
+        return info, described
 
 
 def _ensure_name(tracker: Tracker, name: str) -> None:

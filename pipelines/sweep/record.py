@@ -11,10 +11,8 @@ gives the run's numbers again.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -22,11 +20,12 @@ import pyarrow as pa
 from pipelines.config import plain, to_yaml
 from pipelines.data import kept
 from pipelines.data.storage import Storage
+from pipelines.store.processes import temporary_folder
+from pipelines.store.tracker import ChildRun, Tracker
 from pipelines.sweep import evidence as sweep_evidence
 from pipelines.sweep import surfaces
 from pipelines.sweep.evidence import Evidence
 from pipelines.sweep.result import Choice, Status, SweepResult, Trial
-from pipelines.tracking import ChildRun, Tracker
 
 # MLflow's status of a run by that of a trial.
 _STATUS: Mapping[Status, Literal["FINISHED", "FAILED", "KILLED"]] = {
@@ -149,10 +148,10 @@ def _log(
     tags = dict(_tags(result))
     with (
         place.tracker.run("", run_id=place.tracking_run, tags=tags) as active,
-        tempfile.TemporaryDirectory(prefix="energy-ood-") as folder,
+        temporary_folder() as folder,
     ):
         active.log_metrics(shares)
-        local = Path(folder, "sweep")  # MLflow keeps a folder under its own name
+        local = folder / "sweep"  # MLflow keeps a folder under its own name
         local.mkdir()
         for name, content in pictures.items():
             (local / name).write_bytes(content)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ import ray.tune
 
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
+from pipelines.store.processes import temporary_folder
 from pipelines.sweep.progress import Budget, Live
 
 TIME_IS_UP = "not run: the sweep's time was up"
@@ -84,7 +84,7 @@ def fit(
     for name in ("ray.tune", "ray.tune.search.optuna"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     resources = {"cpu": compute.trial_cpus, "gpu": compute.trial_gpus}
-    with tempfile.TemporaryDirectory(prefix="energy-ood-sweep-") as folder:
+    with temporary_folder() as folder:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trainable, resources),
             param_space=dict(param_space),
@@ -95,7 +95,7 @@ def fit(
                 **tuning,
             ),
             run_config=ray.tune.RunConfig(
-                name="sweep", storage_path=folder, verbose=0, callbacks=[_Watch(live)]
+                name="sweep", storage_path=str(folder), verbose=0, callbacks=[_Watch(live)]
             ),
         )
         return tuner.fit()

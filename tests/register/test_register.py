@@ -85,12 +85,13 @@ def test_a_restart_finds_its_version(mlflow_store, registered):
     client = mlflow_store.tracker.client
     first, second = registered.results
     assert first == second
+    found = client.search_model_versions("name = 'energy-ood'")
     assert first == RegisterResult(
         name="energy-ood", model_version="1", uri="models:/energy-ood@champion", method="ebm",
         score="delta_energy", params=PARAMS, threshold=THRESHOLD,
+        content=found[0].tags["content"],
     )  # fmt: skip
     assert RegisterResult.from_json(first.to_json(), "register.json") == first
-    found = client.search_model_versions("name = 'energy-ood'")
     assert [version.version for version in found] == [1]
     assert found[0].run_id == registered.run_id
     tags = found[0].tags

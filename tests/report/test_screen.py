@@ -29,7 +29,7 @@ def champion(metrics: Metrics, method: str = "ebm", score: str = "energy") -> Re
     row = metrics.row(method, score)
     return RegisterResult(
         name="energy-ood", model_version="3", uri="models:/energy-ood@champion", method=method,
-        score=score, params=row.params, threshold=row.threshold,
+        score=score, params=row.params, threshold=row.threshold, content="",
     )  # fmt: skip
 
 

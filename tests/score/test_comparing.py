@@ -390,7 +390,7 @@ def test_a_detector_judges_images_by_their_local_features(
 def test_a_registered_model_that_reads_local_features_asks_for_images() -> None:
     import pandas as pd
 
-    from pipelines.tracking import load_mlflow
+    from pipelines.store.tracker import load_mlflow
 
     load_mlflow()  # without the warnings that importing it gives
     from pipelines.register.mlflow_model import RegisteredModel

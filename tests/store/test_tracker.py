@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import tracking
 from pipelines.compute.stamp import stamp
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
-from pipelines.tracking import open_tracker
+from pipelines.store import tracker as tracking
+from pipelines.store.tracker import open_tracker
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -15,6 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipelines.config import UserError
 from pipelines.config.secrets import mask, mask_uri
 from pipelines.data.storage import Storage
+from pipelines.store import database
+from pipelines.store.locks import locked
+from pipelines.store.processes import this_process
+from pipelines.store.server import refuse_silent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +30,8 @@ MAX_METRICS = 1000
 MAX_VALUE = 6000
 # MLflow's tag for the run that a run belongs to; its page shows the two as a tree.
 PARENT = "mlflow.parentRunId"
+# Our tag for the process that works on a run or a model: once it is gone, so is its work.
+PROCESS = "process"
 # MLflow writes them when its current store is set, for the processes that it starts.
 STORE_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
@@ -107,10 +114,12 @@ class Tracker:
     Attributes:
         uri: of the store, for `mlflow ui --backend-store-uri` or `mlflow.set_tracking_uri`.
         experiment_id: of the experiment.
+        storage: that the store belongs to, or that is kept beside it.
     """
 
     uri: str
     experiment_id: str
+    storage: Storage
 
     @property
     def client(self) -> MlflowClient:
@@ -155,8 +164,8 @@ class Tracker:
         name = name.replace("'", "")  # MLflow's search has no way to quote it
         run_id = run_id or self._child(name, parent) or self._create(name, parent)
         active = ActiveRun(self.client, run_id)
+        active.set_tags({**(tags or {}), **process_tag()})
         self.client.update_run(run_id, status="RUNNING")
-        active.set_tags(tags or {})
         status = "KILLED"
         try:
             yield active
@@ -185,7 +194,7 @@ class Tracker:
                 created = self.client.create_run(
                     self.experiment_id,
                     start_time=end - int(1000 * child.seconds),
-                    tags={**tags, PARENT: parent},
+                    tags={**tags, PARENT: parent, **process_tag()},
                     run_name=name,
                 )
                 run_id, tags = created.info.run_id, {}
@@ -216,11 +225,12 @@ class Tracker:
     @contextmanager
     def current(self, run_id: str) -> Iterator[None]:
         """Make this store and run MLflow's current ones, for its functions that ask for them."""
+        ActiveRun(self.client, run_id).set_tags(process_tag())
         with current_store(self.uri), load_mlflow().start_run(run_id=run_id):
             yield
 
     def _create(self, name: str, parent: str | None) -> str:
-        tags = {PARENT: parent} if parent else {}
+        tags = {**({PARENT: parent} if parent else {}), **process_tag()}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         return str(run.info.run_id)
 
@@ -232,22 +242,44 @@ class Tracker:
         return str(found[0].info.run_id) if found else None
 
 
+def process_tag() -> dict[str, str]:
+    """The tag that says which process works on something."""
+    return {PROCESS: this_process().model_dump_json()}
+
+
 def open_tracker(
     storage: Storage, *, tracking_uri: str | None = None, experiment: str = "energy-ood"
 ) -> Tracker:
     """Open the MLflow store, by default SQLite and a folder of artifacts below `storage`.
 
     Raises:
-        UserError: where the storage is remote and no `tracking_uri` is given, or the store
-            cannot be opened.
+        UserError: where the storage is remote and no `tracking_uri` is given, where it was moved,
+            where the server does not answer, or the store cannot be opened.
     """
     uri = store_uri(storage, tracking_uri)
-    location = None
-    if tracking_uri is None:
-        storage.local().mkdir(parents=True, exist_ok=True)
-        location = storage.local("artifacts").as_uri()
-    with _said_clearly(uri):
-        return Tracker(uri, _experiment(uri, experiment, location))
+    if tracking_uri is not None:
+        refuse_silent(uri)
+        with store_errors(uri):
+            return Tracker(uri, _experiment(uri, experiment, None), storage)
+    database.refuse_moved(storage)
+    with store_errors(uri), locked(storage, "mlflow"):
+        _ensure_database(storage)
+        location = storage.local(database.ARTIFACTS).as_uri()
+        return Tracker(uri, _experiment(uri, experiment, location), storage)
+
+
+def _ensure_database(storage: Storage) -> None:
+    """Create MLflow's tables where they are not yet: all of them at once, also when killed."""
+    if database.exists(storage):
+        return
+    load_mlflow()
+    utils: Any = importlib.import_module("mlflow.store.db.utils")
+    with storage.writing(database.FILE, replace=False) as path:
+        engine = utils.create_sqlalchemy_engine(f"sqlite:///{path}")
+        try:
+            utils._initialize_tables(engine)
+        finally:
+            engine.dispose()
 
 
 def store_uri(storage: Storage, tracking_uri: str | None) -> str:
@@ -263,27 +295,7 @@ def store_uri(storage: Storage, tracking_uri: str | None) -> str:
             f"storage={storage.root}: MLflow's database needs a folder of this machine; "
             "give a server, tracking_uri=http://HOST:5000"
         )
-    return f"sqlite:///{storage.local('mlflow.db')}"
-
-
-def model_folder(storage: Storage, tracking_uri: str | None, model: str) -> Path:
-    """The files of a registered model (`models:/NAME@ALIAS`), downloaded if they are elsewhere.
-
-    Raises:
-        UserError: where there is no such model yet.
-    """
-    uri = store_uri(storage, tracking_uri)
-    missing = UserError(
-        f"{model}: no such model in {mask_uri(uri)} yet: run python -m jobs.pipeline first"
-    )
-    if tracking_uri is None and not storage.exists("mlflow.db"):
-        raise missing  # asking MLflow would create the database
-    with _said_clearly(uri), current_store(uri):
-        mlflow = load_mlflow()
-        try:
-            return Path(mlflow.artifacts.download_artifacts(model))
-        except mlflow.MlflowException as error:
-            raise (missing if is_missing(error) else error) from None
+    return f"sqlite:///{storage.local(database.FILE)}"
 
 
 @contextmanager
@@ -307,7 +319,8 @@ def current_store(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _said_clearly(uri: str) -> Iterator[None]:
+def store_errors(uri: str) -> Iterator[None]:
+    """What the store refuses ends the block with one line that names it."""
     try:
         yield
     except (load_mlflow().MlflowException, OSError) as error:
@@ -319,7 +332,12 @@ def _experiment(uri: str, name: str, location: str | None) -> str:
     client = load_mlflow().MlflowClient(uri, uri)
     found = client.get_experiment_by_name(name)
     if found is None:
-        return str(client.create_experiment(name, artifact_location=location))
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except load_mlflow().MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(name)  # somebody else was first
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
@@ -347,6 +365,8 @@ def load_mlflow() -> Any:
         import mlflow.pyfunc
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its errors come as exceptions; here it prints their tracebacks too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # It warns that pip, which uv's environments lack, has no version to write down.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     return mlflow
