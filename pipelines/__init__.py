@@ -13,9 +13,10 @@ The map, from the top down; imports point down only (import-linter proves it):
     finetune                features to trained heads: the loop, its state, Ray Train workers
     embed                   images to features, once per content address
     methods heads           plug-ins, one file each: what trains, and what classifies
-    backbones tracking      what encodes images and texts; MLflow
+    backbones store         what encodes images and texts; MLflow, leases, locks, moved storages
     data compute            sources, benchmarks, schemas, storage; Ray's cluster
-    config plots records    words to frozen sections; how pictures look; what stages hand over
+    config plots records    words to frozen sections; how pictures look; what stages hand over;
+    code_digest             which code can decide a result
     ood                     the maths alone: scores, losses, densities, metrics, statistics
 
 A stage's pydantic section lives beside its code, and every command reads it first. So Ray, MLflow,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -158,3 +159,19 @@ def words_again(config: PipelineConfig) -> str:
         "target_tpr": config.target_tpr,
     }
     return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
+
+
+def flat_params(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as flat parameters; who is in which set stands in config.yaml."""
+    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
+    return _flat({**config, "benchmark": benchmark})
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -94,8 +94,7 @@ def embed_benchmark(
         storage: holds cache/features.
         settings: as `embed_sources`.
         compute: as `embed_sources`.
-        shared_images: the parts of the path of the file that names images that are in two sets,
-            written where there are such.
+        shared_images: the path, in parts, of the file that names images of two sets.
         on_progress: as `embed_sources`.
 
     Raises:

@@ -20,7 +20,8 @@ from pipelines.config import ConfigError, UserError, load
 from pipelines.finetune.cache import load_predictor
 from pipelines.ood import Interval, auroc, paired_delta_interval
 from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, write_csv
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.score import search as posthoc
 from pipelines.settings import PipelineConfig
 from pipelines.sweep.surfaces import read_surfaces

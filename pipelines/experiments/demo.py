@@ -8,7 +8,8 @@ from pipelines.config import UserError, load
 from pipelines.experiments.result_runs import read_scores
 from pipelines.report.page import figures
 from pipelines.report.text import markdown_table
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.settings import PipelineConfig
 
 

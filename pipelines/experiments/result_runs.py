@@ -25,7 +25,8 @@ from pipelines.ood import (
     paired_delta_interval,
 )
 from pipelines.records import HeadKey, Role, SetName
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.score import stage as score
 from pipelines.settings import PipelineConfig
 

@@ -14,7 +14,8 @@ from pipelines.evaluate.metrics import MEAN, MetricRow, Metrics, Spread
 from pipelines.experiments.result_runs import read_scores
 from pipelines.plots import markdown_table, write_csv
 from pipelines.report import page as report
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.settings import PipelineConfig
 
 VARIANTS = {

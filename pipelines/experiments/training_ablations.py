@@ -29,7 +29,8 @@ from pipelines.methods.margins import margins
 from pipelines.ood import SCORES, ood_metrics, prior
 from pipelines.ood import outlier_counts as count_outliers
 from pipelines.plots import INK, label, markdown_table, panels, save, write_csv
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.settings import PipelineConfig
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.space import with_values

@@ -21,7 +21,7 @@ from pipelines.heads import Predictor
 from pipelines.ood import FITTED_SCORES, SCORES
 from pipelines.records import Value
 from pipelines.register.choose import RegisterConfig
-from pipelines.register.detector import ARTIFACT, FILE, VERDICTS, Detector
+from pipelines.register.detector import ARTIFACT, VERDICTS, Detector, detector_digest
 from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records, to_bytes
@@ -288,7 +288,7 @@ def _log(candidate: Candidate) -> tuple[Any, str]:
         detector = Detector.load(folder)
         width = detector.clip.embed_dim
         example = pd.DataFrame({"feature": [np.full(width, width**-0.5).tolist()]})
-        described = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+        described = detector_digest(folder)
         info = load_mlflow().pyfunc.log_model(
             name="model",
             tags=process_tag(),

@@ -24,7 +24,8 @@ from pipelines.backbones import clip as backbones
 from pipelines.compute.cluster import connect
 from pipelines.config import load
 from pipelines.finetune.loop import TrainingJob, train_in_process
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.score import search as posthoc
 from pipelines.score.search import PostHocConfig
 from pipelines.settings import PipelineConfig

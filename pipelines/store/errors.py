@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.config import UserError
+from pipelines.config.secrets import mask, mask_uri
 from pipelines.data.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ _ADVICE = {
     errno.EPERM: _RIGHTS,
     errno.ENOTDIR: "give a folder, storage=FOLDER",
 }
-# How Ray's errors quote the OSError of one of its processes.
-_QUOTED = re.compile(r"\[Errno (\d+)\] ([^\n]*)")
+# How errors of Ray, and of many files, quote an OSError.
+_QUOTED = re.compile(r'\[Errno (\d+)\] ([^\n"]*)')
 # Libraries whose errors mean that the MLflow store did not do what it was asked.
 _STORE = {"mlflow", "sqlalchemy", "sqlite3", "alembic"}
 _LONGEST = 300
@@ -52,18 +53,24 @@ def said_clearly(storage: Storage) -> Iterator[None]:
 
 def explain(error: BaseException, storage: Storage) -> str | None:
     """One line on an error that its reader can mend; None for any other."""
+    where = f"storage={mask_uri(storage.root)}"
     for inner in _chain(error):
         if isinstance(inner, UserError):
             return str(inner)
         if isinstance(inner, OSError) and inner.errno is not None:
-            return _of_system(inner.errno, str(inner), storage)
+            return _of_system(inner.errno, str(inner), where)
         root = type(inner).__module__.partition(".")[0]
         if root in _STORE:
-            return f"MLflow store of storage={storage.root}: {_one_line(inner)}; {_mend(inner)}"
-        if root == "ray" and (quoted := _QUOTED.findall(str(inner))):
+            return f"MLflow store of {where}: {_one_line(inner)}; {_mend(inner)}"
+        is_text = root == "ray" or isinstance(inner, OSError)  # so does shutil's own error
+        if is_text and (quoted := _QUOTED.findall(str(inner))):
             number, text = quoted[-1]
-            return _of_system(int(number), f"[Errno {number}] {text}", storage)
-    return f"storage={storage.root}: {_one_line(error)}" if isinstance(error, OSError) else None
+            return _of_system(int(number), f"[Errno {number}] {text}", where)
+    return (
+        f"storage={mask_uri(storage.root)}: {_one_line(error)}"
+        if isinstance(error, OSError)
+        else None
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -80,10 +87,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield inner
 
 
-def _of_system(number: int, text: str, storage: Storage) -> str:
+def _of_system(number: int, text: str, where: str) -> str:
     advice = _ADVICE.get(number, f"mend that; {_AGAIN}")
     text = text.removeprefix(f"[Errno {number}] ")
-    return f"storage={storage.root}: {_one_line(text)}; {advice}"
+    return f"{where}: {_one_line(text)}; {advice}"
 
 
 def _mend(error: BaseException) -> str:
@@ -96,5 +103,5 @@ def _mend(error: BaseException) -> str:
 
 
 def _one_line(error: object) -> str:
-    text = " ".join(str(error).split())
+    text = mask(" ".join(str(error).split()))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.config import UserError
@@ -55,7 +55,8 @@ def at_work(storage: Storage, close_others: Callable[[], None] = lambda: None) -
         if is_done:
             lease.unlink(missing_ok=True)
         else:
-            lease.rename(f"{lease}{ENDED}")
+            with suppress(OSError):  # what ended the work is what is to be said
+                lease.rename(f"{lease}{ENDED}")
 
 
 def _refuse_a_file(storage: Storage) -> None:

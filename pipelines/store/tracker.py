@@ -17,6 +17,7 @@ from pipelines.config import UserError
 from pipelines.config.secrets import mask, mask_uri
 from pipelines.data.storage import Storage
 from pipelines.store import database
+from pipelines.store.errors import said_clearly
 from pipelines.store.locks import locked
 from pipelines.store.processes import this_process
 from pipelines.store.server import refuse_silent
@@ -262,7 +263,7 @@ def open_tracker(
         with store_errors(uri):
             return Tracker(uri, _experiment(uri, experiment, None), storage)
     database.refuse_moved(storage)
-    with store_errors(uri), locked(storage, "mlflow"):
+    with said_clearly(storage), locked(storage, "mlflow"):
         _ensure_database(storage)
         location = storage.local(database.ARTIFACTS).as_uri()
         return Tracker(uri, _experiment(uri, experiment, location), storage)

@@ -24,7 +24,8 @@ from pipelines.embed import leaks
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
 from pipelines.embed.workers import PLAN, ShardEncoder
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.settings import PipelineConfig
 
 # Folders, each a source and a set; class_0 and class_1 are known.

@@ -344,7 +344,7 @@ class TestRun:
         assert found.embed.local_features is expected
 
     def test_a_score_that_applies_to_no_head_is_refused_at_once(self, tmp_path: Path) -> None:
-        from pipelines.run import Quiet
+        from pipelines.run.observer import Quiet
 
         config = self.config("methods=[linear_probe]", "scores=[gl_mcm,mcm]", f"storage={tmp_path}")
         with pytest.raises(ConfigError, match="scores: gl_mcm applies to no method of this run"):

@@ -13,10 +13,10 @@ from pipelines.config import ConfigError, UserError, load, plain
 from pipelines.finetune import cache as trained_heads
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.methods import METHODS
-from pipelines.pipeline import words_again
-from pipelines.run import Quiet, Run
+from pipelines.run import Run
+from pipelines.run.observer import Quiet
 from pipelines.score import search as posthoc
-from pipelines.settings import PipelineConfig
+from pipelines.settings import PipelineConfig, words_again
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep.result import Choice
 

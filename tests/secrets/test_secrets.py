@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipelines.tracking import open_tracker
 
 from jobs import main
 from pipelines.config import ConfigError, UserError, load, to_yaml
 from pipelines.config.secrets import credentials_in, mask, mask_uri
 from pipelines.data.storage import Storage
 from pipelines.settings import PipelineConfig
+from pipelines.store.tracker import open_tracker
 from tests.conftest import Store
 from tests.ray.commands import job_here
 

@@ -1,28 +1,15 @@
-"""All stages in order: embed, sweep, finetune, score, evaluate, register.
-
-A stage reads the records of earlier ones and writes its own. It is found where its stamp is still
-true (`pipelines.run`), so a killed run goes on where it was, and a stage whose code changed is
-repeated. The functions here hand each stage what it works on; `STAGES` is their order.
-"""
+"""What each stage is handed: its settings, and the records of the stages before it."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
-from pipelines.code_digest import Code, Entry, code_of
-from pipelines.compute.cluster import connect
 from pipelines.compute.stamp import stamp
-from pipelines.config import UserError, to_yaml
+from pipelines.config import to_yaml
 from pipelines.data import kept
-from pipelines.data.kept import Damaged
-from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
 from pipelines.evaluate import against_default
@@ -38,137 +25,25 @@ from pipelines.fitted import stage as fit_stage
 from pipelines.fitted.fit import HeadToFit
 from pipelines.fitted.result import FinetuneResult
 from pipelines.fitted.stage import FittedOfHead
-from pipelines.heads import HEADS
-from pipelines.methods import METHODS, MethodConfig
-from pipelines.records import HeadKey, HeadRef, Params, StoredRecord
+from pipelines.methods import MethodConfig
+from pipelines.records import HeadKey, HeadRef, Params
 from pipelines.register import choose
 from pipelines.register import stage as register
-from pipelines.register.detector import Detector
 from pipelines.register.result import RegisterResult
-from pipelines.run import Observer, Run
+from pipelines.run import Run
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
 from pipelines.score.cache import load_records
-from pipelines.score.code import score_rows_used
 from pipelines.score.result import HeadScores, ScoreResult
-from pipelines.settings import PipelineConfig, words_again
-from pipelines.store.locks import locked
-from pipelines.store.registry import working
+from pipelines.settings import words_again
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult
 from pipelines.sweep.surfaces import read_surfaces
 
-# So often a run removes what is damaged and goes again through its stages.
-MOST_MENDED = 20
 
-
-def run(
-    config: PipelineConfig,
-    observer: Observer,
-    *,
-    only: str | None = None,
-    last: str | None = None,
-) -> Run:
-    """Run the stages that are not done yet.
-
-    Args:
-        config: the resolved configuration.
-        observer: is told what happens.
-        only: one stage's name: run that one from what the previous ones wrote.
-        last: the stage to end with; by default all of them.
-
-    Raises:
-        UserError: a set or an earlier stage is missing, what the stages raise, and whatever the
-            file system or the MLflow store refuses.
-    """
-    with working(Storage.open(config.storage), config.tracking_uri):
-        current = Run.open(config, observer)
-        waiting = f"another process works on run {current.id}: waiting until it is done"
-        with locked(current.storage, f"run-{current.id}", waiting):
-            return _run(current, only, last)
-
-
-def _run(current: Run, only: str | None, last: str | None) -> Run:
-    """Run the stages; the arguments of `run`."""
-    config, observer = current.config, current.observer
-    for needed in ("train", "validation") if only is None else ():
-        if needed not in current.benchmark.sets:
-            raise UserError(
-                f"benchmark {current.benchmark.name!r} has no set {needed!r}: heads are trained on "
-                "train, thresholds are set on validation"
-            )
-    names = list(STAGES) if only is None else [only]
-    if last is not None:
-        names = names[: names.index(last) + 1]
-    with ExitStack() as stack:
-        with_ray = functools.cache(lambda: stack.enter_context(connect(config.compute)))
-        for _ in range(MOST_MENDED):
-            try:
-                return _run_stages(current, names, with_ray)
-            except Damaged as damaged:
-                current = current.mended(damaged)
-        return _run_stages(current, names, with_ray)
-
-
-def _run_stages(current: Run, names: Sequence[str], with_ray: Callable[[], object]) -> Run:
-    """Run those of the stages that are not done."""
-    for name in before(names[0]):  # asked before Ray starts
-        _refuse_stale(current, name)
-    for number, name in enumerate(names, start=1):
-        stage, code = STAGES[name], functools.partial(stage_code, name, current.config)
-        reason = current.reason_to_run(name, code, before(name))
-        if reason is None and name == "register":
-            reason = current.reason_to_register
-        if reason is None:
-            current.observer.finished(name, 0.0, found=True)
-            continue
-        current.observer.started(name, number, len(names), reason)
-        if stage.needs_ray:
-            with_ray()
-        start = time.perf_counter()
-        current.finish(name, stage.run(current).to_json(), code(), before(name))
-        current.observer.finished(name, time.perf_counter() - start, found=False)
-    return current
-
-
-def before(stage: str) -> list[str]:
-    """The stages before one, in order."""
-    return list(itertools.takewhile(lambda name: name != stage, STAGES))
-
-
-def _refuse_stale(current: Run, name: str) -> None:
-    """An earlier stage has to be done, and still true, when a later one runs alone."""
-    code = functools.partial(stage_code, name, current.config)
-    if not current.has(name):
-        raise UserError(
-            f"run {current.id} has no {name} yet: run python -m jobs.{name} (or jobs.pipeline) "
-            "with the same words first"
-        )
-    if reason := current.reason_to_run(name, code, before(name)):
-        raise UserError(
-            f"run {current.id}: {name} has to be repeated first ({reason}): run python -m "
-            f"jobs.{name} (or jobs.pipeline) with the same words"
-        )
-
-
-def stage_code(name: str, config: PipelineConfig) -> Code:
-    """The code that can decide what a stage gives under a configuration.
-
-    The plug-ins that the configuration names are part of it; the function here that hands the
-    stage what it works on counts with its own text.
-    """
-    stage = STAGES[name]
-    plugins: list[Entry] = []
-    if stage.uses_plugins:
-        for method in config.methods.values():
-            modules = METHODS[method.name], HEADS[method.head.name]
-            plugins += [module.Config.__module__ for module in modules]
-        plugins += score_rows_used(config.scores)
-    return code_of(*stage.entries, *plugins, alone=[stage.run])
-
-
-def _embed(run: Run) -> EmbedResult:
+def hand_embed(run: Run) -> EmbedResult:
+    """The benchmark's images, features and leak check; which images train is written beside."""
     if "train" in run.benchmark.sets:
         # Which images train, after shots and imbalance.
         chosen = run.benchmark.sets["train"]
@@ -189,7 +64,8 @@ def _embed(run: Run) -> EmbedResult:
     )
 
 
-def _sweep(run: Run) -> SweepResult:
+def hand_sweep(run: Run) -> SweepResult:
+    """What is chosen and on what; its surfaces, evidence and best settings are written beside."""
     stage = run.fit_stage if run.config.sweep.enabled else None
     if stage is not None:
         stage.prepare(name for name, space in run.config.sweep.space.items() if space)
@@ -225,7 +101,7 @@ def _default_settings(run: Run) -> dict[str, DefaultSetting]:
     )
 
 
-def _finetune(run: Run) -> FinetuneResult:
+def hand_finetune(run: Run) -> FinetuneResult:
     """The heads of the chosen and of the default settings, and what their scores need fitted."""
     choices, defaults = run.swept.methods, _default_settings(run)
     jobs = {
@@ -298,7 +174,8 @@ def _fitted(
     return dict(zip(heads, stage.fit_heads(asked), strict=True))
 
 
-def _score(run: Run) -> ScoreResult:
+def hand_score(run: Run) -> ScoreResult:
+    """The heads with the scores that apply to them."""
     choices, defaults = run.swept.methods, _default_settings(run)
     heads = []
     for head in run.finetuned.heads:
@@ -315,7 +192,8 @@ def _score(run: Run) -> ScoreResult:
     )
 
 
-def _evaluate(run: Run) -> Metrics:
+def hand_evaluate(run: Run) -> Metrics:
+    """The tables of scores; the report is written beside, and MLflow told."""
     from pipelines.report import page as report  # draws: a found run needs none of it
 
     result, tables = run.swept, score.read_all(run.storage, run.scored)
@@ -379,7 +257,8 @@ def _facts(run: Run) -> Facts:
     )
 
 
-def _register(run: Run) -> RegisterResult:
+def hand_register(run: Run) -> RegisterResult:
+    """The champion as a candidate, with everything that its verdicts need."""
     method, name = choose.champion(
         run.config.methods,
         run.config.scores,
@@ -406,42 +285,3 @@ def _register(run: Run) -> RegisterResult:
     return register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as
     )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of the pipeline.
-
-    Attributes:
-        run: gives the record of the stage; it hands `entries` what they work on.
-        entries: where the computation starts.
-        uses_plugins: whether heads, methods and scores decide what it gives.
-        needs_ray: whether Ray has to run.
-    """
-
-    run: Callable[[Run], StoredRecord]
-    entries: tuple[Entry, ...]
-    uses_plugins: bool = True
-    needs_ray: bool = True
-
-
-STAGES: dict[str, Stage] = {
-    "embed": Stage(_embed, (embed.embed_benchmark,), uses_plugins=False),
-    "sweep": Stage(_sweep, (sweep.run, sweep_record.keep)),
-    "finetune": Stage(
-        _finetune,
-        (finetune.train, fit_stage.FitStage, outlier_prior.measure, against_default.trainings),
-    ),
-    "score": Stage(_score, (score.run,)),
-    "evaluate": Stage(
-        _evaluate,
-        (evaluate.run, score.read_all, "pipelines.report.page.write"),
-        uses_plugins=False,
-        needs_ray=False,
-    ),
-    "register": Stage(
-        _register,
-        (register.register, choose.champion, Detector.judge_images, Detector.judge_features),
-        needs_ray=False,
-    ),
-}

@@ -10,11 +10,10 @@ cache is there, and otherwise repeated with the reason.
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pipelines.backbones import clip
 from pipelines.backbones.clip import BackboneConfig
@@ -40,11 +39,18 @@ from pipelines.heads.base import LOCAL
 from pipelines.records import StoredRecord
 from pipelines.register import stage as register
 from pipelines.register.result import RegisterResult
+from pipelines.run.observer import Observer, backbone_training
 from pipelines.score import by_name as scoring
 from pipelines.score.cache import entry as fitted_entry
 from pipelines.score.result import ScoreResult
 from pipelines.score.stage import entry as table_entry
-from pipelines.settings import NOT_CONTENT, PipelineConfig, open_checked, with_local_features
+from pipelines.settings import (
+    NOT_CONTENT,
+    PipelineConfig,
+    flat_params,
+    open_checked,
+    with_local_features,
+)
 from pipelines.store import registry
 from pipelines.store import tracker as tracking
 from pipelines.store.database import RegisteredVersion
@@ -86,32 +92,6 @@ class MlflowRun(StoredRecord):
     run_id: str
 
 
-class Observer(Protocol):
-    """What a run tells about itself while it goes."""
-
-    def started(self, stage: str, number: int, total: int, reason: str = "") -> None:
-        """A stage begins; `reason`: why it is repeated."""
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """How far the stage is."""
-
-    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
-        """A stage is done, or was found done (`found`)."""
-
-
-class Quiet:
-    """An observer that says nothing."""
-
-    def started(self, stage: str, number: int, total: int, reason: str = "") -> None:
-        """Nothing."""
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
-
-    def finished(self, stage: str, seconds: float, *, found: bool, note: str = "") -> None:
-        """Nothing."""
-
-
 @dataclass(frozen=True)
 class Run:
     """One resolved configuration and what it has produced so far."""
@@ -130,7 +110,7 @@ class Run:
         storage = Storage.open(config.storage)
         benchmark = open_checked(config)
         with locked(storage, "backbone", "another process makes the backbone ready: waiting"):
-            backbone = clip.resolve(config.backbone, storage, _training(observer))
+            backbone = clip.resolve(config.backbone, storage, backbone_training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(clip.identity(backbone))
         if scoring.NEG_LABEL in config.scores:
@@ -374,37 +354,6 @@ class Run:
             return known.run_id
         name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
         with self.tracker.run(name, tags=stamp(run=self.id)) as active:
-            active.log_params(_params(plain(self.config)))
+            active.log_params(flat_params(plain(self.config)))
             kept.write_record(self.storage, MlflowRun(run_id=active.run_id), *place)
             return str(active.run_id)
-
-
-def _training(observer: Observer) -> Callable[[int, int], None]:
-    """Shows how a backbone is trained, where it has to be: that comes before the first stage."""
-    began = time.perf_counter()
-
-    def show(done: int, total: int) -> None:
-        if done == 0:
-            observer.started("backbone", 1, 1)
-        elif done < total:
-            observer.progress(done, total, "steps of training")
-        else:
-            observer.finished("backbone", time.perf_counter() - began, found=False)
-
-    return show
-
-
-def _params(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as flat parameters; who is in which set stands in config.yaml."""
-    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
-    return _flat({**config, "benchmark": benchmark})
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
