@@ -112,8 +112,8 @@ class BenchmarkConfig(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> BenchmarkConfig:
-        if not self.name.isprintable():
-            raise ValueError(f"name {self.name!r} holds signs that cannot be printed")
+        if not (self.name + self.notes.replace("\n", " ")).isprintable():
+            raise ValueError("name or notes: signs that cannot be printed, such as an escape")
         refuse_similar(self.class_names)
         for name in self.sources:
             check_name(name, "source")

@@ -37,8 +37,6 @@ FOLDER = ("cache", "features")
 IMAGE_HASH = "image_hash"
 # The column of local features (N, P, D), one for each place of an image.
 LOCAL = "local_features"
-# Why an image is rejected whose key another image has: that one is used.
-DUPLICATE_KEY = "duplicate_key"
 REJECTED_FILE = "rejected.parquet"
 
 
@@ -290,7 +288,6 @@ def finish(
     receipts: Sequence[Receipt],
     bounds: Sequence[tuple[str, str]],
     about: Mapping[str, JsonValue],
-    rejected: Sequence[tuple[str, str, str]] = (),
 ) -> FeatureCache:
     """Write rejected.parquet and then the manifest, which makes the entry finished.
 
@@ -300,9 +297,8 @@ def finish(
         receipts: of all shards.
         bounds: first and last key of each shard's plan.
         about: what went into the address, for the manifest.
-        rejected: images rejected before any shard (duplicates).
     """
-    lost = sorted([*rejected, *(row for receipt in receipts for row in receipt.rejected)])
+    lost = sorted(row for receipt in receipts for row in receipt.rejected)
     columns = list(zip(*lost, strict=True)) if lost else [(), (), ()]
     arrays = [pa.array(column, pa.string()) for column in columns]
     place = (*FOLDER, address, REJECTED_FILE)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import UserError
+from pipelines.data.index_table import as_index
 from pipelines.data.schema import INDEX
 from pipelines.data.sources import FolderSource, ParquetSource, Source, TarSource
 from pipelines.embed.plan import make_plan
@@ -111,3 +112,12 @@ def test_a_source_of_another_package_is_checked_before_any_work(tmp_path: Path) 
 
     with pytest.raises(UserError, match=r"source mine: 1 keys stand there more than once.*: b\)"):
         make_plan("mine", Doubled(), {}, keys=["a"], shard_rows=4)  # type: ignore[arg-type]
+
+
+def test_no_row_at_all_is_said_too(tmp_path: Path) -> None:
+    """Arrow's `indices_nonzero` ends the process on a column without chunks."""
+    assert as_index(pa.table({"key": pa.chunked_array([], pa.string())})).num_rows == 0
+    source = parquet(tmp_path / "x.parquet", [])
+    assert source.index().num_rows == 0
+    with pytest.raises(UserError, match="source mine: no image"):
+        make_plan("mine", source, {}, keys=None, shard_rows=4)

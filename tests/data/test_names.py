@@ -81,6 +81,7 @@ SOURCE = "{kind: digits}"
         (["benchmark.class_names=[red_dog, 'red  Dog']"], "have one name but for case"),
         (['benchmark.class_names=[one, "t\\x1bwo"]'], "class name 't\\x1bwo'"),
         (['benchmark.name="a\\nb"'], "cannot be printed"),
+        (['benchmark.notes="a\\x1b[2J"'], "cannot be printed"),
     ],
 )
 def test_they_are_refused_in_validation(words: list[str], said: str) -> None:
