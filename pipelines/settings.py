@@ -161,14 +161,14 @@ def words_again(config: PipelineConfig) -> str:
     return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
 
 
-def flat_params(config: Mapping[str, Any]) -> dict[str, Any]:
+def flat_params(config: Mapping[str, object]) -> dict[str, object]:
     """The configuration as flat parameters; who is in which set stands in config.yaml."""
-    benchmark = {k: v for k, v in config["benchmark"].items() if k not in ("sets", "sources")}
-    return _flat({**config, "benchmark": benchmark})
+    members = ("benchmark.sets.", "benchmark.sources.")
+    return {key: v for key, v in _flat(config).items() if not key.startswith(members)}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{key}."))
