@@ -119,12 +119,15 @@ def _bar() -> Progress:
 
 
 def show(drawn: RenderableType) -> None:
-    """Print what `rich` can draw: at most 100 columns, and plain text where it is no terminal."""
+    """Print what `rich` can draw: at most 100 columns, and plain text where it is no terminal.
+
+    A line that may not be folded, such as a command, keeps its length.
+    """
     from rich.console import Console as Terminal
 
     options: dict[str, Any] = {} if sys.stdout.isatty() else {"width": WIDTH, "color_system": None}
     terminal = Terminal(highlight=False, **options)
-    terminal.print(drawn, width=min(WIDTH, terminal.width))
+    terminal.print(drawn, width=min(WIDTH, terminal.width), crop=False)
 
 
 def duration(seconds: float) -> str:

@@ -80,7 +80,7 @@ def _most_set(job: str, words: Sequence[str]) -> Iterator[str]:
 def _names(group: str) -> list[str]:
     """The names that a group's files, or the presets, offer."""
     if group == "preset":
-        jobs = {"embed_folder", "predict", "figures", "benchmark", "move", *RUN_JOBS}
+        jobs = {"embed_folder", "predict", "move", "figures", "benchmark", *RUN_JOBS}
         return sorted({path.stem for path in CONF.glob("*.yaml")} - jobs)
     return group_names(group) if (CONF / group).is_dir() else []
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.backbones.clip import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
-from pipelines.config import ConfigError, Section, UserError, plain
+from pipelines.config import ConfigError, Section, UserError
 from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
 from pipelines.embed.stage import EmbedConfig
 from pipelines.evaluate.compare import CompareConfig
@@ -161,12 +161,10 @@ def words_again(config: PipelineConfig) -> str:
     return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
 
 
-def flat_params(config: PipelineConfig) -> dict[str, object]:
+def flat_params(config: Mapping[str, object]) -> dict[str, object]:
     """The configuration as flat parameters; who is in which set stands in config.yaml."""
-    tree = plain(config)
-    hidden = ("sets", "sources")
-    benchmark = {k: v for k, v in tree["benchmark"].items() if k not in hidden}
-    return _flat({**tree, "benchmark": benchmark})
+    members = ("benchmark.sets.", "benchmark.sources.")
+    return {key: v for key, v in _flat(config).items() if not key.startswith(members)}
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

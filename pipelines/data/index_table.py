@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.config import UserError
 from pipelines.data import files
 from pipelines.data.limits import LIMITS, refuse_bytes
-from pipelines.data.parquet_files import check_size
+from pipelines.data.parquet_files import UNREADABLE, check_size
 from pipelines.data.schema import INDEX
 
 
@@ -32,7 +32,8 @@ def as_index(table: pa.Table, where: str = "the source", *, domain: str | None =
         UserError: see `check_keys`.
     """
     index = columns_of_index(table, domain=domain)
-    check_keys(index["key"], where)
+    if index.num_rows:  # Arrow's kernels do not survive every column without a row
+        check_keys(index["key"], where)
     try:
         index.validate(full=True)
     except pa.ArrowException as error:
@@ -115,10 +116,13 @@ def read_index_file(path: str) -> pa.Table:
                 strings = {name: pa.string() for name in names}
                 options = pyarrow.csv.ConvertOptions(column_types=strings)
                 table = pyarrow.csv.read_csv(opened, convert_options=options)
-    except (OSError, pa.ArrowException) as error:
+        columns = table.column_names
+    except UNREADABLE as error:
         raise UserError(f"{path}: not readable as a table of images ({error})") from None
-    if "key" not in table.column_names:
-        raise UserError(f"{path}: no column 'key'; it has {', '.join(table.column_names)}")
+    if "key" not in columns:
+        raise UserError(f"{path}: no column 'key'; it has {', '.join(columns)}")
+    if doubled := [name for name in names if columns.count(name) > 1]:
+        raise UserError(f"{path}: {len(doubled)} columns stand there twice (first: {doubled[0]})")
     keys = table["key"].cast(pa.string())
     plain = []
     for key in keys.to_pylist():

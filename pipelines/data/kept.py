@@ -364,7 +364,7 @@ def _digest(parts: Parts, content: bytes) -> bytes:
     return sha.hexdigest().encode()
 
 
-def _digest_of_record(parts: Parts, data: Mapping[str, Any]) -> str:
+def _digest_of_record(parts: Parts, data: Mapping[str, object]) -> str:
     return _digest(parts, json.dumps(data, sort_keys=True).encode()).decode()
 
 

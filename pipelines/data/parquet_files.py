@@ -20,6 +20,8 @@ from pipelines.data import files
 from pipelines.data.limits import LIMITS, refuse_bytes
 from pipelines.data.local_files import File
 
+# What Arrow raises for a damaged file: names in its metadata may be no text, counts no counts.
+UNREADABLE = (OSError, pa.ArrowException, ValueError, OverflowError, LookupError)
 _ROWS = 256  # most cells unpacked at once
 
 
@@ -33,7 +35,7 @@ def opened(file: File) -> Iterator[pq.ParquetFile]:
     try:
         with files.open_file(file.path) as content, pq.ParquetFile(content) as table:
             yield table
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise UserError(f"{file.path}: not readable as Parquet ({error})") from None
 
 
@@ -54,7 +56,7 @@ def text_columns(file: File, names: Sequence[str]) -> dict[str, pa.ChunkedArray]
         ):
             for name in names:
                 found[name] = _unpacked(table.read(columns=[name])[name])
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise UserError(f"{file.path}: not readable as Parquet ({error})") from None
     return found
 
@@ -81,7 +83,7 @@ def cells(file: File, group: int, name: str, rows: Sequence[int]) -> list[bytes 
         ):
             found = _cells(table, group, name, set(rows))
             return [found[row] for row in rows]
-    except (OSError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         return [error for _ in rows]
 
 
@@ -111,7 +113,7 @@ def _cells(
 def _content(cell: pa.Scalar) -> bytes | Exception:
     if not cell.is_valid:
         return b""
-    if not isinstance(cell, pa.BinaryScalar):
+    if not isinstance(cell, pa.BinaryScalar) or isinstance(cell, pa.StringScalar):
         return TypeError(f"a cell of type {cell.type}, not encoded bytes")
     size = cell.as_buffer().size
     if size > LIMITS.image_bytes:

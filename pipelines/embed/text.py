@@ -43,7 +43,7 @@ def text_features(
 
 def text_code() -> Code:
     """The code that can decide a text feature."""
-    return code_of(_encode, clip.load, alone=(text_features,))
+    return code_of(_encode, "pipelines.backbones.clip.load", alone=(text_features,))
 
 
 def _encode(model: Clip, texts: Sequence[str], num_classes: int) -> NDArray[np.float32]:

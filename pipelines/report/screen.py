@@ -103,12 +103,14 @@ def _left_out(metrics: Metrics) -> list[Text]:
 
 
 def _commands(commands: Sequence[tuple[str, str]]) -> RenderableType:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for title, command in commands:
-        table.add_row(Text(title), Text(command))
-    return table
+    """One line a command, however long: one that is folded could not be copied."""
+    width = max(len(title) for title, _ in commands) if commands else 0
+    return Group(
+        *(
+            Text.assemble((f"{title:<{width}}  ", "bold"), command, no_wrap=True, overflow="ignore")
+            for title, command in commands
+        )
+    )
 
 
 def _percent(spread: Spread | None) -> str:

@@ -354,6 +354,6 @@ class Run:
             return known.run_id
         name = f"{self.config.benchmark.name}-{self.config.backbone.name}-{self.id}"
         with self.tracker.run(name, tags=stamp(run=self.id)) as active:
-            active.log_params(flat_params(self.config))
+            active.log_params(flat_params(plain(self.config)))
             kept.write_record(self.storage, MlflowRun(run_id=active.run_id), *place)
             return str(active.run_id)

@@ -63,7 +63,7 @@ class ActiveRun:
     client: MlflowClient
     run_id: str
 
-    def log_params(self, params: Mapping[str, object]) -> None:
+    def log_params(self, params: Mapping[str, Any]) -> None:
         """Log flat settings; the same ones again change nothing."""
         entities = load_mlflow().entities
         pairs = [entities.Param(_key(k), _value(v)) for k, v in params.items()]

@@ -56,8 +56,8 @@ def test_forty_epochs_go_out_in_two_batches_and_the_rest_at_the_end(
     expected = [(e, pytest.approx(1.0 / e)) for e in range(1, 41)]
     assert steps(tracker, active.run_id, "loss") == expected
     assert len(steps(tracker, active.run_id, "loss/margin")) == 40
-    # One batch of numbers for each send, and nothing for an opening without tags.
-    assert metrics == 2
+    # For each send one batch of numbers, and the tag of the process that opened the run.
+    assert metrics == 4
     assert "log_metric" not in calls
 
 

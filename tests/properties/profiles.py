@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 # No input may take longer, on a machine that does other things too.
 LIMIT_MS = 5000
-SHORT, LONG = 80, 3000
+SHORT, LONG = 80, 1000
 # Each input makes what it needs; fixtures are made once and only read.
 SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 

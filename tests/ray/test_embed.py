@@ -303,7 +303,7 @@ def test_empty_and_hopeless_sources(
     def all_bad(rows: list, *_: object) -> object:
         for row in rows:
             bad = [(key, "empty", "no bytes") for key in row["keys"]]
-            receipt = {"shard": row["shard"], "rows": 0, "sha256": "", "columns": {}}
+            receipt = {"shard": row["shard"], "rows": 0, "size": 0, "sha256": "", "columns": {}}
             yield {"name": "mine", "rejected": bad, **receipt}
 
     monkeypatch.setattr(embed, "_encode_shards", all_bad)
