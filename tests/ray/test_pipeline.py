@@ -217,9 +217,10 @@ def test_the_winning_yaml_gives_the_same_numbers_again(backbones: Path, tmp_path
     chosen = json.loads((folder / "sweep.json").read_text())["methods"]["ebm"]
     found = json.loads(metrics(swept))
     assert {"training.lr", "weight"} == set(chosen["chosen"])
-    heads = json.loads((folder / "finetune.json").read_text())
-    assert len(heads["defaults"]["ebm"]) == 1  # of the first seed only
-    assert heads["defaults"]["ebm"][0] not in heads["heads"]["ebm"]
+    heads = json.loads((folder / "finetune.json").read_text())["heads"]
+    default = [h["address"] for h in heads if h["key"]["variant"] == "default"]
+    assert len(default) == 1  # of the first seed only
+    assert default[0] not in {h["address"] for h in heads if h["key"]["variant"] == "chosen"}
     pipeline(again, f"methods=@{folder}/best/ebm.yaml", "sweep=none", "seeds=2")
     repeated = json.loads(metrics(again))
     assert repeated["rows"] == found["rows"]
