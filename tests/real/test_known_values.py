@@ -20,7 +20,9 @@ from pipelines.finetune import stage as finetune
 from pipelines.finetune.loop import TrainingData, TrainingJob
 from pipelines.methods.zero_shot import Config as ZeroShot
 from pipelines.ood import ood_metrics
+from pipelines.records import HeadKey
 from pipelines.score import stage as score
+from pipelines.score.result import HeadScores
 from pipelines.settings import PipelineConfig
 
 SCALE = 11.489
@@ -80,17 +82,17 @@ def scored(
         outliers=None,
         address="known values",
     )
-    cell = TrainingJob(ZeroShot(), seed=0)
+    job = TrainingJob(ZeroShot(), seed=0)
     (address,) = finetune.train(
-        [cell], data, backbone, storage, compute=compute, mode="in_process"
+        [job], data, backbone, storage, compute=compute, mode="in_process"
     )  # fmt: skip
-    names = {label: f"head{number}" for number, label in enumerate(KNOWN)}
+    keys_of = {label: HeadKey(method=label, seed=0) for label in KNOWN}
     heads = [
-        score.HeadScores(names[label], address, {name: params})
+        HeadScores(key=keys_of[label], address=address, scores={name: params})
         for label, (name, params, *_) in KNOWN.items()
     ]
-    score.run(heads, sets, storage, "known")
-    return {label: Scored(score.read(storage, "known", name)) for label, name in names.items()}
+    tables = score.read_all(storage, score.run(heads, sets, storage))
+    return {label: Scored(tables[key]) for label, key in keys_of.items()}
 
 
 def test_number_of_images(scored: dict[str, Scored]) -> None:
