@@ -196,12 +196,8 @@ def whole(finished: Finished) -> Iterator[Finished]:
 
 
 def is_as_it_was(finished: Finished, last: str | None = None) -> bool:
-    """Whether the command gives the same table; else it says in one line what to do."""
-    try:
-        rows = finished.again(last).metrics.rows
-    except UserError as error:
-        return len(str(error).splitlines()) != 1
-    return rows == finished.rows
+    """Whether the command mends what is damaged and gives the same table."""
+    return finished.again(last).metrics.rows == finished.rows
 
 
 def test_no_file_is_of_an_unknown_kind(finished: Finished) -> None:
@@ -251,7 +247,7 @@ def test_a_finished_run_is_found_as_it_was_or_done_again(
     path = files[len(files) // 2]
     before, other = path.read_bytes(), another(path, files)
     DAMAGES[damage](path, other)
-    assert is_as_it_was(whole, last="evaluate")
+    assert is_as_it_was(whole, last=None if path.name == "register.json" else "evaluate")
     if kind not in ("stamp", "MLflow run"):  # times differ
         assert path.is_file()
         assert kind in ("record of a stage", "picture", "report") or path.read_bytes() == before
