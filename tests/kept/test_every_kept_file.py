@@ -133,12 +133,12 @@ def by_kind(root: Path, kinds: dict[str, str]) -> dict[str, list[Path]]:
 
 
 def another(path: Path, same: list[Path]) -> Path:
-    """Another file of the kind with other bytes; where there is none, one of the same format."""
-    others = [file for file in same if file.read_bytes() != path.read_bytes()]
+    """A file with other bytes: of the kind, else of the same format, else any of the storage."""
     root = path.parents[len(path.parts) - 1 - path.parts.index("storage") - 1]
-    alike = sorted(file for file in root.rglob(f"*{path.suffix}") if file.is_file())
-    fitting = [file for file in others if file.suffix == path.suffix]
-    return next(f for f in [*fitting, *others, *alike] if f.read_bytes() != path.read_bytes())
+    alike = sorted((f.suffix != path.suffix, f) for f in same)
+    others = sorted((f.suffix != path.suffix, f) for f in root.rglob("*") if f.is_file())
+    content = path.read_bytes()
+    return next(file for _, file in [*alike, *others] if file.read_bytes() != content)
 
 
 @dataclass(frozen=True)
