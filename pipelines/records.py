@@ -165,14 +165,6 @@ class ScoreName(Record):
         return len(self.parts) > 1
 
 
-class ScoreSetting(Record):
-    """A score with its parameters."""
-
-    score: str
-    # Whole numbers stay whole: DeltaEnergy's c counts classes.
-    params: dict[str, int | float] = Field(default_factory=dict)
-
-
 class Margins(Record):
     """The margins of the energy losses, m_in < m_out: ID energies lie low, outliers' high."""
 

@@ -133,7 +133,7 @@ def by_kind(root: Path, kinds: dict[str, str]) -> dict[str, list[Path]]:
 
 
 def another(path: Path, same: list[Path]) -> Path:
-    """A file with other bytes: of the kind, else of the same format, else any of the storage."""
+    """Find a file with other bytes: one of the kind, else of the same format, else any."""
     root = path.parents[len(path.parts) - 1 - path.parts.index("storage") - 1]
     alike = sorted((f.suffix != path.suffix, f) for f in same)
     others = sorted((f.suffix != path.suffix, f) for f in root.rglob("*") if f.is_file())
