@@ -29,6 +29,7 @@ from pipelines.data.storage import Storage
 from pipelines.embed.plan import Progress
 from pipelines.embed.stage import EmbedConfig, embed_source
 from pipelines.embed.text import text_features
+from pipelines.store.errors import said_clearly
 
 
 class OdinConfig(Section):
@@ -83,8 +84,14 @@ def run(config: FolderJob, on_progress: Progress | None = None) -> Done:
     """The features of images that belong to no benchmark; no label is needed.
 
     Raises:
-        UserError: see `pipelines.embed.stage.embed_sources`; a file of names that cannot be used.
+        UserError: see `pipelines.embed.stage.embed_sources`; a file of names that cannot be used;
+            a storage that cannot be written.
     """
+    with said_clearly(Storage.open(config.storage)):
+        return _run(config, on_progress)
+
+
+def _run(config: FolderJob, on_progress: Progress | None) -> Done:
     storage = Storage.open(config.storage)
     source = open_source(config.source) if isinstance(config.source, str) else config.source
     names = None if config.class_names is None else read_class_names(config.class_names)

@@ -38,6 +38,7 @@ from pipelines.embed import leaks
 from pipelines.embed.plan import Plan, Progress, Tally, make_plan
 from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
 from pipelines.embed.workers import PLAN, ShardEncoder, ShardPreparer, Work
+from pipelines.store.errors import damaged_in
 
 if TYPE_CHECKING:
     import ray
@@ -336,6 +337,8 @@ def _user_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
+        if damaged := damaged_in(error):
+            raise damaged from None
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = getattr(cause, "cause", None) or cause.__cause__

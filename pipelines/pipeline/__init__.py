@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.config import UserError
-from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.evaluate import against_default
@@ -37,6 +36,7 @@ from pipelines.run.observer import Observer
 from pipelines.score import stage as score
 from pipelines.score.code import score_rows_used
 from pipelines.settings import PipelineConfig
+from pipelines.store.errors import damaged_in
 from pipelines.store.locks import locked
 from pipelines.store.registry import working
 from pipelines.sweep import record as sweep_record
@@ -89,7 +89,10 @@ def _run(current: Run, only: str | None, last: str | None) -> Run:
         for _ in range(MOST_MENDED):
             try:
                 return _run_stages(current, names, with_ray)
-            except Damaged as damaged:
+            except Exception as error:
+                damaged = damaged_in(error)
+                if damaged is None:
+                    raise
                 current = current.mended(damaged)
         return _run_stages(current, names, with_ray)
 

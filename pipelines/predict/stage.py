@@ -96,16 +96,18 @@ def load_detector(model: str, storage: Storage, *, tracking_uri: str | None = No
         tracking_uri: another MLflow store.
 
     Raises:
-        UserError: where there is no such model.
+        UserError: where there is no such model, or its files cannot be read.
     """
     from pipelines.register.detector import ARTIFACT, Detector
+    from pipelines.store.errors import said_clearly
 
-    if not model.startswith("models:/"):
-        return Detector.load(Path(model).expanduser())
-    from pipelines.store.registry import model_folder
+    with said_clearly(storage):
+        if not model.startswith("models:/"):
+            return Detector.load(Path(model).expanduser())
+        from pipelines.store.registry import model_folder
 
-    files = model_folder(storage, tracking_uri, model)
-    return Detector.load(files / "artifacts" / ARTIFACT)
+        files = model_folder(storage, tracking_uri, model)
+        return Detector.load(files / "artifacts" / ARTIFACT)
 
 
 def _judged_source(

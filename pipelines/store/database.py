@@ -168,7 +168,10 @@ def _open(storage: Storage) -> Iterator[sqlite3.Connection]:
                 raise sqlite3.DatabaseError(verdict)
             yield database
     except sqlite3.DatabaseError as error:
-        raise UserError(
-            f"{path}: the MLflow database cannot be used ({' '.join(str(error).split())}); put a "
-            "copy of it back, or move it away: the same command then makes it anew"
-        ) from None
+        why = " ".join(str(error).split())
+        advice = (
+            "make it readable and writable; the same command goes on from here"
+            if "unable to open" in why
+            else "put a copy of it back, or move it away: the same command then makes it anew"
+        )
+        raise UserError(f"{path}: the MLflow database cannot be used ({why}); {advice}") from None

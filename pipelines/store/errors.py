@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from pipelines.config import UserError
 from pipelines.config.secrets import mask, mask_uri
+from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,11 @@ def explain(error: BaseException, storage: Storage) -> str | None:
         if isinstance(error, OSError)
         else None
     )
+
+
+def damaged_in(error: BaseException) -> Damaged | None:
+    """What a process, perhaps one of Ray, found damaged; None where the error is another."""
+    return next((inner for inner in _chain(error) if type(inner) is Damaged), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines.config import UserError
+from pipelines.data.digits import DigitsSource
+from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
-from pipelines.store.errors import explain, said_clearly
+from pipelines.store.errors import damaged_in, explain, said_clearly
 from pipelines.store.move import MoveConfig
 from pipelines.store.move import run as move
-from tests.store.conftest import one_line, pipeline
+from tests.ray.commands import ROOT, job_here
+from tests.store.conftest import WORDS, one_line, pipeline
 
 # What is taken from a finished storage, so that the stage is the first that has work to do.
 UNDONE = {
@@ -46,7 +51,10 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("stage", UNDONE)
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(s, marks=[pytest.mark.slow] if s == "embed" else []) for s in UNDONE],
+)
 def test_a_full_disk_is_one_line_in_every_stage(
     finished: Path, small_disk: Path, stage: str
 ) -> None:
@@ -68,6 +76,7 @@ def test_a_full_disk_is_one_line_in_every_stage(
     assert not list((storage / "leases").iterdir())
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_ray_trains(finished: Path, small_disk: Path) -> None:
     storage = Path(shutil.copytree(finished, small_disk / "storage"))
     move(MoveConfig(storage=str(storage)))
@@ -90,6 +99,50 @@ def test_a_storage_that_is_read_only(finished: Path, small_disk: Path) -> None:
     assert "Read-only file system" in line
     assert line.endswith("make it readable and writable; the same command goes on from here")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert pipeline(storage).stdout.count("found, nothing to do") == 6
+
+
+def test_other_commands_on_a_storage_that_is_read_only(finished: Path, small_disk: Path) -> None:
+    """A model judges as ever; features cannot be kept."""
+    storage = Path(shutil.copytree(finished, small_disk / "storage"))
+    move(MoveConfig(storage=str(storage)))
+    image = small_disk / "images" / "digit.png"
+    image.parent.mkdir()
+    (content,) = DigitsSource().read(["digits/0000/plain"])
+    assert isinstance(content, bytes)
+    image.write_bytes(content)
+    words = (f"source={image.parent}", f"storage={storage}")
+    expected = job_here("predict", *words)
+    assert expected.returncode == 0, expected.stderr
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    try:
+        assert job_here("predict", *words).stdout == expected.stdout
+        line = one_line(job_here("embed", *words, "backbone=mini"))
+        assert "Read-only file system" in line
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+
+# Root reads everything; without these two rights it is a user like any other.
+AS_A_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+
+
+@pytest.mark.parametrize("unreadable", ["", "mlflow.db", "cache/features", "runs"])
+def test_a_storage_that_is_not_readable(storage: Path, unreadable: str) -> None:
+    path = storage / unreadable
+    mode = path.stat().st_mode
+    path.chmod(0)
+    command = [sys.executable, "-m", "jobs.pipeline", *WORDS, f"storage={storage}"]
+    if os.geteuid() == 0:
+        if shutil.which(AS_A_USER[0]) is None:
+            pytest.skip("run as root, and no setpriv here to give its rights away")
+        command = [*AS_A_USER, *command]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    finally:
+        path.chmod(mode)
+    line = one_line(done)
+    assert line.endswith("make it readable and writable; the same command goes on from here")
     assert pipeline(storage).stdout.count("found, nothing to do") == 6
 
 
@@ -126,6 +179,22 @@ def test_the_error_of_another_process_is_found_in_rays() -> None:
     assert explain(Wrapped("task failed", UserError("shard 3 is damaged")), storage) == (
         "shard 3 is damaged"
     )
+
+
+def test_what_a_process_of_ray_finds_damaged_is_known_here(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    def reads() -> None:
+        raise Damaged("/data/x", "cut", [("cache", "x")])
+
+    with pytest.raises(ray.exceptions.RayError) as error:
+        ray.get(reads.remote())
+    for raised in (error.value, Wrapped("training failed", error.value)):
+        damaged = damaged_in(raised)
+        assert damaged is not None
+        assert (damaged.place, damaged.why, damaged.bad) == ("/data/x", "cut", (("cache", "x"),))
+    assert damaged_in(Wrapped("task failed", UserError("no"))) is None
 
 
 def test_a_defect_is_not_hidden() -> None:
