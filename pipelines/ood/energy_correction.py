@@ -152,7 +152,7 @@ def sgld(
 ) -> Tensor:
     """z_{t+1} = z_t - a_t grad E(z_t) + n_t eps, eps ~ N(0, I) (Lafon 2022 eq. 3 and 8).
 
-    n_t is a STANDARD DEVIATION: the seed writes sqrt(beta_t) and gives 1e-3, which as a variance
+    n_t is a STANDARD DEVIATION: the paper writes sqrt(beta_t) and gives 1e-3, which as a variance
     would add noise of norm 0.7 to features of norm 1. With n_t^2 = 2 a_t this is the unadjusted
     Langevin algorithm, which samples exp(-E) up to a bias of order a_t; the paper's a_t and n_t are
     decoupled and sample no stated density. All chains run at once: E is summed over rows, which
@@ -191,7 +191,7 @@ def correction_loss(
     Args:
         real: e = E_theta / T of features (N,).
         sampled: e of the sampler's draws (N,).
-        l2_weight: alpha in the seed, >= 0.
+        l2_weight: alpha in Lafon 2022, >= 0.
         count: What sums are divided by, for a part of a batch; by default N.
     """
     total = real.sum() - sampled.sum()
