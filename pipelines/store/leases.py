@@ -1,6 +1,6 @@
 """Who is at work in a storage, and what those left who ended before their work was done.
 
-storage/leases/PID-XXXXXXXX.json    a process that is at work; it goes when the work is done
+storage/leases/PID-RANDOM.json      a process that is at work; it goes when the work is done
 storage/leases/*.json.ended         one that stopped with an error: its leftovers may go at once
 
 Temporary files carry no owner. Those older than every lease that is held belong to nobody who is
