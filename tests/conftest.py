@@ -1,4 +1,8 @@
-"""Fixtures that several folders share: one Ray per session, a tiny backbone, some pictures."""
+"""Fixtures that several folders share: one Ray per session, a tiny backbone, some pictures.
+
+`make test` uses two processes (pytest-xdist). All that needs the session's Ray runs in one of them,
+so there is one Ray; any other file runs whole in the process that is free.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import contextlib
 import io
 import json
 import os
+import shutil
+import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +25,12 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from pipelines.data.storage import Storage
 from pipelines.store.tracker import Tracker, open_tracker
+from tests.ray.commands import job
 
 SHARED = Path(os.environ.get("ENERGY_OOD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -42,11 +51,25 @@ RESNET = {
     "text_cfg": VIT["text_cfg"],
 }
 ARCHITECTURES = {"vit": VIT, "resnet": RESNET}
+# What only one process of a session may make: its tests stay together.
+TOGETHER = {"ray_cluster", "smoke_run"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Ray copies its own settings, the deprecated ones among them.
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files: dict[Path, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        files[item.path].append(item)
+    for path, tests in files.items():
+        needs = {name for test in tests for name in getattr(test, "fixturenames", ())}
+        group = "ray" if needs & TOGETHER else path.as_posix()
+        for test in tests:
+            test.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -112,13 +135,42 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+def mini_storage(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Storage:
     """A storage that holds the trained backbone `mini`; copy its cache/backbones, add nothing."""
     from pipelines.backbones import mini
 
-    storage = Storage.open(str(tmp_path_factory.mktemp("mini")))
-    mini.ensure(storage)
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":  # the processes of pytest-xdist train it once
+        folder = folder.parent
+    storage = Storage.open(str(folder / "mini"))
+    with FileLock(folder / "mini.lock"):
+        mini.ensure(storage)
     return storage
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """What `python -m jobs.pipeline preset=test` left and printed, in a process of its own."""
+
+    storage: Path
+    done: subprocess.CompletedProcess[str]
+
+    def copy_cache(self, storage: Path, *names: str) -> Path:
+        """Give another storage these folders of this one's cache."""
+        for name in names:
+            shutil.copytree(self.storage / "cache" / name, storage / "cache" / name)
+        return storage
+
+
+@pytest.fixture(scope="session")
+def smoke_run(mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    """One undisturbed run; copy its files, change nothing in them."""
+    storage = tmp_path_factory.mktemp("smoke") / "storage"
+    backbones = ("cache", "backbones")
+    shutil.copytree(mini_storage.local(*backbones), storage.joinpath(*backbones))
+    done = job("pipeline", "preset=test", f"storage={storage}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return SmokeRun(storage, done)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize(
+    ("optimizer", "epoch"),
+    [
+        ("sgd", 1),
+        pytest.param("sgd", 3, marks=pytest.mark.slow),
+        pytest.param("adamw", 1, marks=pytest.mark.slow),
+        pytest.param("adamw", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_after_an_epoch_it_ends_with_the_undisturbed_bytes(name, optimizer, epoch):
     clip, data = small_clip(), toy_data()
     undisturbed = train_in_process(job(name, optimizer=optimizer), data, clip)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from dataclasses import asdict
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.storage import Storage
 from tests.barrier import Barrier, gone, wait_until
+from tests.conftest import SmokeRun
 from tests.ray.commands import end, job_here, ray_folder, start
 from tests.ray.processes import descendants
 
@@ -35,12 +34,6 @@ STAGES = list(HELD)
 WORDS = ("methods=[coop]", "scores=[mcm]", "preset=test")
 # Without a search, finetune is the first stage that trains.
 SHORT = ("sweep=none", "training=ray", *WORDS)
-
-
-def new_storage(folder: Path, mini_storage: Storage) -> Path:
-    storage = folder / "storage"
-    shutil.copytree(mini_storage.local("cache", "backbones"), storage / "cache" / "backbones")
-    return storage
 
 
 def done_before(storage: Path, stage: str, *words: str) -> None:
@@ -80,24 +73,19 @@ def stopped_in(stage: str, number: signal.Signals, storage: Path, *words: str) -
     assert not list(storage.glob(f"runs/*/stamps/{stage}.json")), "was done before it was stopped"
 
 
-@pytest.mark.parametrize(
-    ("stage", "number"), [("embed", signal.SIGTERM), ("finetune", signal.SIGINT)]
-)
-def test_a_stage_that_is_stopped_says_how_to_go_on(
-    stage: str, number: signal.Signals, mini_storage: Storage, tmp_path: Path
-) -> None:
-    storage = new_storage(tmp_path, mini_storage)
-    done_before(storage, stage, *SHORT)
-    stopped_in(stage, number, storage, *SHORT)
+def test_ray_train_that_is_stopped_says_how_to_go_on(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    storage = smoke_run.copy_cache(tmp_path / "storage", "backbones", "features")
+    done_before(storage, "finetune", *SHORT)
+    stopped_in("finetune", signal.SIGINT, storage, *SHORT)
 
 
 @pytest.fixture(scope="module")
-def long_storage(mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long_storage(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the stages are done one after the other, as far as a test needs them."""
-    return new_storage(tmp_path_factory.mktemp("stopped"), mini_storage)
+    return smoke_run.copy_cache(tmp_path_factory.mktemp("stopped") / "storage", "backbones")
 
 
-# The signals in turn: the two that are sent in `make test` are the others of their stages.
+# The signals in turn: the one that is sent in `make test` is the other of its stage.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "number"),

@@ -3,8 +3,8 @@
 The same command again gives the same table, or one line that says what to do: never another table,
 never a traceback. A file of an unknown kind fails here, so a new kind is tested by existing.
 
-In `make test` one file of each kind is damaged in one way, in the slow matrix in all of them, and
-every other file in one.
+In `make test` one file of each kind is damaged in one way, together with files that do not hide
+it; in the slow matrix each alone in all of them, and every other file in one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pipelines.predict.stage import run as predict
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
 from pipelines.settings import PipelineConfig
+from tests.conftest import SmokeRun
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -80,6 +81,16 @@ MODEL = {
     "detector's backbone": r"backbone\.(json|safetensors)",
     "detector's record": r"score-[\w+]+\.safetensors",
 }
+# Kinds that one run reads, none of which is made again because of another one. A backbone takes
+# seconds to be trained again; the slow matrix has it.
+TOGETHER = {
+    "results": ("trial", "score part", "scores' manifest"),
+    "heads": ("checkpoint", "head", "head's manifest", "fitted record", "fitted manifest"),
+    "sources": (
+        "shard", "features' manifest", "rejected images", "text features", "statistics",
+        "outlier prior",
+    ),
+}  # fmt: skip
 # MLflow's own: its database (tests/store/test_found.py), its copies of what is in runs/, and what
 # surrounds the detector of a model, which `predict` does not read. Locks are empty.
 MLFLOW = {
@@ -158,13 +169,14 @@ class Finished:
         words = [*WORDS, f"storage={self.root}"]
         return run(load(PipelineConfig, "pipeline", words), Quiet(), last=last)
 
-    def forget(self, path: Path) -> None:
-        """What makes the next command read the file: the stages have not run."""
+    def forget(self, *paths: Path) -> None:
+        """What makes the next command read the files: the stages have not run."""
         shutil.rmtree(self.root / "runs")
-        kept = path.relative_to(self.root).as_posix()
-        if kind_of(kept, CACHE) == "checkpoint":
-            path.with_name("manifest.json").unlink()
-        # What is found where it was made of the file keeps the file from being read.
+        parts = [path.relative_to(self.root).parts[1] for path in paths]
+        for path in paths:
+            if kind_of(path.relative_to(self.root).as_posix(), CACHE) == "checkpoint":
+                path.with_name("manifest.json").unlink()
+        # What is found where it was made of a file keeps the file from being read.
         for made, sources in {
             "trials": ("features", "text", "fitted", "statistics", "priors"),
             "heads": ("priors",),
@@ -172,16 +184,15 @@ class Finished:
             "priors": (),
             "scores": ("heads", "fitted"),
         }.items():
-            if path.relative_to(self.root).parts[1] in sources:
+            if set(parts) & set(sources):
                 shutil.rmtree(self.root / "cache" / made)
 
 
 @pytest.fixture(scope="module")
-def finished(mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("kept")
     root = folder / "storage"
-    backbones = mini_storage.local("cache", "backbones")
-    shutil.copytree(backbones, root / "cache" / "backbones")
+    smoke_run.copy_cache(root, "backbones", "features")
     done = Finished(root, folder / "copy" / "storage", ())
     rows = done.again().metrics.rows
     for name in ("cache", "runs"):
@@ -209,17 +220,59 @@ def test_no_file_is_of_an_unknown_kind(finished: Finished) -> None:
     assert unknown == []
 
 
-def cases(kinds: dict[str, str], slow: tuple[str, ...] = ()) -> list[object]:
-    """Every kind in every way; for `make test` each kind in one, each way in turn."""
-    return [
-        pytest.param(kind, damage, marks=[pytest.mark.slow] if turn or kind in slow else [])
-        for number, kind in enumerate(kinds)
-        for turn, damage in enumerate((list(DAMAGES) * 2)[number % 4 : number % 4 + 4])
-    ]
+def one_of_each(whole: Finished, kinds: tuple[str, ...]) -> list[Path]:
+    """A file of each kind, each at an address of its own where there are enough."""
+    files, chosen = by_kind(whole.root, CACHE), list[Path]()
+    for kind in kinds:
+        used = [address(path) for path in chosen]
+        chosen.append(min(files[kind], key=lambda path: used.count(address(path))))
+    return chosen
 
 
-# A backbone takes seconds to be trained again.
-@pytest.mark.parametrize(("kind", "damage"), cases(CACHE, slow=("backbone's manifest",)))
+def address(path: Path) -> str:
+    """What names a file of the cache: its kind's folder, and the folder or file below it."""
+    parts = path.parts
+    start = parts.index("cache") + 1
+    return "/".join(parts[start : start + 2])
+
+
+@pytest.mark.parametrize("kinds", TOGETHER)
+def test_one_file_of_each_kind_is_made_again(
+    whole: Finished, kinds: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = one_of_each(whole, TOGETHER[kinds])
+    spares = [another(path, paths) for path in paths]
+    contents = [spare.read_bytes() for spare in spares]
+    whole.forget(*paths)
+    damages = itertools.cycle((flip, truncate, swap, flip))
+    for number, (path, content, damage) in enumerate(zip(paths, contents, damages, strict=False)):
+        spare = whole.copy.parent / f"spare{number}"
+        spare.write_bytes(content)
+        damage(path, spare)
+    with caplog.at_level(logging.WARNING):
+        assert is_as_it_was(whole, last="evaluate")
+    told = [r.getMessage() for r in caplog.records if r.name == "pipelines.data.kept"]
+    for path in paths:
+        assert path.is_file()
+        assert any(address(path) in line for line in told), (path, told)
+
+
+def test_one_file_of_each_kind_of_a_finished_run_is_made_again(whole: Finished) -> None:
+    paths = [files[len(files) // 2] for files in by_kind(whole.root, RUN).values()]
+    others = [another(path, paths) for path in paths]
+    for path, other, damage in zip(paths, others, itertools.cycle(DAMAGES.values())):
+        damage(path, other)
+    assert is_as_it_was(whole)
+    assert all(path.is_file() for path in paths)
+
+
+def cases(kinds: dict[str, str]) -> list[tuple[str, str]]:
+    """Every kind in every way."""
+    return list(itertools.product(kinds, DAMAGES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "damage"), cases(CACHE))
 def test_what_a_stage_reads_again_is_made_again(
     whole: Finished, kind: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +292,7 @@ def test_what_a_stage_reads_again_is_made_again(
     assert by_kind(whole.root, {kind: CACHE[kind]})[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "damage"), cases(RUN))
 def test_a_finished_run_is_found_as_it_was_or_done_again(
     whole: Finished, kind: str, damage: str

@@ -16,11 +16,13 @@ from pipelines.data.digits import DigitsSource
 from pipelines.data.storage import Storage
 from pipelines.run import RECORDS
 from tests.barrier import Barrier
+from tests.conftest import SmokeRun
 from tests.ray.commands import job, job_here, job_killed_at
 
 STAGES = ("embed", "sweep", "finetune", "score", "evaluate", "register")
 METHODS = ("zero_shot", "coop", "ebm")
 SCORES = ("mcm", "max_logit", "delta_energy")
+Finished = tuple[Path, subprocess.CompletedProcess[str]]
 
 
 def new_storage(folder: Path, *caches: Path) -> Path:
@@ -73,15 +75,9 @@ def backbones(mini_storage: Storage) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(
-    backbones: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def first(smoke_run: SmokeRun) -> Finished:
     """An undisturbed run: its storage and what it printed."""
-    storage = new_storage(tmp_path_factory.mktemp("first"), backbones)
-    return storage, pipeline(storage)
-
-
-Finished = tuple[Path, subprocess.CompletedProcess[str]]
+    return smoke_run.storage, smoke_run.done
 
 
 def test_it_shows_its_stages_in_order_and_says_what_to_do_next(first: Finished) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.storage import Storage
 from pipelines.store.move import MoveConfig
 from pipelines.store.move import run as move
+from tests.conftest import SmokeRun
 from tests.ray.commands import job_here
 
 WORDS = (
@@ -34,12 +34,11 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="session")
 def finished(
-    ray_cluster: None, mini_storage: Storage, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: None, smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The storage of a finished run; copy it, change nothing in it."""
     storage = tmp_path_factory.mktemp("finished") / "storage"
-    backbones = ("cache", "backbones")
-    shutil.copytree(mini_storage.local(*backbones), storage.joinpath(*backbones))
+    smoke_run.copy_cache(storage, "backbones", "features")
     done = pipeline(storage)
     assert done.returncode == 0, done.stdout + done.stderr
     return storage

@@ -7,6 +7,8 @@ import signal
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from pipelines.data.storage import Storage
 from pipelines.store import processes
 from pipelines.store.leases import at_work
@@ -32,6 +34,7 @@ def left(storage: Storage, tracker: Tracker) -> dict[str, set[str]]:
     }
 
 
+@pytest.mark.slow
 def test_only_what_a_killed_process_left_is_swept(
     tmp_path: Path, backbone_files: dict[str, tuple[Path, Path]]
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_new_store_is_created_once(tmp_path: Path) -> None:
     assert not list(storage.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_the_same_model_twice_at_once_is_one_version(
     tmp_path: Path, backbone_files: dict[str, tuple[Path, Path]]
 ) -> None:
