@@ -34,10 +34,10 @@ demo: setup  ## the whole path on the embedded benchmark, offline
 	@python -m jobs.pipeline
 
 test: setup lint types layers  ## linters, types, layer contracts and the tests (under 6 minutes)
-	@python -m pytest -n 2 --dist loadgroup -m 'not slow' --durations=15
+	@python -m pytest -n 2 -m 'not slow' --durations=15
 
 test-slow: setup  ## the full fault matrix (under 45 minutes)
-	@python -m pytest -n 2 --dist loadgroup -m slow --durations=15 || [ $$? -eq 5 ]  # 5: no test is marked slow
+	@python -m pytest -n 2 -m slow --durations=15 || [ $$? -eq 5 ]  # 5: no test is marked slow
 
 test-faults: setup  ## every fault test 20 times beside a busy CPU (hours)
 	@python -m tests.faults --times 20

@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 # Before torch and Ray are imported, here and in what tests start: two OpenMP threads that wait
@@ -22,11 +22,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# Else the other process's tests would have the CPU and Ray's workers what they leave.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from pipelines.data.storage import Storage
 from pipelines.store.tracker import Tracker, open_tracker
@@ -51,8 +55,9 @@ RESNET = {
     "text_cfg": VIT["text_cfg"],
 }
 ARCHITECTURES = {"vit": VIT, "resnet": RESNET}
-# What only one process of a session may make: its tests stay together.
-TOGETHER = {"ray_cluster", "smoke_run"}
+ROOT = Path(__file__).parents[1]
+# Fixtures that one process of a session makes, for all files that name them.
+ONCE = ("ray_cluster", "smoke_run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,16 +65,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    files: dict[Path, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        files[item.path].append(item)
-    for path, tests in files.items():
-        needs = {name for test in tests for name in getattr(test, "fixturenames", ())}
-        group = "ray" if needs & TOGETHER else path.as_posix()
-        for test in tests:
-            test.add_marker(pytest.mark.xdist_group(group))
+class OneRay(LoadScopeScheduling):
+    """A file's tests run in one process, and those of all files that name the session's Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "ray" if names_ray(ROOT / path) else path
+
+
+@cache
+def names_ray(file: Path) -> bool:
+    texts = [p.read_text() for p in (file, file.with_name("conftest.py")) if p.exists()]
+    return file.parent != ROOT / "tests" and any(name in t for t in texts for name in ONCE)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRay:
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +92,10 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
     """One local Ray for the whole session."""
+    if worker_id != "master":
+        (tmp_path_factory.getbasetemp().parent / "ray").mkdir()  # fails in a second process
     import ray
 
     from pipelines.compute.cluster import ComputeConfig, connect

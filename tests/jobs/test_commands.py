@@ -60,7 +60,7 @@ def test_make_test_runs_lint_types_layers_and_the_tests_without_set_up(checkout:
         "ruff check .",
         "mypy ",
         "lint-imports ",
-        "python -m pytest -n 2 --dist loadgroup -m not slow --durations=15",
+        "python -m pytest -n 2 -m not slow --durations=15",
     ]
 
 
