@@ -46,7 +46,7 @@ from pipelines.ood.energy_training import EpochReport
 from pipelines.ood.statistics import ClassStatistics
 from pipelines.records import Params, StoredRecord
 from pipelines.score import by_name as scoring
-from pipelines.score.by_name import TRAINED, Records
+from pipelines.score.by_name import TRAINED, Fitted, Records
 from pipelines.score.cache import (
     FOLDER,
     FittedManifest,
@@ -222,7 +222,7 @@ def fit_here(
     Raises:
         UserError: as `run`.
     """
-    records: dict[str, Any] = {}
+    records: dict[str, Fitted] = {}
     for name, fit in fits.items():
         if fit.score in TRAINED:
             (address,) = run([fit], data, storage, compute=ComputeConfig(), mode="in_process")
@@ -241,7 +241,7 @@ def _fit_and_keep(fit: ScoreFit, data: FitData, storage: Storage, place: record.
     try:
         if fit.score in TRAINED:
             trainer = record.train(fit, data, _checkpoint(storage, address), place)
-            made: Any = trainer.model()
+            made: Fitted = trainer.model()
             # As it is read back: lists for tuples.
             settings = json.loads(json.dumps(asdict(trainer.settings)))
             trained = {"settings": settings, "history": tuple(trainer.history)}

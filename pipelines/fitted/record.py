@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -21,9 +21,13 @@ from pipelines.methods import METHODS
 from pipelines.methods.energy_models import EnergyModelConfig, density_fields
 from pipelines.ood import FITTED_SCORES, GaussianMixture
 from pipelines.ood.energy_training import EnergyTrainer, EpochReport
+from pipelines.ood.records import FittedRecord
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Combination, Inputs, Records
 from pipelines.score.code import score_rows_used
+
+if TYPE_CHECKING:  # for types alone: the record of a sum without KNN does not depend on its code
+    from pipelines.ood.nearest_neighbours import KNN
 
 # The one density that is made of class statistics and not of the features themselves.
 MIXTURE = "gaussian_mixture"
@@ -43,7 +47,7 @@ def fit_code(score: str) -> Code:
 
 def without_training(
     fit: ScoreFit, data: FitData, predictor: Predictor | None, records: Records
-) -> Any:
+) -> FittedRecord:
     """The record of a score that needs no training.
 
     Args:
@@ -63,7 +67,7 @@ def without_training(
     return _closed_form(fit, data, predictor)
 
 
-def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> Any:
+def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> FittedRecord:
     """A density of the features, or of the head's logits on them."""
     arrays: dict[str, Any] = {"features": data.features, "labels": data.labels}
     if fit.head is not None:
@@ -86,7 +90,7 @@ def _sum(fit: ScoreFit, inputs: Inputs, records: Records) -> Combination:
     A training feature is its own nearest neighbour, at distance 0; there KNN counts the others.
     """
     if "knn" in records:
-        known = records["knn"]
+        known = cast("KNN", records["knn"])
         others = replace(known, k=min(known.k + 1, len(known.features)))
         records = {**records, "knn": others}
     columns = [
