@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.text_tower import TextTower, is_standard
 from pipelines.config import UserError
+from pipelines.records import Record
 
 PREFIX = "tower."
 
@@ -35,9 +36,18 @@ def check(tower: TextTower) -> None:
         )
 
 
+class TowerSettings(Record):
+    """What beside its weights decides a tower's result; the activation by a name of ours."""
+
+    layers: int
+    heads: int
+    activation: str
+    eps: float
+
+
 def to_arrays(
     tower: TextTower, length: int
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+) -> tuple[dict[str, NDArray[np.float32]], TowerSettings]:
     """The tower's weights and what else decides its result.
 
     Args:
@@ -45,7 +55,7 @@ def to_arrays(
         length: positions that prompts take at most.
 
     Returns:
-        (float32 arrays by name, each beginning with `tower.`; plain settings).
+        (float32 arrays by name, each beginning with `tower.`; its settings).
     """
     tensors = {"positions": tower.positional_embedding[:length]}
     tensors.update({f"ln_final.{n}": t for n, t in tower.ln_final.state_dict().items()})
@@ -61,18 +71,18 @@ def to_arrays(
         PREFIX + name: tensor.detach().float().cpu().numpy().copy()
         for name, tensor in tensors.items()
     }
-    settings = {
-        "layers": len(tower.blocks),
-        "heads": int(tower.blocks[0].attn.num_heads),  # type: ignore[union-attr, arg-type]
-        "activation": _activation(tower.blocks[0]),
-        "eps": float(tower.ln_final.eps),  # type: ignore[arg-type]
-    }
+    activation = _activation(tower.blocks[0])
+    assert activation is not None  # `check`
+    settings = TowerSettings(
+        layers=len(tower.blocks),
+        heads=int(tower.blocks[0].attn.num_heads),  # type: ignore[union-attr, arg-type]
+        activation=activation,
+        eps=float(tower.ln_final.eps),  # type: ignore[arg-type]
+    )
     return arrays, settings
 
 
-def from_arrays(
-    arrays: Mapping[str, NDArray[np.float64]], settings: Mapping[str, Any]
-) -> TextTower:
+def from_arrays(arrays: Mapping[str, NDArray[np.float64]], settings: TowerSettings) -> TextTower:
     """The tower of `to_arrays`, in float64; the arrays' memory is used, not copied."""
     tensors = {
         name.removeprefix(PREFIX): torch.from_numpy(array)
@@ -81,8 +91,8 @@ def from_arrays(
     }
     width = tensors["positions"].shape[1]
     with torch.device("meta"):
-        blocks = [_Block(width, tensors, n, settings) for n in range(settings["layers"])]
-        ln_final = nn.LayerNorm(width, eps=settings["eps"])
+        blocks = [_Block(width, tensors, n, settings) for n in range(settings.layers)]
+        ln_final = nn.LayerNorm(width, eps=settings.eps)
         nothing = nn.Embedding(1, width)
     for number, block in enumerate(blocks):
         _load(block, tensors, f"{number}.")
@@ -117,18 +127,18 @@ class _Block(nn.Module):
     """The parts of a block that `encode_shared` uses, named as open_clip names them."""
 
     def __init__(
-        self, width: int, tensors: Mapping[str, Tensor], number: int, settings: Mapping[str, Any]
+        self, width: int, tensors: Mapping[str, Tensor], number: int, settings: TowerSettings
     ) -> None:
         super().__init__()
         hidden = len(tensors[f"{number}.mlp.c_fc.bias"])
         scaled = f"{number}.ls_1.gamma" in tensors
-        self.ln_1 = nn.LayerNorm(width, eps=settings["eps"])
-        self.attn = nn.MultiheadAttention(width, settings["heads"], batch_first=True)
+        self.ln_1 = nn.LayerNorm(width, eps=settings.eps)
+        self.attn = nn.MultiheadAttention(width, settings.heads, batch_first=True)
         self.ls_1 = _Scale(width) if scaled else nn.Identity()
-        self.ln_2 = nn.LayerNorm(width, eps=settings["eps"])
+        self.ln_2 = nn.LayerNorm(width, eps=settings.eps)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, hidden))
-        self.mlp.add_module("gelu", _ACTIVATIONS[settings["activation"]]())
+        self.mlp.add_module("gelu", _ACTIVATIONS[settings.activation]())
         self.mlp.add_module("c_proj", nn.Linear(hidden, width))
         self.ls_2 = _Scale(width) if scaled else nn.Identity()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,15 @@ from torch import Tensor
 
 from pipelines.backbones.clip import Clip
 from pipelines.ood import odin_perturb
+from pipelines.records import Record
+
+
+class OdinIdentity(Record):
+    """What of a step decides a feature's value; `text_features` is their digest."""
+
+    text_features: str
+    tau: int | float
+    eps: int | float
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,11 @@ class Odin:
     tau: float
     eps: float
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> OdinIdentity:
         """What of it decides a feature's value."""
         content = np.ascontiguousarray(self.text_features, dtype="<f4")
         text = hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()
-        return {"text_features": text, "tau": self.tau, "eps": self.eps}
+        return OdinIdentity(text_features=text, tau=self.tau, eps=self.eps)
 
     def perturb(self, clip: Clip, pixels: Tensor) -> Tensor:
         """8-bit RGB (N, H, W, 3) -> normalised pixels (N, 3, H, W) after the step."""

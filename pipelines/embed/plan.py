@@ -6,18 +6,53 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import JsonValue
 
+from pipelines.backbones.odin import OdinIdentity
 from pipelines.config import UserError, digest
 from pipelines.data.features import Receipt
 from pipelines.data.index_table import check_keys
 from pipelines.data.sources import Source
+from pipelines.records import Record
 
 Progress = Callable[[int, int, int], None]  # done (with rejected), total, rejected
+
+
+class Asked(Record):
+    """All that changes a byte of one source's features.
+
+    Attributes:
+        backbone: what of it decides a feature (`pipelines.backbones.clip.identity`).
+        device: cpu or cuda.
+        settings: those of `EmbedConfig` that can matter, by name.
+        odin: the input step, where one is taken.
+        source: the fingerprint of the images.
+        keys: `all`, or a digest of those that were chosen.
+        code: the digest of what computes.
+    """
+
+    backbone: dict[str, str]
+    device: str
+    settings: dict[str, bool | int | float | str]
+    odin: OdinIdentity | None = None
+    source: str
+    keys: str
+    code: str
+
+    @property
+    def content(self) -> dict[str, JsonValue]:
+        """What the address is a digest of, and the manifest keeps."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def address(self) -> str:
+        """Of the features."""
+        return digest(self.content)
 
 
 @dataclass(frozen=True)
@@ -26,9 +61,13 @@ class Plan:
 
     name: str
     source: Source
-    address: str
-    about: Mapping[str, Any]
+    asked: Asked
     shards: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def address(self) -> str:
+        """Of the features."""
+        return self.asked.address
 
     @property
     def total(self) -> int:
@@ -81,7 +120,7 @@ class Tally:
 def make_plan(
     name: str,
     source: Source,
-    about: Mapping[str, Any],
+    asked: Asked,
     *,
     keys: Sequence[str] | None,
     shard_rows: int,
@@ -91,7 +130,7 @@ def make_plan(
     Args:
         name: of the source, for messages.
         source: the images.
-        about: what goes into the address.
+        asked: what goes into the address.
         keys: which images; all where None.
         shard_rows: images of a shard.
 
@@ -110,8 +149,7 @@ def make_plan(
     return Plan(
         name=name,
         source=source,
-        address=digest(about),
-        about=about,
+        asked=asked,
         shards=tuple(tuple(ordered[start : start + shard_rows]) for start in starts),
     )
 

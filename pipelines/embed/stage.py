@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
 from PIL import ImageColor
 from pydantic import Field, field_validator
 
@@ -27,17 +25,17 @@ from pipelines.backbones.odin import Odin
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.compute.shard_map import quiet_ray_data
-from pipelines.config import Section, UserError, digest, plain
+from pipelines.config import Section, UserError
 from pipelines.data import features, images
 from pipelines.data.benchmarks import Benchmark
-from pipelines.data.features import FeatureCache, Receipt
+from pipelines.data.features import FeatureCache
 from pipelines.data.limits import LIMITS
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.embed import leaks
-from pipelines.embed.plan import Plan, Progress, Tally, make_plan
+from pipelines.embed.plan import Asked, Plan, Progress, Tally, make_plan
 from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
-from pipelines.embed.workers import PLAN, ShardEncoder, ShardPreparer, Work
+from pipelines.embed.workers import ShardEncoder, ShardPlan, ShardPreparer, ShardReceipt, Work
 from pipelines.store.errors import damaged_in
 
 if TYPE_CHECKING:
@@ -185,17 +183,16 @@ def embed_sources(
             images than `settings.max_rejected`.
     """
     chosen = keys or {}
-    about = _about(backbone, settings, compute, odin)
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
-        named = _named(about, source, chosen.get(name))
-        cache = features.find(storage, digest(named))
+        asked = _asked(source, chosen.get(name), backbone, settings, compute, odin)
+        cache = features.find(storage, asked.address)
         if cache is not None:
             caches[name] = cache
         else:
             plans[name] = make_plan(
-                name, source, named, keys=chosen.get(name), shard_rows=settings.shard_rows
+                name, source, asked, keys=chosen.get(name), shard_rows=settings.shard_rows
             )
     if plans:
         tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
@@ -215,26 +212,27 @@ def feature_code(source: Source) -> Code:
     return code_of(ShardPreparer, ShardEncoder, make_plan, *read)
 
 
-def _about(
-    backbone: BackboneConfig, settings: EmbedConfig, compute: ComputeConfig, odin: Odin | None
-) -> dict[str, Any]:
-    """All but the images that changes a byte of the cache."""
-    free = {"max_rejected", "decode"}
-    about = {
-        "backbone": clip.identity(backbone),
-        "device": "cuda" if compute.embed_gpus else "cpu",
-        "settings": {key: value for key, value in plain(settings).items() if key not in free},
-    }
-    return about if odin is None else {**about, "odin": odin.identity()}
-
-
-def _named(about: Mapping[str, Any], source: Source, keys: Sequence[str] | None) -> dict[str, Any]:
-    """All that changes a byte of one source's cache; its digest is the address."""
+def _asked(
+    source: Source,
+    keys: Sequence[str] | None,
+    backbone: BackboneConfig,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
+    odin: Odin | None,
+) -> Asked:
+    """All that changes a byte of one source's cache."""
     chosen = "all"
     if keys is not None:
         chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
-    code = feature_code(source).digest
-    return {**about, "source": source.fingerprint(), "keys": chosen, "code": code}
+    return Asked(
+        backbone=clip.identity(backbone),
+        device="cuda" if compute.embed_gpus else "cpu",
+        settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
+        odin=None if odin is None else odin.identity(),
+        source=source.fingerprint(),
+        keys=chosen,
+        code=feature_code(source).digest,
+    )
 
 
 def _work(
@@ -264,8 +262,8 @@ def _layout(settings: EmbedConfig, compute: ComputeConfig) -> _Layout:
     return _Layout(compute, tasks)
 
 
-Receipts = Generator[dict[str, Any], None, None]
-Encode = Callable[[list[dict[str, Any]]], Receipts]
+Receipts = Generator[ShardReceipt, None, None]
+Encode = Callable[[list[ShardPlan]], Receipts]
 
 
 def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Encode) -> None:
@@ -279,33 +277,30 @@ def _run(plans: Mapping[str, Plan], tally: Tally, storage: Storage, encode: Enco
             if known is not None:
                 tally.add(name, known)
             else:
-                row = {"name": name, "address": plan.address, "shard": shard, "keys": list(keys)}
-                rows.append(row)
+                rows.append(ShardPlan(name, plan.address, shard, keys))
     if rows:
         with contextlib.closing(encode(rows)) as receipts:  # ends Ray's part whatever happens
-            for receipt in receipts:
-                name = receipt.pop("name")
-                rejected = tuple((k, r, m) for k, r, m in receipt.pop("rejected"))
-                tally.add(name, Receipt(**receipt, rejected=rejected))
+            for made in receipts:
+                tally.add(made.name, made.receipt)
 
 
 def _encode_shards(
-    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
+    rows: Sequence[ShardPlan], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> Receipts:
     """Receipts as they come, of one actor pool over one dataset of shards."""
     with connect(layout.compute), _user_errors():
         for row in _dataset(rows, plans, work, layout).iter_rows():
-            yield json.loads(row["receipt"])
+            yield ShardReceipt.model_validate_json(row["receipt"])
 
 
 def _dataset(
-    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Plan], work: Work, layout: _Layout
+    rows: Sequence[ShardPlan], plans: Mapping[str, Plan], work: Work, layout: _Layout
 ) -> ray.data.Dataset:
     import ray.data
 
     quiet_ray_data()
     compute = layout.compute
-    blocks = [pa.Table.from_pylist([row], schema=PLAN) for row in rows]  # one block a shard
+    blocks = [row.table() for row in rows]  # one block a shard
     sources = {name: plan.source for name, plan in plans.items()}
     options: dict[str, Any] = {
         "batch_size": 1,
@@ -353,7 +348,7 @@ def _finish(plan: Plan, tally: Tally, storage: Storage) -> FeatureCache:
         plan.address,
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
-        about=plan.about,
+        about=plan.asked.content,
     )
     rows, rejected = cache.manifest.rows, cache.manifest.rejected
     log.info("%s: %d features, %d rejected, at %s", plan.name, rows, rejected, plan.address)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +21,11 @@ from pipelines.backbones.encoder import Encoder, Prepared, Preparer, image_hash
 from pipelines.backbones.odin import Odin
 from pipelines.backbones.threads import torch_threads
 from pipelines.data import features
+from pipelines.data.features import Receipt
 from pipelines.data.images import Decoding, Rejected
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
+from pipelines.records import Record
 
 PLAN = pa.schema(
     [
@@ -39,6 +40,34 @@ PREPARED = PLAN.append(pa.field("verdicts", pa.string()))
 PREPARED = PREPARED.append(pa.field("hashes", pa.list_(pa.binary())))
 PREPARED = PREPARED.append(pa.field("shape", pa.list_(pa.int64())))
 PREPARED = PREPARED.append(pa.field("pixels", pa.large_binary()))
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One unit of work: a source by its name, the address of its features, a shard, its keys."""
+
+    name: str
+    address: str
+    shard: int
+    keys: tuple[str, ...]
+
+    def table(self) -> pa.Table:
+        """As a row that Ray Data moves, in the schema `PLAN`."""
+        columns = [[self.name], [self.address], [self.shard], [list(self.keys)]]
+        return pa.table(dict(zip(PLAN.names, columns, strict=True)), schema=PLAN)
+
+    @classmethod
+    def of(cls, row: pa.Table) -> ShardPlan:
+        """The plan in a row, prepared or not."""
+        (values,) = row.select(PLAN.names).to_pylist()
+        return cls(**{**values, "keys": tuple(values["keys"])})
+
+
+class ShardReceipt(Record):
+    """What a worker answers: the receipt of a shard of the source of that name."""
+
+    name: str
+    receipt: Receipt
 
 
 @dataclass(frozen=True)
@@ -71,10 +100,10 @@ class ShardPreparer:
         rows = [self._row(plans.slice(row, 1)) for row in range(table.num_rows)]
         return pa.concat_tables(rows)
 
-    def _row(self, plan: pa.Table) -> pa.Table:
-        (row,) = plan.to_pylist()
-        contents = self.sources[row["name"]].read(row["keys"])
-        batches = self.preparer.batches(row["keys"], contents, self.work.batch_size)
+    def _row(self, row: pa.Table) -> pa.Table:
+        plan = ShardPlan.of(row)
+        contents = self.sources[plan.name].read(plan.keys)
+        batches = self.preparer.batches(plan.keys, contents, self.work.batch_size)
         items = [item for batch in batches for item in batch]
         good = [item for item in items if not isinstance(item, Rejected)]
         pixels = np.stack(good) if good else np.empty((0, 1, 1, 3), np.uint8)
@@ -85,7 +114,7 @@ class ShardPreparer:
             pa.array([list(pixels.shape)], PREPARED.field("shape").type),
             _one_binary(pixels),
         ]
-        return pa.Table.from_arrays([*plan.columns, *columns], schema=PREPARED)
+        return pa.Table.from_arrays([*row.columns, *columns], schema=PREPARED)
 
 
 def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
@@ -110,17 +139,17 @@ class ShardEncoder:
         """One receipt (JSON) a row."""
         with torch_threads(self.work.threads):
             receipts = [self._shard(table.slice(row, 1)) for row in range(table.num_rows)]
-        return pa.table({"receipt": [json.dumps(receipt) for receipt in receipts]})
+        return pa.table({"receipt": [receipt.model_dump_json() for receipt in receipts]})
 
-    def _shard(self, row: pa.Table) -> dict[str, Any]:
-        plan = row.select(PLAN.names).to_pylist()[0]
-        address, shard, keys = plan["address"], plan["shard"], plan["keys"]
+    def _shard(self, row: pa.Table) -> ShardReceipt:
+        plan = ShardPlan.of(row)
+        address, shard = plan.address, plan.shard
         storage = self.work.storage
         receipt = features.find_receipt(storage, address, shard)  # of a run beside this one
         if receipt is None:
             hashes: list[bytes | None] = []
             encoded = self.encoder.encode(self._batches(row, plan, hashes))
-            pairs = list(zip(keys, encoded.verdicts, strict=True))
+            pairs = list(zip(plan.keys, encoded.verdicts, strict=True))
             receipt = features.write_shard(
                 storage,
                 address,
@@ -130,16 +159,16 @@ class ShardEncoder:
                 hashes=[h for h, v in zip(hashes, encoded.verdicts, strict=True) if v is None],
                 rejected=[(key, v.reason, v.message) for key, v in pairs if v is not None],
             )
-        return {"name": plan["name"], **asdict(receipt)}
+        return ShardReceipt(name=plan.name, receipt=receipt)
 
     def _batches(
-        self, row: pa.Table, plan: dict[str, Any], hashes: list[bytes | None]
+        self, row: pa.Table, plan: ShardPlan, hashes: list[bytes | None]
     ) -> Iterator[list[Prepared]]:
         """The images of a shard; `hashes` grows with them."""
         size = self.work.batch_size
         if "pixels" not in row.column_names:
-            contents = self.sources[plan["name"]].read(plan["keys"])
-            for batch in self.preparer.batches(plan["keys"], contents, size):
+            contents = self.sources[plan.name].read(plan.keys)
+            for batch in self.preparer.batches(plan.keys, contents, size):
                 hashes += map(image_hash, batch)
                 yield batch
             return

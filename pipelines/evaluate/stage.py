@@ -32,6 +32,8 @@ from pipelines.fitted.result import EnergyModelHistory
 from pipelines.ood import expected_calibration_error, ood_metrics, threshold_at_tpr
 from pipelines.records import HeadKey, Params
 
+# A figure, or figures by name: what is averaged over seeds number by number.
+Figures: TypeAlias = "float | Mapping[str, Figures]"
 Progress: TypeAlias = Callable[[int, int], None]
 
 
@@ -141,27 +143,28 @@ def _row(
     )
 
 
-def _figures(head: Scored, score: str, target_tpr: float) -> dict[str, Any]:
+def _figures(head: Scored, score: str, target_tpr: float) -> dict[str, Figures]:
     """Every figure of a `MetricRow` for one head and score: a tree of numbers."""
     id_scores, shifted = head.scores(score, "test"), head.shifted
     per_set = {
         name: ood_metrics(id_scores, head.scores(score, name), target_tpr) for name in head.ood
     }
     threshold = threshold_at_tpr(head.scores(score, "validation"), target_tpr)
+    accuracies = {name: head.accuracy(name) for name in shifted}
 
     def accepted(names: Sequence[str]) -> dict[str, float]:
         return {n: float((head.scores(score, n) >= threshold).mean()) for n in names}
 
-    figures: dict[str, Any] = {
+    figures: dict[str, Figures] = {
         "id_accuracy": head.accuracy("test"),
-        "shifted": {name: head.accuracy(name) for name in shifted},
+        "shifted": accuracies,
         "ece": expected_calibration_error(head.sets["test"]["confidence"], head.correct("test")),
         "sets": {n: {k: f[m] for k, m in FIGURES.items()} for n, f in per_set.items()},
         "tpr": accepted(["test", *shifted]),
         "validation_fpr": accepted(list(per_set)),
     }
     if shifted:
-        figures["ood_accuracy"] = float(np.mean(list(figures["shifted"].values())))
+        figures["ood_accuracy"] = float(np.mean(list(accuracies.values())))
     for figure, metric in FIGURES.items():
         figures[figure] = {
             group: float(np.mean([per_set[name][metric] for name in names]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import JsonValue
 
 from pipelines.records import StoredRecord
 
@@ -19,7 +19,7 @@ class HeadRecord(StoredRecord):
         history: one report an epoch.
     """
 
-    setting: dict[str, Any]
+    setting: dict[str, JsonValue]
     seed: int
     data: str
     code: str

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch.distributed
 
@@ -29,8 +29,7 @@ if TYPE_CHECKING:  # Ray takes seconds to import: only where workers are started
     from ray.util.queue import Queue
 
 OnEpoch: TypeAlias = Callable[[TrainingJob, EpochReport], None]
-# What a function on the workers is given: by name, anything that Ray can send.
-Sent: TypeAlias = dict[str, Any]
+SentT = TypeVar("SentT")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,17 @@ class AddressedJob:
 
     job: TrainingJob
     address: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """What every worker is given: the jobs, their data in Ray's object store, and whom to tell."""
+
+    jobs: Sequence[AddressedJob]
+    data: ray.ObjectRef[TrainingData]
+    backbone: BackboneConfig
+    storage: Storage
+    reports: Queue | None
 
 
 @dataclass(frozen=True)
@@ -93,30 +103,25 @@ def train_with_ray(
 
     report = None if on_epoch is None else lambda n, figures: on_epoch(jobs[n].job, figures)
     with forwarding(report) as reports:
-        content = {
-            "jobs": list(jobs),
-            "data": ray.put(data),
-            "backbone": backbone,
-            "reports": reports,
-        }
-        run_on_workers(_worker, {**content, "storage": storage}, storage, compute)
+        sent = _Sent(list(jobs), ray.put(data), backbone, storage, reports)
+        run_on_workers(_worker, sent, storage, compute)
 
 
 def run_on_workers(
-    worker: Callable[[Sent], None],
-    config: Sent,
+    worker: Callable[[SentT], None],
+    sent: SentT,
     storage: Storage,
     compute: ComputeConfig,
 ) -> None:
-    """One Ray Train run: `worker(config)` on each of `compute.train_workers` workers."""
+    """One Ray Train run: `worker(sent)` on each of `compute.train_workers` workers."""
     import ray.train.torch
 
     # Read by Ray Train's controller, which inherits it: the default polls every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     name = f"train-{uuid.uuid4().hex[:8]}"
     trainer = ray.train.torch.TorchTrainer(
-        worker,
-        train_loop_config=config,
+        # Not as `train_loop_config`: that takes a dictionary only.
+        lambda: worker(sent),
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.train_workers,
             use_gpu=compute.train_gpus > 0,
@@ -155,18 +160,16 @@ def _in_a_thread(work: Callable[[], object]) -> None:
     done.result()
 
 
-def _worker(config: Sent) -> None:
+def _worker(sent: _Sent) -> None:
     """What every Ray Train worker runs: the missing jobs, one after the other."""
     import ray.train.torch
 
     place = ray.train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
-    sent: ray.ObjectRef[TrainingData] = config["data"]
-    data = ray.get(sent)
-    storage: Storage = config["storage"]
-    clip = backbones.load(config["backbone"], device=str(ray.train.torch.get_device()))
-    reports: Queue | None = config["reports"] if rank == 0 else None
-    for number, job in enumerate(config["jobs"]):
+    data, storage = ray.get(sent.data), sent.storage
+    clip = backbones.load(sent.backbone, device=str(ray.train.torch.get_device()))
+    reports = sent.reports if rank == 0 else None
+    for number, job in enumerate(sent.jobs):
         workers = Workers(rank, world, _split(job.job, data))
         if not is_trained(storage, job.address):
             on_epoch = _for_job(sender(reports, number))

@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import safetensors.numpy
@@ -42,11 +42,11 @@ from pipelines.heads import Predictor
 from pipelines.heads.base import LOCAL
 from pipelines.heads.parallel import Workers
 from pipelines.methods import MethodConfig
-from pipelines.ood.energy_training import EpochReport
+from pipelines.ood.energy_training import EpochReport, TrainerState
 from pipelines.ood.statistics import ClassStatistics
 from pipelines.records import Params, StoredRecord
 from pipelines.score import by_name as scoring
-from pipelines.score.by_name import TRAINED, Records
+from pipelines.score.by_name import TRAINED, Fitted, Records
 from pipelines.score.cache import (
     FOLDER,
     FittedManifest,
@@ -55,6 +55,10 @@ from pipelines.score.cache import (
     load_records,
     write,
 )
+
+if TYPE_CHECKING:  # Ray takes seconds to import: only where workers are started
+    import ray
+    from ray.util.queue import Queue
 
 STATISTICS = "statistics.safetensors"
 
@@ -222,7 +226,7 @@ def fit_here(
     Raises:
         UserError: as `run`.
     """
-    records: dict[str, Any] = {}
+    records: dict[str, Fitted] = {}
     for name, fit in fits.items():
         if fit.score in TRAINED:
             (address,) = run([fit], data, storage, compute=ComputeConfig(), mode="in_process")
@@ -241,7 +245,7 @@ def _fit_and_keep(fit: ScoreFit, data: FitData, storage: Storage, place: record.
     try:
         if fit.score in TRAINED:
             trainer = record.train(fit, data, _checkpoint(storage, address), place)
-            made: Any = trainer.model()
+            made: Fitted = trainer.model()
             # As it is read back: lists for tuples.
             settings = json.loads(json.dumps(asdict(trainer.settings)))
             trained = {"settings": settings, "history": tuple(trainer.history)}
@@ -265,15 +269,16 @@ def _checkpoint(storage: Storage, address: str) -> record.Checkpoint:
     """The state of a training beside its record."""
     place = _checkpoint_place(address)
 
-    def load() -> dict[str, Any] | None:
+    def load() -> TrainerState | None:
         content = kept.find_file(storage, *place)
         if content is None:
             return None
-        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return TrainerState(**state)
 
-    def save(state: dict[str, Any]) -> None:
+    def save(state: TrainerState) -> None:
         file = io.BytesIO()
-        torch.save(state, file)
+        torch.save(vars(state), file)  # plain data, which `weights_only` reads
         kept.write_file(storage, file.getvalue(), *place)
 
     return record.Checkpoint(load, save)
@@ -290,8 +295,7 @@ def _train_with_ray(
 
     report = None if on_epoch is None else lambda n, figures: on_epoch(fits[n], figures)
     with forwarding(report) as reports:
-        content = {"fits": list(fits), "data": ray.put(data), "storage": storage}
-        run_on_workers(_worker, {**content, "reports": reports}, storage, compute)
+        run_on_workers(_worker, _Sent(fits, ray.put(data), storage, reports), storage, compute)
 
 
 def _raise_failures(fits: Sequence[ScoreFit], data: FitData, storage: Storage) -> None:
@@ -304,16 +308,26 @@ def _raise_failures(fits: Sequence[ScoreFit], data: FitData, storage: Storage) -
             raise UserError(failure.error)
 
 
-def _worker(config: dict[str, Any]) -> None:
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """What every worker is given: the trainings, their data in Ray's object store, whom to tell."""
+
+    fits: Sequence[ScoreFit]
+    data: ray.ObjectRef[FitData]
+    storage: Storage
+    reports: Queue | None
+
+
+def _worker(sent: _Sent) -> None:
     """What every Ray Train worker runs: the trainings, one after the other."""
     import ray.train.torch
 
     place = ray.train.get_context()
     workers = Workers(place.get_world_rank(), place.get_world_size())
-    data, storage = ray.get(config["data"]), config["storage"]
-    for number, fit in enumerate(config["fits"]):
+    data, storage = ray.get(sent.data), sent.storage
+    for number, fit in enumerate(sent.fits):
         if not is_fitted(storage, address_of(fit, data)):
-            send = sender(config["reports"] if workers.rank == 0 else None, number)
+            send = sender(sent.reports if workers.rank == 0 else None, number)
             where = record.Place(workers, str(ray.train.torch.get_device()), send)
             try:
                 _fit_and_keep(fit, data, storage, where)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -18,12 +18,18 @@ from pipelines.fitted.plan import FitData, ScoreFit, linear_rule
 from pipelines.heads import Predictor
 from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS
-from pipelines.methods.energy_models import EnergyModelConfig, density_fields
+from pipelines.methods.energy_models import EnergyModelConfig
+from pipelines.methods.gaussian_mixture import Config as MixtureConfig
 from pipelines.ood import FITTED_SCORES, GaussianMixture
-from pipelines.ood.energy_training import EnergyTrainer, EpochReport
+from pipelines.ood.checks import Array
+from pipelines.ood.energy_training import EnergyTrainer, EpochReport, TrainerState
+from pipelines.ood.records import FittedRecord
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Combination, Inputs, Records
 from pipelines.score.code import score_rows_used
+
+if TYPE_CHECKING:  # for types alone: the record of a sum without KNN does not depend on its code
+    from pipelines.ood.nearest_neighbours import KNN
 
 # The one density that is made of class statistics and not of the features themselves.
 MIXTURE = "gaussian_mixture"
@@ -43,7 +49,7 @@ def fit_code(score: str) -> Code:
 
 def without_training(
     fit: ScoreFit, data: FitData, predictor: Predictor | None, records: Records
-) -> Any:
+) -> FittedRecord:
     """The record of a score that needs no training.
 
     Args:
@@ -63,9 +69,9 @@ def without_training(
     return _closed_form(fit, data, predictor)
 
 
-def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> Any:
+def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> FittedRecord:
     """A density of the features, or of the head's logits on them."""
-    arrays: dict[str, Any] = {"features": data.features, "labels": data.labels}
+    arrays: dict[str, Array | None] = {"features": data.features, "labels": data.labels}
     if fit.head is not None:
         assert predictor is not None
         inputs = scoring.inputs_of(predictor, data.features, data.local)
@@ -76,8 +82,11 @@ def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> A
 
 
 def _mixture(fit: ScoreFit, data: FitData) -> GaussianMixture:
-    assert fit.density is not None
-    return GaussianMixture.from_statistics(data.statistics, **density_fields(fit.density))
+    config = fit.density
+    assert isinstance(config, MixtureConfig)
+    return GaussianMixture.from_statistics(
+        data.statistics, T_G=config.T_G, weighted=config.weighted, shrinkage=config.shrinkage
+    )
 
 
 def _sum(fit: ScoreFit, inputs: Inputs, records: Records) -> Combination:
@@ -86,7 +95,7 @@ def _sum(fit: ScoreFit, inputs: Inputs, records: Records) -> Combination:
     A training feature is its own nearest neighbour, at distance 0; there KNN counts the others.
     """
     if "knn" in records:
-        known = records["knn"]
+        known = cast("KNN", records["knn"])
         others = replace(known, k=min(known.k + 1, len(known.features)))
         records = {**records, "knn": others}
     columns = [
@@ -105,8 +114,8 @@ class Checkpoint:
         save: keeps a state.
     """
 
-    load: Callable[[], dict[str, Any] | None] = lambda: None
-    save: Callable[[dict[str, Any]], None] = lambda _: None
+    load: Callable[[], TrainerState | None] = lambda: None
+    save: Callable[[TrainerState], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -121,11 +130,9 @@ class Place:
 def train(fit: ScoreFit, data: FitData, checkpoint: Checkpoint, place: Place) -> EnergyTrainer:
     """Train an energy model, from its checkpoint where there is one."""
     config = settings(fit)
-    fields = density_fields(config)
-    shape = {name: fields[name] for name in ("weighted", "shrinkage") if name in fields}
     features = torch.tensor(data.features, device=place.device)
     with torch_threads(config.threads):
-        mixture = GaussianMixture.from_statistics(data.statistics, **shape)
+        mixture = config.mixture(data.statistics)
         resolved = config.settings(data.statistics, mixture)
         trainer = EnergyTrainer(features, mixture, resolved, seed=fit.seed, parallel=place.workers)
         if (state := checkpoint.load()) is not None:

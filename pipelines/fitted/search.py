@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from pipelines.data.storage import Storage
 from pipelines.fitted import fit
 from pipelines.fitted import plan as fit_plan
 from pipelines.fitted.plan import FitData
-from pipelines.fitted.record import fit_code
 from pipelines.heads import Predictor
 from pipelines.methods import MethodConfig
 from pipelines.methods.energy_models import density_fields
@@ -45,14 +44,14 @@ class Context:
     storage: Storage
 
 
-def identity(scores: Sequence[str], methods: Mapping[str, MethodConfig]) -> dict[str, Any]:
-    """What beside the trial's setting decides its fitted scores; nothing without any."""
+def densities(
+    scores: Sequence[str], methods: Mapping[str, MethodConfig]
+) -> dict[str, dict[str, JsonValue]] | None:
+    """What beside the trial's setting and the code decides its fitted scores; None without any."""
     if not scoring.any_fitted(scores):
-        return {}
+        return None
     used = {n: fit_plan.settings_of(n, methods.values()) for n in scoring.with_parts(scores)}
-    densities = {name: density_fields(config) for name, config in used.items() if config}
-    code = {name: fit_code(name).digest for name in used if scoring.records_needed(name)}
-    return {"densities": densities, "fit": code}
+    return {name: density_fields(config) for name, config in used.items() if config}
 
 
 def search(

@@ -20,8 +20,8 @@ from pipelines.ood.seeds import generator
 
 # Arrays of a predictor by name, in float64 where a rule computes with them.
 Arrays: TypeAlias = Mapping[str, NDArray[np.float64]]
-# Plain values that a rule needs beside them.
-Settings: TypeAlias = Mapping[str, Any]
+# Plain values that a rule needs beside them, as JSON holds them.
+Settings: TypeAlias = Mapping[str, float | str | Sequence[float]]
 # `rule(arrays, settings, *rows)`: what a predictor makes of rows, in float64.
 Rule: TypeAlias = Callable[..., NDArray[np.float64]]
 # Rows of one product in `Predictor.similarity`: blocks are padded to it, so that a row is
@@ -315,6 +315,20 @@ def text_similarity(
     """The rule of `text_predictor`."""
     product: NDArray[np.float64] = features @ arrays["text_features"].T
     return product
+
+
+def number(settings: Settings, name: str) -> float:
+    """A setting that is a number."""
+    value = settings[name]
+    assert isinstance(value, int | float), f"{name}: {value!r} is no number"
+    return value
+
+
+def numbers(settings: Settings, name: str) -> list[float]:
+    """A setting that lists numbers."""
+    value = settings[name]
+    assert isinstance(value, list), f"{name}: {value!r} is no list"
+    return value
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

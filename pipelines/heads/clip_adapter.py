@@ -110,7 +110,8 @@ def compared(
     """The adapted unit features (..., D) of features (..., D), in float64."""
     hidden = np.maximum(features @ arrays["down"].T, 0)
     adapted = np.maximum(hidden @ arrays["up"].T, 0)
-    return base.unit(settings["ratio"] * adapted + (1 - settings["ratio"]) * features)
+    ratio = base.number(settings, "ratio")
+    return base.unit(ratio * adapted + (1 - ratio) * features)
 
 
 def similarity(

@@ -151,10 +151,11 @@ class CoCoOp(nn.Module):
         """Context, network and class tokens as they are now, with the tower that reads them."""
         suffixes: Tensor = self.suffixes  # type: ignore[assignment]
         length = 1 + len(self.context) + suffixes.shape[1]
-        arrays, settings = frozen_tower.to_arrays(self.tower, length)
+        arrays, tower = frozen_tower.to_arrays(self.tower, length)
         names = ("start", "context", "suffixes", *NETWORK)
         arrays.update({name: base.to_numpy(getattr(self, name)) for name in names})
-        settings["ends"] = self.ends.tolist()  # type: ignore[operator]
+        ends: list[int] = self.ends.tolist()  # type: ignore[operator]
+        settings = {**tower.model_dump(), "ends": ends}
         return Predictor("cocoop", arrays, settings, self.logit_scale, self.class_names)
 
 
@@ -208,10 +209,12 @@ def similarity(
     Each image goes through the tower alone, so that nothing of its result depends on the others.
     Rows of zeros pad a block, and are left at zero.
     """
-    tower = frozen_tower.from_arrays(arrays, settings)
+    names = frozen_tower.TowerSettings.model_fields
+    kept = frozen_tower.TowerSettings.model_validate({name: settings[name] for name in names})
+    tower = frozen_tower.from_arrays(arrays, kept)
     prompts = {n: torch.from_numpy(arrays[n]) for n in ("start", "context", "suffixes", *NETWORK)}
-    ends = torch.tensor(settings["ends"])
-    result = np.zeros((len(features), len(settings["ends"])))
+    ends = torch.tensor(base.numbers(settings, "ends"))
+    result = np.zeros((len(features), len(ends)))
     with torch.inference_mode():
         for row in np.flatnonzero(features.any(axis=1)):
             image = torch.from_numpy(features[row : row + 1])

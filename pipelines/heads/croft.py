@@ -105,7 +105,7 @@ def compared(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The adapted unit features (..., D) of features (..., D), in float64."""
-    ratio = settings["image_ratio"]
+    ratio = base.number(settings, "image_ratio")
     return base.unit(ratio * (features @ arrays["image_adapter"].T) + (1 - ratio) * features)
 
 

@@ -196,7 +196,7 @@ def similarity(
     if "local_text_features" not in arrays:
         return whole
     moved = _projected(arrays, local)
-    counts = num_averaged(settings["scales"], local.shape[1])
+    counts = num_averaged(base.numbers(settings, "scales"), local.shape[1])
     means = []
     for text, count in zip(arrays["local_text_features"], counts, strict=True):
         ordered = np.sort(moved @ text.T, axis=1)

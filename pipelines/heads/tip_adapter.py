@@ -123,8 +123,9 @@ def similarity(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
-    affinity = np.exp(settings["beta"] * (features @ arrays["keys"].T - 1))
-    vote = affinity @ arrays["votes"] * (settings["alpha"] / settings["logit_scale"])
+    alpha, beta, scale = (base.number(settings, name) for name in ("alpha", "beta", "logit_scale"))
+    affinity = np.exp(beta * (features @ arrays["keys"].T - 1))
+    vote = affinity @ arrays["votes"] * (alpha / scale)
     product: NDArray[np.float64] = features @ arrays["text_features"].T + vote
     return product
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 from torch import Tensor
 
 from pipelines.config import Section, plain
@@ -107,7 +107,7 @@ class MethodConfig(Section):
         return self
 
 
-def training_setting(method: MethodConfig) -> dict[str, Any]:
+def training_setting(method: MethodConfig) -> dict[str, JsonValue]:
     """What decides a trained head of the method's settings, for addresses of caches."""
     return {key: value for key, value in plain(method).items() if key not in NOT_TRAINED}
 

@@ -7,9 +7,9 @@ Values left out (null) come from the training features by the rule of
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from pipelines.config import plain
 from pipelines.heads import AnyHead
@@ -22,7 +22,7 @@ from pipelines.ood.statistics import ClassStatistics
 _PAIR = tuple[float, float]
 
 
-def density_fields(config: MethodConfig) -> dict[str, Any]:
+def density_fields(config: MethodConfig) -> dict[str, JsonValue]:
     """A method's settings of its density, without those of its head."""
     of_head = MethodConfig.model_fields
     return {key: value for key, value in plain(config).items() if key not in of_head}
@@ -66,6 +66,14 @@ class EnergyModelConfig(MethodConfig):
             if pair is not None and min(pair) < 0:
                 raise ValueError(f"{name}={list(pair)}: both must be >= 0")
         return self
+
+    def mixture(self, statistics: ClassStatistics) -> GaussianMixture:
+        """The mixture that the network corrects, or that an energy model alone starts from."""
+        return GaussianMixture.from_statistics(
+            statistics,
+            weighted=getattr(self, "weighted", False),
+            shrinkage=getattr(self, "shrinkage", None),
+        )
 
     def settings(self, statistics: ClassStatistics, mixture: GaussianMixture) -> EnergySettings:
         """Every value given: the configured ones, and the rule's for those left out."""

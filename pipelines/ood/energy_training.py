@@ -102,6 +102,24 @@ _NAMES = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class TrainerState:
+    """All that the next epoch depends on; `torch.load(weights_only=True)` reads its `vars`.
+
+    Attributes:
+        parameters: of the network, in its order.
+        adam: the optimiser's `state_dict`.
+        random, order: states of the generators of chains and of batches.
+        history: the figures of each finished epoch.
+    """
+
+    parameters: list[Tensor]
+    adam: dict[str, Any]
+    random: Tensor
+    order: Tensor
+    history: list[EpochReport]
+
+
 class EnergyTrainer:
     """The state of one training; `epoch` trains, `state` and `load` make it resumable."""
 
@@ -182,25 +200,25 @@ class EnergyTrainer:
         self.history.append(report)
         return report
 
-    def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on, as `torch.load(weights_only=True)` reads it."""
-        return {
-            "parameters": [p.detach().clone() for p in self.network.parameters],
-            "adam": self._adam.state_dict(),
-            "random": self._random.get_state(),
-            "order": self._order.get_state(),
-            "history": [dict(report) for report in self.history],
-        }
+    def state(self) -> TrainerState:
+        """All that the next epoch depends on."""
+        return TrainerState(
+            parameters=[p.detach().clone() for p in self.network.parameters],
+            adam=self._adam.state_dict(),
+            random=self._random.get_state(),
+            order=self._order.get_state(),
+            history=[dict(report) for report in self.history],
+        )
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: TrainerState) -> None:
         """Go on where `state` was taken."""
         with torch.no_grad():
-            for parameter, value in zip(self.network.parameters, state["parameters"], strict=True):
+            for parameter, value in zip(self.network.parameters, state.parameters, strict=True):
                 parameter.copy_(value)
-        self._adam.load_state_dict(state["adam"])
-        self._random.set_state(state["random"])
-        self._order.set_state(state["order"])
-        self.history = [dict(report) for report in state["history"]]
+        self._adam.load_state_dict(state.adam)
+        self._random.set_state(state.random)
+        self._order.set_state(state.order)
+        self.history = [dict(report) for report in state.history]
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """This worker's chains of a batch of `count`: their starts and ends (n, D)."""
@@ -342,7 +360,7 @@ def train(
     seed: int = 0,
     parallel: Parallel | None = None,
     on_epoch: Callable[[EnergyTrainer], None] | None = None,
-    state: dict[str, Any] | None = None,
+    state: TrainerState | None = None,
 ) -> Trained:
     """Train a model on features (N, D).
 

@@ -37,12 +37,12 @@ class FittedScore:
     input: str
 
     @property
-    def parameters(self) -> Mapping[str, Any]:
+    def parameters(self) -> Mapping[str, float | str | None]:
         """Tunable parameters of `fit`, which are its keyword-only ones, and their defaults."""
         keywords = [value for value in self._signature if value.kind is value.KEYWORD_ONLY]
         return {value.name: value.default for value in keywords}
 
-    def fit(self, arrays: Mapping[str, Any], **parameters: Any) -> FittedRecord:
+    def fit(self, arrays: Mapping[str, Array | None], **parameters: Any) -> FittedRecord:
         """Fit with what the record takes of `arrays`; those it does not take are ignored.
 
         Raises:

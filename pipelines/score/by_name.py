@@ -31,12 +31,15 @@ from pipelines.heads.comparisons import (
     negative_similarity,
 )
 from pipelines.ood import FITTED_SCORES, SCORES, EnergyCorrection, FeatureEBM, combine
+from pipelines.ood.checks import Array
 from pipelines.ood.negatives import NegativeLabels
-from pipelines.ood.records import record_from_state, record_state
+from pipelines.ood.records import FittedRecord, record_from_state, record_state
 from pipelines.ood.table import Table
 from pipelines.records import Params, ScoreName
 
-Records: TypeAlias = Mapping[str, Any]
+# What was fitted for a score: what scores rows, or the words that images are compared with.
+Fitted: TypeAlias = FittedRecord | NegativeLabels
+Records: TypeAlias = Mapping[str, Fitted]
 
 # Scores that need nothing but a head's similarities; others of SCORES are skipped here.
 PLAIN = tuple(n for n, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",)))
@@ -73,7 +76,7 @@ class Combination:
             raise ValueError("a part of the sum is constant on the training features")
         return cls(scores.mean(dim=0), std)
 
-    def __call__(self, scores: Tensor) -> Tensor:
+    def __call__(self, scores: Array, /) -> Tensor:
         """Scores (N,) of the parts' scores (N, M)."""
         return combine(scores, self.mean, self.std)
 
@@ -191,15 +194,28 @@ def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> 
             score_rows(part, inputs, part_params(score, part, params), records)
             for part in name.parts
         ]
-        result: Tensor = records[score](torch.stack(columns, dim=1))
-        return result
+        return _scoring(records, score)(torch.stack(columns, dim=1))
     if score in COMPARING:
         return SCORES[score](**_compared(score, inputs, records), **params)
     if score in SCORES:
         return SCORES[score](similarity=inputs.similarity, logits=inputs.logits, **params).double()
     reads = FITTED_SCORES[score].input if score in FITTED_SCORES else "features"
-    fitted: Tensor = records[score](getattr(inputs, reads))
-    return fitted
+    return _scoring(records, score)(getattr(inputs, reads))
+
+
+def _scoring(records: Records, score: str) -> FittedRecord:
+    """What was fitted for a score that is computed row by row."""
+    record = records[score]
+    assert not isinstance(record, NegativeLabels)
+    return record
+
+
+def negative_words(records: Records) -> NDArray[np.float32]:
+    """The text features (M, D) of the mined words of neg_label."""
+    words = records[NEG_LABEL]
+    assert isinstance(words, NegativeLabels)
+    features: NDArray[np.float32] = words.text_features.numpy()
+    return features
 
 
 def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]:
@@ -208,7 +224,7 @@ def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]
     features = inputs.features.numpy()
     whole = torch.from_numpy(global_similarity(inputs.predictor, features)).double()
     if score == NEG_LABEL:
-        words = records[NEG_LABEL].text_features.numpy()
+        words = negative_words(records)
         negative = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
         return {"similarity": whole, "negative_similarity": negative.double()}
     if inputs.local is None:
@@ -220,18 +236,19 @@ def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]
     return {"similarity": whole, "local_similarity": local}
 
 
-def to_bytes(record: Any) -> bytes:
+def to_bytes(record: Fitted) -> bytes:
     """A record as the content of a safetensors file."""
     # Copies: a record may hold one tensor under two names, which the format refuses.
     state = {name: tensor.clone() for name, tensor in record_state(record).items()}
     return bytes(safetensors.torch.save(state))
 
 
-def from_bytes(name: str, content: bytes) -> Any:
+def from_bytes(name: str, content: bytes) -> Fitted:
     """The record of the score `name` that `to_bytes` wrote; its scores are identical."""
     state = safetensors.torch.load(content)
     if is_sum(name):
         return Combination(**state)
     if name == NEG_LABEL:
         return record_from_state(NegativeLabels, state)
-    return record_from_state(FITTED[name], state)
+    fitted: FittedRecord = record_from_state(FITTED[name], state)
+    return fitted

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import Field, JsonValue
 
@@ -17,7 +16,7 @@ from pipelines.data.kept import Entry
 from pipelines.data.storage import Storage
 from pipelines.records import StoredRecord
 from pipelines.score import by_name as scoring
-from pipelines.score.by_name import Records
+from pipelines.score.by_name import Fitted, Records
 
 FOLDER = ("cache", "fitted")
 FILE = "record.safetensors"
@@ -55,7 +54,7 @@ def is_fitted(storage: Storage, address: str) -> bool:
     return entry(storage, address).find() is not None
 
 
-def write(storage: Storage, address: str, record: Any, manifest: FittedManifest) -> None:
+def write(storage: Storage, address: str, record: Fitted, manifest: FittedManifest) -> None:
     """Keep a record, and then its manifest, which makes it complete."""
     entry(storage, address).write(manifest, {FILE: scoring.to_bytes(record)})
 
@@ -70,7 +69,7 @@ def read_manifest(storage: Storage, address: str) -> FittedManifest:
 
 
 @functools.lru_cache(maxsize=16)
-def load_record(storage: Storage, name: str, address: str) -> Any:
+def load_record(storage: Storage, name: str, address: str) -> Fitted:
     """The record of the score `name` at that address, kept in this process.
 
     Raises:

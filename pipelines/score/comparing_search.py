@@ -102,7 +102,7 @@ def _search(
 def _neg_label(
     predictor: Predictor, part: Validation, tried: Sequence[Mapping[str, float]], records: Records
 ) -> Table:
-    words = records[NEG_LABEL].text_features.numpy()
+    words = scoring.negative_words(records)
     whole = _exact(global_similarity(predictor, part.features))
     negative = _exact(negative_similarity(predictor, part.features, words))
     score = SCORES[NEG_LABEL]

@@ -94,7 +94,8 @@ def defaults(score: str, *, num_train: int) -> dict[str, float]:
         parts = {part: defaults(part, num_train=num_train) for part in scoring.parts(score)}
         return scoring.joined_params(parts)
     if score in SCORES:
-        return dict(SCORES[score].parameters)
+        given = SCORES[score].parameters
+        return {name: value for name, value in given.items() if isinstance(value, int | float)}
     return {"k": min(_NEIGHBOUR, num_train)} if score == "knn" else {}
 
 

@@ -21,7 +21,7 @@ from pipelines.heads.coop import Config as CoOpConfig
 from pipelines.speed.measure import Row, compare
 
 # Text towers by name: a published one, and that of the miniature stand-in mini_rn_64.
-TOWERS: dict[str, dict[str, Any]] = {
+TOWERS: dict[str, dict[str, int]] = {
     "width 128, 3 layers": {"width": 128, "heads": 4, "layers": 3, "context_length": 32},
     "ViT-B/16's": {"width": 512, "heads": 8, "layers": 12},
 }
@@ -32,9 +32,9 @@ BATCH, CONTEXT, JUDGED, LOGIT_SCALE = 4, 4, 64, 100.0
 class _Backbone:
     """A random text tower as a head needs it."""
 
-    def __init__(self, tower: dict[str, Any]) -> None:
+    def __init__(self, tower: dict[str, int]) -> None:
         vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
-        self.embed_dim = int(tower["width"])
+        self.embed_dim = tower["width"]
         model = open_clip.CLIP(embed_dim=self.embed_dim, vision_cfg=vision, text_cfg=tower)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=tower.get("context_length", 77))
@@ -59,7 +59,7 @@ def rows(scale: float) -> list[Row]:
         torch.set_num_threads(before)
 
 
-def _of(name: str, tower: dict[str, Any], scale: float) -> list[Row]:
+def _of(name: str, tower: dict[str, int], scale: float) -> list[Row]:
     torch.manual_seed(0)
     backbone, count = _Backbone(tower), max(1, round(JUDGED * scale))
     features = F.normalize(torch.randn(max(BATCH, count), backbone.embed_dim), dim=-1)

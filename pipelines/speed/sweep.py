@@ -105,7 +105,7 @@ def _plain_trial_seconds(opened: Run) -> float:
     values = list(itertools.product(*SPACE.values()))[:PLAIN]
     settings = [with_values(method, dict(zip(SPACE, v, strict=True))) for v in values]
 
-    def trial(config: dict[str, Any]) -> None:
+    def trial(config: dict[str, int]) -> None:
         given: Shared = ray.get(features)
         trained = train_in_process(
             TrainingJob(settings[config["place"]], 0), given.data, given.load_backbone()
@@ -174,5 +174,5 @@ def _overhead(opened: Run) -> Row:
     return Row("overhead of one more trial", each, "limit", 0.5, each / 0.5, 1.0, note)
 
 
-def _nothing(config: dict[str, Any]) -> None:  # noqa: ARG001
+def _nothing(config: dict[str, int]) -> None:  # noqa: ARG001
     ray.tune.report({"auroc": 0.0})

@@ -29,8 +29,10 @@ from pipelines.methods import AnyMethod, MethodConfig
 from pipelines.sweep.result import Settings, SettingValue
 
 Sampler: TypeAlias = Literal["grid", "random", "optuna"]
-# By dotted key: a list of values, or a mapping of a sampler's name to its list.
-Space: TypeAlias = Mapping[str, Any]
+# A list of values, or a mapping of a sampler's name to its list.
+Domain: TypeAlias = list[SettingValue] | dict[str, list[SettingValue]]
+# By dotted key.
+Space: TypeAlias = Mapping[str, Domain]
 
 # name of a sampler: what its list holds
 SAMPLERS: Mapping[str, str] = {

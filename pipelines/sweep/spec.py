@@ -101,7 +101,7 @@ def inputs_digest(shared: Shared, sets: FeatureSets) -> str:
             "backbone": dict(backbones.identity(shared.backbone)),
             "posthoc": plain(shared.posthoc),
             "scores": list(shared.scores),
-            "densities": fitted_search.identity(shared.scores, shared.methods).get("densities"),
+            "densities": fitted_search.densities(shared.scores, shared.methods),
             "records": {name: hashlib.sha256(data).hexdigest() for name, data in words.items()},
         }
     )

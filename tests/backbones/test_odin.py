@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +19,7 @@ from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.plan import Plan
 from pipelines.embed.stage import EmbedConfig
-from pipelines.embed.workers import PLAN, ShardEncoder, Work
+from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
 from pipelines.ood import odin as odin_score
 
 Files = dict[str, tuple[Path, Path]]
@@ -131,10 +130,10 @@ def test_its_shards_have_an_address_of_their_own(
 
     def in_this_process(rows: list, plans: dict[str, Plan], work: Work, _layout: object) -> object:
         actor = ShardEncoder(work, {name: plan.source for name, plan in plans.items()})
-        made.extend(row["address"] for row in rows)
+        made.extend(row.address for row in rows)
         for row in rows:
-            (receipt,) = actor(pa.Table.from_pylist([row], schema=PLAN))["receipt"].to_pylist()
-            yield json.loads(receipt)
+            (receipt,) = actor(row.table())["receipt"].to_pylist()
+            yield ShardReceipt.model_validate_json(receipt)
 
     monkeypatch.setattr(embed, "_encode_shards", in_this_process)
     storage = Storage.open(str(tmp_path))

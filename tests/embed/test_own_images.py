@@ -1,10 +1,8 @@
 """What `python -m jobs.embed source=FOLDER` does beside the images: names, prompts, ODIN."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipelines.backbones import clip
@@ -12,7 +10,7 @@ from pipelines.config import ConfigError, UserError, load
 from pipelines.embed import own_images
 from pipelines.embed import stage as embed
 from pipelines.embed.own_images import FolderJob
-from pipelines.embed.workers import PLAN, ShardEncoder, Work
+from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
 
 
 @pytest.fixture
@@ -27,8 +25,8 @@ def words(
     def in_this_process(rows: list, plans: dict, work: Work, _layout: object) -> object:
         actor = ShardEncoder(work, {name: plan.source for name, plan in plans.items()})
         for row in rows:
-            (receipt,) = actor(pa.Table.from_pylist([row], schema=PLAN))["receipt"].to_pylist()
-            yield json.loads(receipt)
+            (receipt,) = actor(row.table())["receipt"].to_pylist()
+            yield ShardReceipt.model_validate_json(receipt)
 
     monkeypatch.setattr(embed, "_encode_shards", in_this_process)
     architecture, weights = backbone_files["vit"]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -23,7 +22,7 @@ from pipelines.data.benchmarks import BenchmarkConfig
 from pipelines.embed import leaks
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
-from pipelines.embed.workers import PLAN, ShardEncoder
+from pipelines.embed.workers import ShardEncoder, ShardPlan, ShardReceipt
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
 from pipelines.settings import PipelineConfig
@@ -58,13 +57,13 @@ def images(tmp_path: Path) -> Path:
 
 
 def _here(
-    rows: Sequence[Mapping[str, Any]], plans: Mapping[str, Any], work: Any, _: Any
-) -> Iterator[dict[str, Any]]:
+    rows: Sequence[ShardPlan], plans: Mapping[str, Any], work: Any, _: Any
+) -> Iterator[ShardReceipt]:
     """The actors' work in this process."""
     encoder = ShardEncoder(work, {name: plan.source for name, plan in plans.items()})
     for row in rows:
-        done = encoder(pa.Table.from_pylist([row], schema=PLAN))
-        yield json.loads(done["receipt"][0].as_py())
+        done = encoder(row.table())
+        yield ShardReceipt.model_validate_json(done["receipt"][0].as_py())
 
 
 @pytest.fixture

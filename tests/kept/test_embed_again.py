@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pipelines.data.kept import Damaged
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
-from pipelines.embed.workers import PLAN, ShardEncoder, Work
+from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
 from pipelines.finetune import workers
 from pipelines.finetune.cache import load_predictor
 from pipelines.finetune.loop import TrainingJob
@@ -32,11 +31,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The shards that were encoded, in this process."""
     shards: list[int] = []
 
-    def in_this_process(rows: list, plans: dict, work: Work, _layout: object) -> Iterator[dict]:
-        shards.extend(row["shard"] for row in rows)
+    def in_this_process(rows: list, plans: dict, work: Work, _: object) -> Iterator[ShardReceipt]:
+        shards.extend(row.shard for row in rows)
         actor = ShardEncoder(work, {name: plan.source for name, plan in plans.items()})
-        receipts = actor(pa.Table.from_pylist(rows, schema=PLAN))["receipt"]
-        yield from map(json.loads, receipts.to_pylist())
+        receipts = actor(pa.concat_tables([row.table() for row in rows]))["receipt"]
+        yield from map(ShardReceipt.model_validate_json, receipts.to_pylist())
 
     monkeypatch.setattr(embed, "_encode_shards", in_this_process)
     return shards

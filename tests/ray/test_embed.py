@@ -1,4 +1,3 @@
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.backbones.odin import Odin
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
-from pipelines.data.features import FeatureCache
+from pipelines.data.features import FeatureCache, Receipt
 from pipelines.data.index_table import as_index
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
@@ -25,7 +24,7 @@ from pipelines.embed import stage as embed
 from pipelines.embed.plan import Plan
 from pipelines.embed.stage import EmbedConfig
 from pipelines.embed.text import text_features
-from pipelines.embed.workers import PLAN, ShardEncoder, Work
+from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
 
 COMPUTE = ComputeConfig(num_cpus=4, embed_workers=2)
 SETTINGS = EmbedConfig(batch_size=4, shard_rows=8, max_rejected=0.5)
@@ -214,8 +213,8 @@ def test_a_finished_cache_needs_no_ray(
 
     def in_this_process(rows: list, plans: dict, work: Work, _layout: object) -> object:
         actor = ShardEncoder(work, {name: plan.source for name, plan in plans.items()})
-        table = actor(pa.Table.from_pylist(rows, schema=PLAN))
-        yield from map(json.loads, table["receipt"].to_pylist())
+        table = actor(pa.concat_tables([row.table() for row in rows]))
+        yield from map(ShardReceipt.model_validate_json, table["receipt"].to_pylist())
 
     monkeypatch.setattr(embed, "_encode_shards", in_this_process)
     first = run(source, backbone, storage)
@@ -302,9 +301,8 @@ def test_empty_and_hopeless_sources(
 
     def all_bad(rows: list, *_: object) -> object:
         for row in rows:
-            bad = [(key, "empty", "no bytes") for key in row["keys"]]
-            receipt = {"shard": row["shard"], "rows": 0, "size": 0, "sha256": "", "columns": {}}
-            yield {"name": "mine", "rejected": bad, **receipt}
+            bad = tuple((key, "empty", "no bytes") for key in row.keys)
+            yield ShardReceipt(name="mine", receipt=Receipt(row.shard, 0, 0, "", bad, {}))
 
     monkeypatch.setattr(embed, "_encode_shards", all_bad)
     settings = EmbedConfig(max_rejected=1)
