@@ -1,7 +1,7 @@
 """One command per stage: words -> config -> Ray -> stage -> one line.
 
 A job names its section by a function, and imports what it runs when it runs it: `--help` and a
-wrong word wait for neither Ray nor MLflow.
+wrong word wait for neither Ray nor MLflow, nor, where no plug-in has to judge the word, for torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.config.secrets import MaskingFormatter, mask
 from pipelines.records import printable
 
 if TYPE_CHECKING:
-    from pipelines.settings import PipelineConfig
+    from pipelines.settings.config import PipelineConfig
 
 SectionT = TypeVar("SectionT", bound=Section)
 HELP = {"--help", "-h"}
@@ -53,6 +53,8 @@ def main(
                 rest = [word for word in words if word not in HELP]
                 print(job_help.text(job, section, rest, about or ""))
             else:
+                if job in job_help.RUN_JOBS:
+                    _refuse_wrong_words(job, words)
                 action(load(section(), job, words))
         except UserError as error:
             if stop.number is None:
@@ -82,9 +84,15 @@ def _masked_traceback(
     sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
 
 
+def _refuse_wrong_words(job: str, words: list[str]) -> None:
+    from pipelines.settings.words import refuse_wrong_words
+
+    refuse_wrong_words(job, words)
+
+
 def run_section() -> type[PipelineConfig]:
     """The section of every job that is a part of a run."""
-    from pipelines.settings import PipelineConfig
+    from pipelines.settings.config import PipelineConfig
 
     return PipelineConfig
 
