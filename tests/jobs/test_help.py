@@ -18,7 +18,7 @@ from pipelines.settings.config import PipelineConfig
 # Imports that a command which only answers has no use for.
 HEAVY = ("torch", "ray", "mlflow", "open_clip", "pandas", "sklearn", "matplotlib", "pyarrow")
 # The sections of a run say which columns an index has, in pyarrow's words.
-WITHOUT_TORCH = tuple(name for name in HEAVY if name != "pyarrow")
+WITHOUT_TORCH = (*(name for name in HEAVY if name != "pyarrow"), "aiohttp")
 
 
 class Engine(Section):
