@@ -6,11 +6,13 @@ wrong word wait for neither Ray nor MLflow, nor, where no plug-in has to judge t
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -53,9 +55,7 @@ def main(
                 rest = [word for word in words if word not in HELP]
                 print(job_help.text(job, section, rest, about or ""))
             else:
-                if job in job_help.RUN_JOBS:
-                    _refuse_wrong_words(job, words)
-                action(load(section(), job, words))
+                action(_configuration(job, section, words))
         except UserError as error:
             if stop.number is None:
                 problems = error.problems if isinstance(error, ConfigError) else [str(error)]
@@ -84,10 +84,29 @@ def _masked_traceback(
     sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _refuse_wrong_words(job: str, words: list[str]) -> None:
-    from pipelines.settings.words import refuse_wrong_words
+def _configuration(job: str, section: Callable[[], type[SectionT]], words: list[str]) -> SectionT:
+    """What the words ask for; a wrong one is refused before any plug-in is imported."""
+    if job in job_help.RUN_JOBS:
+        from pipelines.settings.words import refuse_wrong_words
 
-    refuse_wrong_words(job, words)
+        refuse_wrong_words(job, words)
+    with seldom_collected():
+        return load(section(), job, words)
+
+
+@contextlib.contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Look for garbage seldom while libraries are imported, which is a sixth of their time.
+
+    They make millions of objects, nearly all of which stay, and Python looks through them again
+    and again. Garbage that is young is still found every 10,000 objects.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(10_000, 50, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def run_section() -> type[PipelineConfig]:
