@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jobs import main, run_section
 
 if TYPE_CHECKING:
-    from pipelines.settings import PipelineConfig
+    from pipelines.settings.config import PipelineConfig
 
 
 def sweep(config: PipelineConfig) -> None:

@@ -14,7 +14,7 @@ from pipelines.config import UserError, load
 from pipelines.data.storage import Storage
 from pipelines.pipeline import run
 from pipelines.run import Run
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 
 class Quiet:

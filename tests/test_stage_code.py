@@ -10,7 +10,7 @@ import pytest
 from pipelines import code_digest
 from pipelines.config import load
 from pipelines.pipeline import STAGES, stage_code
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = tuple(STAGES)

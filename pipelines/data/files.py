@@ -22,7 +22,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs
 from fsspec.implementations.arrow import ArrowFSWrapper
-from fsspec.implementations.http import HTTPFileSystem
 
 from pipelines.config import UserError
 from pipelines.data import local_files
@@ -182,7 +181,8 @@ def _fetch(fs: Any, inner: str, limit: int) -> bytes:
     """A whole file of a store; its size is asked for first, and a web server not believed."""
     size = fs.info(inner).get("size")
     refuse_bytes(size or 0, limit)
-    if size is not None and not isinstance(fs, HTTPFileSystem):
+    # By its protocol: fsspec's class for web servers takes a tenth of a second to import.
+    if size is not None and "http" not in fs.protocol:
         return bytes(fs.cat_file(inner))
     parts: list[bytes] = []
     with fs.open(inner, "rb", block_size=0, size=size) as stream:

@@ -26,8 +26,9 @@ from pipelines.data.limits import LIMITS
 from pipelines.data.names import refuse_similar
 from pipelines.data.sources import AnySource, open_source
 from pipelines.data.storage import Storage
+from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import Progress
-from pipelines.embed.stage import EmbedConfig, embed_source
+from pipelines.embed.stage import embed_source
 from pipelines.embed.text import text_features
 from pipelines.store.errors import said_clearly
 

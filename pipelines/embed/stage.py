@@ -13,10 +13,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-from PIL import ImageColor
-from pydantic import Field, field_validator
+from typing import TYPE_CHECKING, Any
 
 from pipelines.backbones import clip
 from pipelines.backbones.class_texts import refuse_equal_prompts
@@ -25,14 +22,14 @@ from pipelines.backbones.odin import Odin
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.compute.shard_map import quiet_ray_data
-from pipelines.config import Section, UserError
-from pipelines.data import features, images
+from pipelines.config import UserError
+from pipelines.data import features
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache
-from pipelines.data.limits import LIMITS
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.embed import leaks
+from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import Asked, Plan, Progress, Tally, make_plan
 from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
 from pipelines.embed.workers import ShardEncoder, ShardPlan, ShardPreparer, ShardReceipt, Work
@@ -42,37 +39,6 @@ if TYPE_CHECKING:
     import ray
 
 log = logging.getLogger(__name__)
-
-
-class EmbedConfig(Section):
-    """How images become features."""
-
-    batch_size: int = Field(64, ge=1, description="images encoded at once; the last is padded")
-    shard_rows: int = Field(1024, ge=1, description="images of one output file, one unit of work")
-    max_rejected: float = Field(0.05, ge=0, le=1, description="share of bad images to put up with")
-    background: str = Field("white", description="colour under transparent pixels")
-    exif: Literal["ignore", "apply"] = Field(
-        "ignore", description="apply turns images as their EXIF orientation says"
-    )
-    max_pixels: int = Field(
-        LIMITS.pixels, ge=1, le=LIMITS.pixels, description="larger images are rejected"
-    )
-    local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
-    decode: Literal["auto", "actors", "tasks"] = Field(
-        "auto",
-        description="where images are decoded: in the encoding actors, or in separate tasks "
-        "on any CPU; auto: in tasks where the actors have GPUs",
-    )
-
-    @field_validator("background")
-    @classmethod
-    def _known_colour(cls, value: str) -> str:
-        ImageColor.getrgb(value)  # raises ValueError
-        return value
-
-    def decoding(self) -> images.Decoding:
-        """The part that decides how bytes become pixels."""
-        return images.Decoding(self.background, self.exif, self.max_pixels)
 
 
 def embed_benchmark(

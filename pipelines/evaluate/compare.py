@@ -4,56 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field, field_validator, model_validator
-
-from pipelines.config import Section
+from pipelines.evaluate.config import CompareConfig
 from pipelines.evaluate.metrics import Comparison, Gain, Step
 from pipelines.evaluate.scored import DIFFERENCES, Pair, Scored, heads_of, paired_difference
 from pipelines.ood import Interval
 from pipelines.records import HeadKey
-from pipelines.score import by_name as scoring
-
-
-class MarkedRow(Section):
-    """A row of the tables that is marked: a method judged by a score."""
-
-    method: str = Field(description="name of a method of the run")
-    score: str = Field(description="name of a score of the run")
-    label: str = Field(min_length=1, description="what the tables say of the row")
-
-
-class CompareConfig(Section):
-    """What is compared with what; a name that is not in the run compares nothing."""
-
-    reference: str | None = Field(
-        None, description="score whose difference to every other one gets a paired interval"
-    )
-    start: MarkedRow | None = Field(
-        None, description="row {method, score, label} from which gains are counted"
-    )
-    end: MarkedRow | None = Field(
-        None, description="row {method, score, label} that they lead to: training, score, both"
-    )
-
-    @field_validator("reference")
-    @classmethod
-    def _known_reference(cls, name: str | None) -> str | None:
-        if name is not None and (wrong := scoring.problem(name)):
-            raise ValueError(wrong)
-        return name
-
-    @model_validator(mode="after")
-    def _both_rows(self) -> CompareConfig:
-        if (self.start is None) != (self.end is None):
-            raise ValueError("give both of start and end, or none of them")
-        return self
-
-    def label(self, method: str, score: str) -> str:
-        """What the tables say of a row; empty for one that is not marked."""
-        for row in (self.start, self.end):
-            if row is not None and (row.method, row.score) == (method, score):
-                return row.label
-        return ""
 
 
 def comparisons(

@@ -14,12 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
 
-from pipelines.config import Section, UserError
+from pipelines.config import UserError
 from pipelines.evaluate import against_default, compare
 from pipelines.evaluate.against_default import ChosenSetting, DefaultSetting
-from pipelines.evaluate.compare import CompareConfig
+from pipelines.evaluate.config import CompareConfig, EvaluateConfig
 from pipelines.evaluate.metrics import (
     Comparison,
     Facts,
@@ -35,12 +34,6 @@ from pipelines.records import HeadKey, Params
 # A figure, or figures by name: what is averaged over seeds number by number.
 Figures: TypeAlias = "float | Mapping[str, Figures]"
 Progress: TypeAlias = Callable[[int, int], None]
-
-
-class EvaluateConfig(Section):
-    """How sure the tables are."""
-
-    num_resamples: int = Field(1000, ge=100, description="bootstrap resamples of an interval")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pipelines.plots import COLOURS, INK, label, markdown_table, panels, save, w
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
 from pipelines.score import search as posthoc
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from pipelines.sweep.surfaces import read_surfaces
 
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")

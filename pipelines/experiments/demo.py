@@ -10,7 +10,7 @@ from pipelines.report.page import figures
 from pipelines.report.text import markdown_table
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 
 def run(out_dir: Path) -> str:

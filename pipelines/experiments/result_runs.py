@@ -28,7 +28,7 @@ from pipelines.records import HeadKey, Role, SetName
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
 from pipelines.score import stage as score
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 NUM_RESAMPLES = 300
 

@@ -16,7 +16,7 @@ from pipelines.plots import markdown_table, write_csv
 from pipelines.report import page as report
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 VARIANTS = {
     "none": "each method's default settings",

@@ -31,7 +31,7 @@ from pipelines.ood import outlier_counts as count_outliers
 from pipelines.plots import INK, label, markdown_table, panels, save, write_csv
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.space import with_values
 

@@ -19,7 +19,8 @@ from pipelines.methods import MethodConfig
 from pipelines.methods.energy_models import density_fields
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
-from pipelines.score.search import PostHocConfig, Setting
+from pipelines.score.config import PostHocConfig
+from pipelines.score.search import Setting
 
 # The settings that were tried of each score, and what each gives.
 Tried = Mapping[str, Sequence[Setting]]

@@ -35,7 +35,7 @@ from pipelines.run import Run
 from pipelines.run.observer import Observer
 from pipelines.score import stage as score
 from pipelines.score.code import score_rows_used
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from pipelines.store.errors import damaged_in
 from pipelines.store.locks import locked
 from pipelines.store.registry import working

@@ -35,7 +35,7 @@ from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
 from pipelines.score.cache import load_records
 from pipelines.score.result import HeadScores, ScoreResult
-from pipelines.settings import words_again
+from pipelines.settings.config import words_again
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult

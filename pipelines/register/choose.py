@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from pydantic import Field
-
-from pipelines.config import Section, UserError
+from pipelines.config import UserError
 from pipelines.methods import MethodConfig
+from pipelines.register.config import AUTO, RegisterConfig
 from pipelines.score import by_name as scoring
-
-AUTO = "auto"
-
-
-class RegisterConfig(Section):
-    """What is registered, and under which name."""
-
-    name: str = Field("energy-ood", pattern=r"^[\w. -]+$", description="name in the model registry")
-    alias: str = Field("champion", pattern=r"^[\w-]+$", description="alias of the version to use")
-    method: str = Field(AUTO, description="auto: chosen on validation data; or a method's name")
-    score: str = Field(AUTO, description="auto: chosen on validation data; or a score's name")
 
 
 class ValidationFigures(Protocol):

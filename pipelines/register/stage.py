@@ -20,7 +20,7 @@ from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
 from pipelines.ood import FITTED_SCORES, SCORES
 from pipelines.records import Value
-from pipelines.register.choose import RegisterConfig
+from pipelines.register.config import RegisterConfig
 from pipelines.register.detector import ARTIFACT, VERDICTS, Detector, detector_digest
 from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring

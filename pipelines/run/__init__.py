@@ -44,7 +44,7 @@ from pipelines.score import by_name as scoring
 from pipelines.score.cache import entry as fitted_entry
 from pipelines.score.result import ScoreResult
 from pipelines.score.stage import entry as table_entry
-from pipelines.settings import (
+from pipelines.settings.config import (
     NOT_CONTENT,
     PipelineConfig,
     flat_params,

@@ -22,7 +22,8 @@ from pipelines.ood import SCORES
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.score.by_name import GL_MCM, NEG_LABEL, Records
-from pipelines.score.search import PostHocConfig, Setting
+from pipelines.score.config import PostHocConfig
+from pipelines.score.search import Setting
 
 Table = list[NDArray[np.float64]]
 

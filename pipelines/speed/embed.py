@@ -34,7 +34,8 @@ from pipelines.config import UserError, digest
 from pipelines.data.index_table import as_index
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
-from pipelines.embed.stage import EmbedConfig, embed_source
+from pipelines.embed.config import EmbedConfig
+from pipelines.embed.stage import embed_source
 from pipelines.speed.measure import PeakMemory, Row
 
 log = logging.getLogger(__name__)

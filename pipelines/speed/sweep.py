@@ -27,8 +27,8 @@ from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
 from pipelines.score import search as posthoc
-from pipelines.score.search import PostHocConfig
-from pipelines.settings import PipelineConfig
+from pipelines.score.config import PostHocConfig
+from pipelines.settings.config import PipelineConfig
 from pipelines.speed.measure import Row
 from pipelines.sweep import stage as sweep
 from pipelines.sweep import tune

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from pipelines.config import Section
-from pipelines.methods import MethodConfig
-from pipelines.score.search import PostHocConfig
-from pipelines.sweep.space import Sampler, problem, size
+from pipelines.score.config import PostHocConfig
+from pipelines.sweep.domains import Sampler, problem, size
+
+if TYPE_CHECKING:
+    from pipelines.methods import MethodConfig
 
 Objective: TypeAlias = Literal["auroc", "accuracy", "fpr"]
 Scheduler: TypeAlias = Literal["none", "asha", "median"]

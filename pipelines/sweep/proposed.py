@@ -13,9 +13,10 @@ from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.sweep import tune
 from pipelines.sweep.config import Objective, Scheduler
+from pipelines.sweep.domains import SAMPLERS, Space
 from pipelines.sweep.progress import Budget, Live
 from pipelines.sweep.result import ScoreFigures, Settings
-from pipelines.sweep.space import SAMPLERS, Space, in_order
+from pipelines.sweep.space import in_order
 from pipelines.sweep.spec import MakeSpec, Spec
 from pipelines.sweep.trial import Shared
 from pipelines.sweep.trial_record import TrialRecord, failed, has_record, read_record

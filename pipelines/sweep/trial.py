@@ -33,7 +33,8 @@ from pipelines.ood.table import Table
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import search as posthoc
-from pipelines.score.search import PostHocConfig, Setting
+from pipelines.score.config import PostHocConfig
+from pipelines.score.search import Setting
 from pipelines.sweep.result import Detection, JudgedOn, ScoreFigures
 from pipelines.sweep.trial_record import Surface, TrialRecord, failed
 

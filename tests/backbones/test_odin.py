@@ -17,8 +17,8 @@ from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
+from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import Plan
-from pipelines.embed.stage import EmbedConfig
 from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
 from pipelines.ood import odin as odin_score
 

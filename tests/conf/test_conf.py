@@ -16,7 +16,7 @@ from pipelines.methods import METHODS
 from pipelines.ood import SCORES
 from pipelines.records import SetName
 from pipelines.score.by_name import FITTED
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from pipelines.sweep.space import settings, with_values
 
 ROOT = CONF.parent

@@ -12,7 +12,7 @@ from pipelines.config import ConfigError, UserError, load
 from pipelines.data.names import check_set, refuse_similar
 from pipelines.data.storage import Storage
 from pipelines.records import check_name, printable
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 GOOD = ["ebm", "caltech101", "art_painting", "eight, nine (concept unknown)", "ViT-B.16", "a+b"]
 BAD = [

@@ -15,7 +15,7 @@ import timm.data
 
 from pipelines.config import CONF, ConfigError, UserError, load
 from pipelines.data.benchmarks import Benchmark, open_benchmark
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 # Written down from ImageNet's own index: place, WordNet id, name.
 TENCH, GOLDFISH, CRANE, BUILDING_CRANE = "n01440764", "n01443537", "n02012849", "n03126707"

@@ -25,7 +25,7 @@ from pipelines.embed.result import EmbedResult
 from pipelines.embed.workers import ShardEncoder, ShardPlan, ShardReceipt
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 # Folders, each a source and a set; class_0 and class_1 are known.
 SETS = {

@@ -15,9 +15,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from pipelines.config import UserError
 from pipelines.evaluate import stage as evaluate
-from pipelines.evaluate.compare import CompareConfig
+from pipelines.evaluate.config import CompareConfig, EvaluateConfig
 from pipelines.evaluate.metrics import Facts, Interval, MetricRow, Metrics, Spread
-from pipelines.evaluate.stage import EvaluateConfig, Evaluation
+from pipelines.evaluate.stage import Evaluation
 from pipelines.methods import METHODS as PLUGINS
 from pipelines.methods import MethodConfig
 from pipelines.records import HeadKey
@@ -330,7 +330,6 @@ class TestComparisons:
     @pytest.mark.parametrize(
         ("given", "problem"),
         [
-            ({"reference": "no_score"}, "no_score"),
             ({"start": {"method": "a", "score": "mcm", "label": "x"}}, "both of start and end"),
             ({"start": {"method": "a", "score": "mcm"}}, "label"),
         ],

@@ -24,6 +24,7 @@ from pipelines.register.detector import Detector
 from pipelines.score import by_name as scoring
 from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
+from pipelines.score.config import PostHocConfig
 from pipelines.score.judge import judge
 from tests.feature_cache import flip_a_byte
 from tests.feature_sets import clustered_sets
@@ -323,9 +324,9 @@ def test_names_that_are_no_score(name, said):
 
 
 def test_what_is_tried_of_a_fitted_score():
-    config = posthoc.PostHocConfig(k=[1, 10, 100])
+    config = PostHocConfig(k=[1, 10, 100])
     assert posthoc.fitted_settings("knn", config, num_train=60) == [{"k": 1}, {"k": 10}]
-    assert posthoc.fitted_settings("knn", posthoc.PostHocConfig(k=[9]), num_train=4) == [{"k": 4}]
+    assert posthoc.fitted_settings("knn", PostHocConfig(k=[9]), num_train=4) == [{"k": 4}]
     assert posthoc.fitted_settings("ssd", config, num_train=60) == [{}]
     assert posthoc.defaults("knn", num_train=10_000) == {"k": 50}
     assert posthoc.defaults("energy+knn", num_train=12) == {"energy.tau": 1.0, "knn.k": 12}

@@ -19,7 +19,7 @@ from pipelines.methods.energy_models import EnergyModelConfig, density_fields
 from pipelines.ood.density import GaussianMixture
 from pipelines.ood.energy_training import EnergyTrainer
 from pipelines.ood.statistics import ClassStatistics
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from tests.golden.recording import Recording
 from tests.small_clip import small_clip, toy_data
 

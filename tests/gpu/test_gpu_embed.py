@@ -14,7 +14,7 @@ from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
-from pipelines.embed.stage import EmbedConfig
+from pipelines.embed.config import EmbedConfig
 
 pytestmark = [
     pytest.mark.gpu,

@@ -28,7 +28,7 @@ from pipelines.predict.stage import PredictConfig, load_detector
 from pipelines.predict.stage import run as predict
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from tests.conftest import SmokeRun
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

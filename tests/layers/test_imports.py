@@ -19,7 +19,7 @@ PLANTED = [
     ("pipelines.heads.zero_shot", "pipelines.finetune.loop", "point down"),
     ("pipelines.embed.plan", "jobs.console", "point down"),
     ("pipelines.fitted.fit", "pipelines.evaluate.stage", "point down"),
-    ("pipelines.settings", "pipelines.experiments.demo", "point down"),
+    ("pipelines.settings.config", "pipelines.experiments.demo", "point down"),
     ("pipelines.methods.ebm", "ray", "Ray and MLflow"),
     ("pipelines.heads.coop", "ray.util", "Ray and MLflow"),
     ("pipelines.backbones.encoder", "ray.data", "Ray and MLflow"),

@@ -163,7 +163,7 @@ from pipelines.config import load
 from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads import Predictor
 from pipelines.score import by_name
-from pipelines.settings import PipelineConfig, open_checked
+from pipelines.settings.config import PipelineConfig, open_checked
 from tests.small_clip import small_clip, toy_data
 
 every = load(PipelineConfig, "pipeline", ["methods=all", "scores=all"])

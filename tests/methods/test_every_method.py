@@ -15,7 +15,7 @@ from pipelines.finetune.loop import TrainingData, TrainingJob, train_in_process
 from pipelines.heads import HEADS as ALL_HEADS
 from pipelines.heads import HeadContext, Predictor, build
 from pipelines.methods import METHODS
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from tests.small_clip import small_clip, toy_data
 
 # The methods as `method=NAME` gives them, heads and all.

@@ -22,7 +22,7 @@ import torch
 from pipelines.config import load
 from pipelines.methods import METHODS
 from pipelines.methods.base import Batch, Outputs
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from pipelines.finetune.loop import TrainingJob, train_in_process
 from tests.small_clip import small_clip, toy_data
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pipelines.config import ConfigError, load, plain, to_yaml
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from tests.properties.profiles import both
 
 

@@ -21,8 +21,8 @@ from pipelines.data.index_table import as_index
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
+from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import Plan
-from pipelines.embed.stage import EmbedConfig
 from pipelines.embed.text import text_features
 from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
 

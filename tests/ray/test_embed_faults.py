@@ -24,7 +24,7 @@ from pipelines.data.features import FeatureCache
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
-from pipelines.embed.stage import EmbedConfig
+from pipelines.embed.config import EmbedConfig
 from tests.barrier import Barrier, gone, wait_until
 from tests.ray.processes import descendants
 

@@ -14,7 +14,7 @@ from pipelines.data.benchmarks import open_benchmark
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
-from pipelines.embed.stage import EmbedConfig
+from pipelines.embed.config import EmbedConfig
 from pipelines.evaluate.scored import Scored
 from pipelines.finetune import stage as finetune
 from pipelines.finetune.loop import TrainingData, TrainingJob
@@ -23,7 +23,7 @@ from pipelines.ood import ood_metrics
 from pipelines.records import HeadKey
 from pipelines.score import stage as score
 from pipelines.score.result import HeadScores
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 
 SCALE = 11.489
 ACCURACY = {"test": 68.1, "art_painting": 27.0, "cartoon": 42.9, "sketch": 37.2}

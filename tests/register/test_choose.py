@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.config import UserError
 from pipelines.methods import METHODS
-from pipelines.register.choose import RegisterConfig, champion
+from pipelines.register.choose import champion
+from pipelines.register.config import RegisterConfig
 
 SCORES = ("mcm", "max_logit", "delta_energy")
 

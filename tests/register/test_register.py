@@ -20,7 +20,7 @@ from pipelines.data.storage import Storage
 from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
 from pipelines.predict.stage import PredictConfig, load_detector, run
-from pipelines.register.choose import RegisterConfig
+from pipelines.register.config import RegisterConfig
 from pipelines.register.detector import Detector
 from pipelines.register.result import RegisterResult
 from pipelines.register.stage import Candidate, register

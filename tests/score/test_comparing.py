@@ -33,10 +33,10 @@ from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import stage as score
 from pipelines.score.cache import FittedManifest, write
+from pipelines.score.config import PostHocConfig
 from pipelines.score.judge import judge
 from pipelines.score.result import HeadScores
-from pipelines.score.search import PostHocConfig
-from pipelines.settings import PipelineConfig, with_local_features
+from pipelines.settings.config import PipelineConfig, with_local_features
 from pipelines.sweep.spec import MakeSpec, inputs_digest
 from pipelines.sweep.trial import Shared
 from tests.feature_cache import make_cache

@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from pipelines.ood import SCORES
 from pipelines.score import search as posthoc
-from pipelines.score.search import PostHocConfig, Setting
+from pipelines.score.config import PostHocConfig
+from pipelines.score.search import Setting
 
 SCALE = 11.5
 

@@ -16,7 +16,7 @@ from pipelines.methods import METHODS
 from pipelines.run import Run
 from pipelines.run.observer import Quiet
 from pipelines.score import search as posthoc
-from pipelines.settings import PipelineConfig, words_again
+from pipelines.settings.config import PipelineConfig, words_again
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep.result import Choice
 

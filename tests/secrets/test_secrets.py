@@ -12,7 +12,7 @@ from jobs import main
 from pipelines.config import ConfigError, UserError, load, to_yaml
 from pipelines.config.secrets import credentials_in, mask, mask_uri
 from pipelines.data.storage import Storage
-from pipelines.settings import PipelineConfig
+from pipelines.settings.config import PipelineConfig
 from pipelines.store.tracker import open_tracker
 from tests.conftest import Store
 from tests.ray.commands import job_here

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pipelines.config import UserError
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.space import problem, settings, with_values
+from pipelines.sweep.domains import problem
+from pipelines.sweep.space import settings, with_values
 
 EBM: MethodConfig = METHODS["ebm"].Config()
 MARGIN: MethodConfig = METHODS["energy_margin"].Config()

@@ -19,6 +19,7 @@ from pipelines.fitted import fit
 from pipelines.methods import METHODS
 from pipelines.score import cache as fitted_records
 from pipelines.score import search as posthoc
+from pipelines.score.config import PostHocConfig
 from pipelines.sweep import stage as sweep
 from pipelines.sweep import trial as sweep_trial
 from pipelines.sweep.config import SweepConfig
@@ -85,7 +86,7 @@ class TestWhatStandsForTheUnknown:
         with pytest.raises(UserError, match="2 classes and neither validation_ood nor outliers"):
             posthoc.search_held_out_classes(
                 "mcm", np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), 1.0,
-                posthoc.PostHocConfig(),
+                PostHocConfig(),
             )  # fmt: skip
 
 

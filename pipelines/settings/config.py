@@ -3,74 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipelines.backbones.clip import BackboneConfig
-from pipelines.compute.cluster import ComputeConfig
-from pipelines.config import ConfigError, Section, UserError
-from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
-from pipelines.embed.stage import EmbedConfig
-from pipelines.evaluate.compare import CompareConfig
-from pipelines.evaluate.stage import EvaluateConfig
+from pipelines.config import ConfigError, UserError
+from pipelines.data.benchmarks import Benchmark, open_benchmark
+from pipelines.evaluate.config import CompareConfig
 from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
 from pipelines.records import check_name
-from pipelines.register.choose import RegisterConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
-from pipelines.sweep.config import SweepConfig
+from pipelines.settings.words import RunWords
 
 # Keys that say where and how to compute and what is shown, not what: they name no other run.
 NOT_CONTENT = ("storage", "tracking_uri", "compute", "verbose")
 
 
-class PipelineConfig(Section):
+class PipelineConfig(RunWords):
     """The resolved configuration of a run; every stage takes the same words."""
 
-    benchmark: BenchmarkConfig
-    backbone: BackboneConfig
     methods: dict[str, AnyMethod] = Field(min_length=1, description="what is compared")
     scores: list[str] = Field(
         min_length=1,
         description="what judges every head: names, sums A+B; all: every score of similarities, "
         "neg_label, and gl_mcm where a method reads local features",
     )
-    negative_classes: str = Field(
-        "nouns",
-        description="words that neg_label compares images with beside the classes: a file with a "
-        "word a line, or a list in conf/negative_classes/",
-    )
-    sweep: SweepConfig
-    compare_defaults: bool = Field(
-        True,
-        description="after a sweep: train and judge the default settings too, the first seed's, "
-        "and say what the chosen ones gained",
-    )
-    shots: int | None = Field(None, ge=1, description="training images a class; null: all")
-    imbalance: float | None = Field(
-        None, gt=0, le=1, description="long tail: the last class's share of the first's images"
-    )
-    seeds: int = Field(1, ge=1, description="number of seeds")
-    target_tpr: float = Field(
-        0.95, gt=0, le=1, description="share of ID images that the threshold accepts"
-    )
-    embed: EmbedConfig = EmbedConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    compare: CompareConfig = CompareConfig()
-    register_as: RegisterConfig = RegisterConfig()
-    training: Literal["ray", "in_process"] = Field(
-        "ray", description="ray: Ray Train; in_process: the same loop and bytes without it"
-    )
-    compute: ComputeConfig = ComputeConfig()
-    storage: str = Field("./outputs", description="folder or URI of everything that is kept")
-    tracking_uri: str | None = Field(
-        None, description="MLflow server; default: SQLite in the storage folder"
-    )
-    verbose: bool = Field(False, description="jobs.pipeline: print every table, not one screen")
 
     @field_validator("scores", mode="before")
     @classmethod
@@ -89,6 +50,13 @@ class PipelineConfig(Section):
             if wrong := scoring.problem(name):
                 raise ValueError(wrong)
         return list(dict.fromkeys(scores))
+
+    @field_validator("compare")
+    @classmethod
+    def _known_reference(cls, compare: CompareConfig) -> CompareConfig:
+        if compare.reference is not None and (wrong := scoring.problem(compare.reference)):
+            raise ValueError(f"reference: {wrong}")
+        return compare
 
     @field_validator("methods")
     @classmethod

@@ -1,0 +1,43 @@
+"""The section `embed`: how images become features. It needs no torch, as every section of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from PIL import ImageColor
+from pydantic import Field, field_validator
+
+from pipelines.config import Section
+from pipelines.data import images
+from pipelines.data.limits import LIMITS
+
+
+class EmbedConfig(Section):
+    """How images become features."""
+
+    batch_size: int = Field(64, ge=1, description="images encoded at once; the last is padded")
+    shard_rows: int = Field(1024, ge=1, description="images of one output file, one unit of work")
+    max_rejected: float = Field(0.05, ge=0, le=1, description="share of bad images to put up with")
+    background: str = Field("white", description="colour under transparent pixels")
+    exif: Literal["ignore", "apply"] = Field(
+        "ignore", description="apply turns images as their EXIF orientation says"
+    )
+    max_pixels: int = Field(
+        LIMITS.pixels, ge=1, le=LIMITS.pixels, description="larger images are rejected"
+    )
+    local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
+    decode: Literal["auto", "actors", "tasks"] = Field(
+        "auto",
+        description="where images are decoded: in the encoding actors, or in separate tasks "
+        "on any CPU; auto: in tasks where the actors have GPUs",
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        ImageColor.getrgb(value)  # raises ValueError
+        return value
+
+    def decoding(self) -> images.Decoding:
+        """The part that decides how bytes become pixels."""
+        return images.Decoding(self.background, self.exif, self.max_pixels)

@@ -1,0 +1,48 @@
+"""The sections `evaluate` and `compare`: how sure the tables are, and which rows are compared."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from pipelines.config import Section
+
+
+class EvaluateConfig(Section):
+    """How sure the tables are."""
+
+    num_resamples: int = Field(1000, ge=100, description="bootstrap resamples of an interval")
+
+
+class MarkedRow(Section):
+    """A row of the tables that is marked: a method judged by a score."""
+
+    method: str = Field(description="name of a method of the run")
+    score: str = Field(description="name of a score of the run")
+    label: str = Field(min_length=1, description="what the tables say of the row")
+
+
+class CompareConfig(Section):
+    """What is compared with what; a name that is not in the run compares nothing."""
+
+    reference: str | None = Field(
+        None, description="score whose difference to every other one gets a paired interval"
+    )
+    start: MarkedRow | None = Field(
+        None, description="row {method, score, label} from which gains are counted"
+    )
+    end: MarkedRow | None = Field(
+        None, description="row {method, score, label} that they lead to: training, score, both"
+    )
+
+    @model_validator(mode="after")
+    def _both_rows(self) -> CompareConfig:
+        if (self.start is None) != (self.end is None):
+            raise ValueError("give both of start and end, or none of them")
+        return self
+
+    def label(self, method: str, score: str) -> str:
+        """What the tables say of a row; empty for one that is not marked."""
+        for row in (self.start, self.end):
+            if row is not None and (row.method, row.score) == (method, score):
+                return row.label
+        return ""

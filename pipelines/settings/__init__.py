@@ -1,0 +1,1 @@
+"""What the words of a run mean: its configuration, and what of it needs no plug-in."""
