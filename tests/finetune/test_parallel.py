@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -82,6 +83,7 @@ def work(rank, place):
     (Path(place) / f"{rank}.pickle").write_bytes(pickle.dumps(results))
 
 
+@pytest.mark.slow
 def test_two_workers_give_one_workers_weights(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(r, str(tmp_path))) for r in range(WORLD)]

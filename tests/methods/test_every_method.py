@@ -375,6 +375,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(ALL_HEADS))
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_any_method_trains_any_head_or_says_why_not(name, head):

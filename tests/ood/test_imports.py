@@ -1,12 +1,10 @@
 import subprocess
 import sys
 
-import pytest
 
-
-def loaded(module: str) -> set[str]:
-    """The packages that a fresh process has after importing that module alone."""
-    program = f"import sys, {module}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+def loaded(modules: str) -> set[str]:
+    """The packages that a fresh process has after importing these modules alone."""
+    program = f"import sys, {modules}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     command = [sys.executable, "-c", program]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
@@ -20,9 +18,7 @@ def test_the_maths_loads_no_engine():
     )
 
 
-@pytest.mark.parametrize(
-    "module", ["pipelines.score.stage", "pipelines.finetune.loop", "pipelines.sweep.stage"]
-)
-def test_workers_on_cached_features_start_without_the_slow_packages(module):
+def test_workers_on_cached_features_start_without_the_slow_packages():
     """They start by the dozen, and open_clip takes longer to import than torch."""
-    assert loaded(module).isdisjoint({"open_clip", "torchvision", "timm", "mlflow", "matplotlib"})
+    found = loaded("pipelines.score.stage, pipelines.finetune.loop, pipelines.sweep.stage")
+    assert found.isdisjoint({"open_clip", "torchvision", "timm", "mlflow", "matplotlib"})

@@ -107,6 +107,7 @@ def notes(source: NotingSource) -> list[tuple[int, str]]:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_its_shard(
     undisturbed: dict[str, bytes],
     source: NotingSource,

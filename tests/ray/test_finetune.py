@@ -33,6 +33,7 @@ def jobs():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_one_ray_train_worker_gives_the_bytes_of_the_same_loop_in_process(tmp_path, backbone):
     data, compute = toy_data(), ComputeConfig()

@@ -53,6 +53,7 @@ def similarities(
     return found, loaded.logit_scale
 
 
+@pytest.mark.slow
 def test_at_most_one_of_300_predictions_changes(
     similarities: tuple[dict[str, Sides], float],
 ) -> None:

@@ -178,6 +178,7 @@ json.dump({"code": pipelines.__file__, "refusals": refusals}, open(f"{work}/fact
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_scores_bit_for_bit(mlflow_store, registered, tmp_path):
     import pandas as pd
 

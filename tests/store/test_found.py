@@ -72,7 +72,17 @@ DAMAGED: dict[Callable[[Path], None], tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: damage.__name__)
+# The slow matrix has all of them.
+FAST = (flip_a_byte, delete_the_alias, change_the_threshold)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(d, marks=[] if d in FAST else [pytest.mark.slow], id=d.__name__)
+        for d in DAMAGED
+    ],
+)
 def test_a_model_that_is_not_there_any_more_is_registered_again(
     storage: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -118,7 +128,14 @@ def test_an_edited_sweep_is_seen_and_never_registered(storage: Path) -> None:
     assert json.loads(record.read_text())["methods"] == json.loads(text)["methods"]
 
 
-@pytest.mark.parametrize("damage", ["garbage", "half", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "half",
+        pytest.param("garbage", marks=pytest.mark.slow),
+        pytest.param("empty", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_database_is_one_line_and_then_made_anew(storage: Path, damage: str) -> None:
     database = storage / "mlflow.db"
     content = database.read_bytes()

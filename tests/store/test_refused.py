@@ -127,7 +127,15 @@ def test_other_commands_on_a_storage_that_is_read_only(finished: Path, small_dis
 AS_A_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 
-@pytest.mark.parametrize("unreadable", ["", "mlflow.db", "cache/features", "runs"])
+@pytest.mark.parametrize(
+    "unreadable",
+    [
+        "",
+        "mlflow.db",
+        pytest.param("cache/features", marks=pytest.mark.slow),
+        pytest.param("runs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_storage_that_is_not_readable(storage: Path, unreadable: str) -> None:
     path = storage / unreadable
     mode = path.stat().st_mode

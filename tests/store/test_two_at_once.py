@@ -49,6 +49,7 @@ def together(what: str, storage: Path, folder: Path, *more: str) -> list[str]:
     return [out.strip() for out, _ in said]
 
 
+@pytest.mark.slow
 def test_a_new_store_is_created_once(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     runs = together("opens", storage, tmp_path / "barrier")
