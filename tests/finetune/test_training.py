@@ -80,6 +80,7 @@ def test_interrupted_after_an_epoch_it_ends_with_the_undisturbed_bytes(name, opt
     assert resumed.history == undisturbed.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_on_the_training_images_falls_to_seven_tenths(name):
     result = train_in_process(job(name, epochs=12, warmup_epochs=0), toy_data(), small_clip())

@@ -162,6 +162,7 @@ def test_bad_images_are_listed_and_the_rest_embedded(
         run(mixed(pictures), backbone, first_run.storage, settings=stricter)
 
 
+@pytest.mark.slow
 def test_odins_pass_goes_the_same_way(
     first_run: FirstRun, pictures: Path, backbone: BackboneConfig
 ) -> None:

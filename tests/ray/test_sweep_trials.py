@@ -139,6 +139,7 @@ def test_a_killed_worker_is_a_failed_trial_and_the_rest_goes_on(
     assert found.methods["coop"].chosen["training.epochs"] in (2, 3, 4)
 
 
+@pytest.mark.slow
 def test_a_failing_setting_stops_nothing(
     sets: FeatureSets,  # noqa: F811
     backbone: BackboneConfig,

@@ -95,6 +95,7 @@ def scored(
     return {label: Scored(tables[key]) for label, key in keys_of.items()}
 
 
+@pytest.mark.slow
 def test_number_of_images(scored: dict[str, Scored]) -> None:
     sets = next(iter(scored.values())).sets
     assert len(sets["test"]["key"]) == 304
@@ -102,6 +103,7 @@ def test_number_of_images(scored: dict[str, Scored]) -> None:
     assert len(sets["ood/far/test_ood"]["key"]) + len(sets["ood/far/others"]["key"]) == 1537
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", ACCURACY)
 def test_zero_shot_accuracy_within_one_image(scored: dict[str, Scored], domain: str) -> None:
     name = domain if domain == "test" else f"shifted/{domain}"
@@ -111,6 +113,7 @@ def test_zero_shot_accuracy_within_one_image(scored: dict[str, Scored], domain: 
     assert head.accuracy(name) == pytest.approx(ACCURACY[domain] / 100, abs=one_image + 0.0005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", KNOWN)
 @pytest.mark.parametrize("column", ["all classes", "test_ood"])
 def test_detection(scored: dict[str, Scored], label: str, column: str) -> None:
