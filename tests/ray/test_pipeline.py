@@ -16,7 +16,7 @@ from pipelines.data.digits import DigitsSource
 from pipelines.data.storage import Storage
 from pipelines.run import RECORDS
 from tests.barrier import Barrier
-from tests.conftest import SmokeRun
+from tests.conftest import SECRET, SmokeRun
 from tests.ray.commands import job, job_here, job_killed_at
 
 STAGES = ("embed", "sweep", "finetune", "score", "evaluate", "register")
@@ -142,6 +142,15 @@ def test_the_registered_model_judges_an_image(first: Finished, tmp_path: Path) -
     assert found, done.stdout
     assert float(found[3]) == pytest.approx(row["threshold"]["value"], rel=1e-5)
     assert (float(found[2]) < float(found[3])) == (found[4] == "OOD")
+
+
+def test_no_secret_of_the_environment_is_written_or_told(first: Finished) -> None:
+    """Whole run, every stage and Ray's workers; tests/secrets plants one in every address."""
+    storage, done = first
+    assert SECRET not in done.stdout + done.stderr
+    files = [path for path in storage.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "report.html", "config.yaml"} <= {path.name for path in files}
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.usefixtures("ray_cluster")
