@@ -33,10 +33,10 @@ setup: .venv/.installed  ## .venv from requirements.lock (done by demo and test 
 demo: setup  ## the whole path on the embedded benchmark, offline
 	@python -m jobs.pipeline
 
-test: setup lint types layers  ## linters, types, layer contracts and the tests (under 6 minutes)
+test: setup lint types layers  ## linters, types, layer contracts and the tests
 	@python -m pytest -n 2 -m 'not slow' --durations=15
 
-test-slow: setup  ## the full fault matrix (under 45 minutes)
+test-slow: setup  ## the costly tests: kills, full disks, every damage
 	@python -m pytest -n 2 -m slow --durations=15 || [ $$? -eq 5 ]  # 5: no test is marked slow
 
 test-faults: setup  ## every fault test 20 times beside a busy CPU (hours)

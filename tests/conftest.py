@@ -34,7 +34,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from pipelines.data.storage import Storage
 from pipelines.store.tracker import Tracker, open_tracker
-from tests.ray.commands import job
+from tests.ray.commands import ROOT, job
 
 SHARED = Path(os.environ.get("ENERGY_OOD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -55,7 +55,6 @@ RESNET = {
     "text_cfg": VIT["text_cfg"],
 }
 ARCHITECTURES = {"vit": VIT, "resnet": RESNET}
-ROOT = Path(__file__).parents[1]
 # Fixtures that one process of a session makes, for all files that name them.
 ONCE = ("ray_cluster", "smoke_run")
 

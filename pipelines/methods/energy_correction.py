@@ -13,7 +13,9 @@ from pydantic import Field
 
 from pipelines.methods.base import Batch, Losses, MethodPlugin, Outputs, cross_entropy
 from pipelines.methods.energy_models import EnergyModelConfig
+from pipelines.ood.density import GaussianMixture
 from pipelines.ood.energy_correction import CORRECTION, EnergySettings
+from pipelines.ood.statistics import ClassStatistics
 
 
 class Config(EnergyModelConfig):
@@ -32,6 +34,12 @@ class Config(EnergyModelConfig):
         None, ge=0, le=1, description="of the covariance; null: only where it is singular"
     )
     paper: ClassVar[EnergySettings] = CORRECTION
+
+    def mixture(self, statistics: ClassStatistics) -> GaussianMixture:
+        """The Gaussian mixture that the network corrects."""
+        return GaussianMixture.from_statistics(
+            statistics, weighted=self.weighted, shrinkage=self.shrinkage
+        )
 
 
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:  # noqa: ARG001

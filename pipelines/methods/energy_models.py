@@ -68,12 +68,8 @@ class EnergyModelConfig(MethodConfig):
         return self
 
     def mixture(self, statistics: ClassStatistics) -> GaussianMixture:
-        """The mixture that the network corrects, or that an energy model alone starts from."""
-        return GaussianMixture.from_statistics(
-            statistics,
-            weighted=getattr(self, "weighted", False),
-            shrinkage=getattr(self, "shrinkage", None),
-        )
+        """The Gaussian mixture whose scale the rule reads; a correction starts from it too."""
+        return GaussianMixture.from_statistics(statistics)
 
     def settings(self, statistics: ClassStatistics, mixture: GaussianMixture) -> EnergySettings:
         """Every value given: the configured ones, and the rule's for those left out."""

@@ -63,7 +63,7 @@ class Entry:
         return self.inputs[0]
 
     @property
-    def parameters(self) -> Mapping[str, float | str | None]:
+    def parameters(self) -> Mapping[str, float]:
         """Tunable keyword parameters and their defaults."""
         return {
             name: parameter.default

@@ -69,8 +69,7 @@ def defaults(score: str, *, num_train: int) -> dict[str, float]:
         parts = {part: defaults(part, num_train=num_train) for part in scoring.parts(score)}
         return scoring.joined_params(parts)
     if score in SCORES:
-        given = SCORES[score].parameters
-        return {name: value for name, value in given.items() if isinstance(value, int | float)}
+        return dict(SCORES[score].parameters)
     return {"k": min(_NEIGHBOUR, num_train)} if score == "knn" else {}
 
 

@@ -77,6 +77,12 @@ EDITS = {
         "class EnergyTrainer:\n    edited = 1\n",
         {"fit energy_correction"},
     ),
+    "the mixture that a network corrects": (
+        "methods/energy_correction.py",
+        "statistics, weighted=self.weighted,",
+        "statistics, weighted=not self.weighted,",
+        {"fit energy_correction"},
+    ),
     "how scores are judged": (
         "score/judge.py",
         "BLOCK_ROWS = 256",
