@@ -23,13 +23,13 @@ from pipelines.records import Record
 Progress = Callable[[int, int, int], None]  # done (with rejected), total, rejected
 
 
-class Asked(Record):
-    """All that changes a byte of one source's features.
+class FeatureIdentity(Record):
+    """Everything that changes a byte of the features of one source.
 
     Attributes:
-        backbone: what of it decides a feature (`pipelines.backbones.clip.identity`).
+        backbone: the fields that decide a feature (`pipelines.backbones.clip.identity`).
         device: cpu or cuda.
-        settings: those of `EmbedConfig` that can matter, by name.
+        settings: the fields of `EmbedConfig` that change a feature, by name.
         odin: the input step, where one is taken.
         source: the fingerprint of the images.
         keys: `all`, or a digest of those that were chosen.
@@ -51,7 +51,7 @@ class Asked(Record):
 
     @property
     def address(self) -> str:
-        """Of the features."""
+        """The address of the features."""
         return digest(self.content)
 
 
@@ -61,13 +61,13 @@ class Plan:
 
     name: str
     source: Source
-    asked: Asked
+    identity: FeatureIdentity
     shards: tuple[tuple[str, ...], ...]
 
     @cached_property
     def address(self) -> str:
-        """Of the features."""
-        return self.asked.address
+        """The address of the features."""
+        return self.identity.address
 
     @property
     def total(self) -> int:
@@ -120,7 +120,7 @@ class Tally:
 def make_plan(
     name: str,
     source: Source,
-    asked: Asked,
+    identity: FeatureIdentity,
     *,
     keys: Sequence[str] | None,
     shard_rows: int,
@@ -130,7 +130,7 @@ def make_plan(
     Args:
         name: of the source, for messages.
         source: the images.
-        asked: what goes into the address.
+        identity: what goes into the address.
         keys: which images; all where None.
         shard_rows: images of a shard.
 
@@ -149,7 +149,7 @@ def make_plan(
     return Plan(
         name=name,
         source=source,
-        asked=asked,
+        identity=identity,
         shards=tuple(tuple(ordered[start : start + shard_rows]) for start in starts),
     )
 

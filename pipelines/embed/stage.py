@@ -30,7 +30,7 @@ from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.embed import leaks
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.plan import Asked, Plan, Progress, Tally, make_plan
+from pipelines.embed.plan import FeatureIdentity, Plan, Progress, Tally, make_plan
 from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
 from pipelines.embed.workers import ShardEncoder, ShardPlan, ShardPreparer, ShardReceipt, Work
 from pipelines.store.errors import damaged_in
@@ -152,13 +152,13 @@ def embed_sources(
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
-        asked = _asked(source, chosen.get(name), backbone, settings, compute, odin)
-        cache = features.find(storage, asked.address)
+        identity = _identity(source, chosen.get(name), backbone, settings, compute, odin)
+        cache = features.find(storage, identity.address)
         if cache is not None:
             caches[name] = cache
         else:
             plans[name] = make_plan(
-                name, source, asked, keys=chosen.get(name), shard_rows=settings.shard_rows
+                name, source, identity, keys=chosen.get(name), shard_rows=settings.shard_rows
             )
     if plans:
         tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
@@ -178,19 +178,19 @@ def feature_code(source: Source) -> Code:
     return code_of(ShardPreparer, ShardEncoder, make_plan, *read)
 
 
-def _asked(
+def _identity(
     source: Source,
     keys: Sequence[str] | None,
     backbone: BackboneConfig,
     settings: EmbedConfig,
     compute: ComputeConfig,
     odin: Odin | None,
-) -> Asked:
+) -> FeatureIdentity:
     """All that changes a byte of one source's cache."""
     chosen = "all"
     if keys is not None:
         chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
-    return Asked(
+    return FeatureIdentity(
         backbone=clip.identity(backbone),
         device="cuda" if compute.embed_gpus else "cpu",
         settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
@@ -314,7 +314,7 @@ def _finish(plan: Plan, tally: Tally, storage: Storage) -> FeatureCache:
         plan.address,
         receipts=tally.receipts[plan.name],
         bounds=[(keys[0], keys[-1]) for keys in plan.shards],
-        about=plan.asked.content,
+        about=plan.identity.content,
     )
     rows, rejected = cache.manifest.rows, cache.manifest.rejected
     log.info("%s: %d features, %d rejected, at %s", plan.name, rows, rejected, plan.address)

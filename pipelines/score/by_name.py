@@ -37,7 +37,7 @@ from pipelines.ood.records import FittedRecord, record_from_state, record_state
 from pipelines.ood.table import Table
 from pipelines.records import Params, ScoreName
 
-# What was fitted for a score: what scores rows, or the words that images are compared with.
+# The record of a fitted score: it scores rows, or holds the words neg_label compares images with.
 Fitted: TypeAlias = FittedRecord | NegativeLabels
 Records: TypeAlias = Mapping[str, Fitted]
 

@@ -1,1 +1,1 @@
-"""What the words of a run mean: its configuration, and what of it needs no plug-in."""
+"""The configuration of a run: `words` checks its keys without plug-ins, `config` all of it."""

@@ -1,7 +1,7 @@
-"""The words of a run, as far as they can be checked without its plug-ins, and so without torch.
+"""The words of a run that can be checked without its plug-ins, and so without torch.
 
-The sections alone answer a mistyped key: `pipelines.settings.config` adds what methods and scores
-say, whose modules import torch, and that takes longer than a person should wait for the answer.
+This module finds a mistyped key. `pipelines.settings.config` then lets the methods and scores check
+their own values; their modules import torch, which takes longer than a user should wait.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.sweep.config import SweepConfig
 
 
 class RunWords(Section):
-    """Every key of a run; what plug-ins alone can check is taken as it comes."""
+    """Every key of a run; values that only plug-ins can check are accepted as they are."""
 
     benchmark: BenchmarkConfig
     backbone: BackboneConfig
@@ -63,7 +63,7 @@ class RunWords(Section):
 
 
 def refuse_wrong_words(job: str, words: Sequence[str]) -> None:
-    """Refuse what is wrong whatever the plug-ins are, where they have nothing to add to it.
+    """Refuse words that are wrong whichever plug-ins the run uses.
 
     Where plug-ins have to check a word, all words are left to `pipelines.settings.config`, so that
     every problem is told at once.
@@ -83,7 +83,7 @@ def refuse_wrong_words(job: str, words: Sequence[str]) -> None:
 
 
 def _is_for_plugins(word: str) -> bool:
-    """Whether plug-ins might refuse a word: the project's own methods and presets they take."""
+    """Whether a plug-in might refuse the word; none refuses the project's methods and presets."""
     key, _, value = word.partition("=")
     if key in ("methods", "preset"):
         return "@" in value or "{" in value  # files and settings of the user's own

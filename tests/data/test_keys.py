@@ -15,9 +15,9 @@ from pipelines.config import UserError
 from pipelines.data.index_table import as_index
 from pipelines.data.schema import INDEX
 from pipelines.data.sources import FolderSource, ParquetSource, Source, TarSource
-from pipelines.embed.plan import Asked, make_plan
+from pipelines.embed.plan import FeatureIdentity, make_plan
 
-ASKED = Asked(backbone={}, device="cpu", settings={}, source="", keys="all", code="")
+IDENTITY = FeatureIdentity(backbone={}, device="cpu", settings={}, source="", keys="all", code="")
 
 
 def refused(source: Source) -> str:
@@ -113,7 +113,7 @@ def test_a_source_of_another_package_is_checked_before_any_work(tmp_path: Path) 
             return pa.Table.from_pylist(rows, schema=INDEX)
 
     with pytest.raises(UserError, match=r"source mine: 1 keys stand there more than once.*: b\)"):
-        make_plan("mine", Doubled(), ASKED, keys=["a"], shard_rows=4)  # type: ignore[arg-type]
+        make_plan("mine", Doubled(), IDENTITY, keys=["a"], shard_rows=4)  # type: ignore[arg-type]
 
 
 def test_no_row_at_all_is_said_too(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_no_row_at_all_is_said_too(tmp_path: Path) -> None:
     source = parquet(tmp_path / "x.parquet", [])
     assert source.index().num_rows == 0
     with pytest.raises(UserError, match="source mine: no image"):
-        make_plan("mine", source, ASKED, keys=None, shard_rows=4)
+        make_plan("mine", source, IDENTITY, keys=None, shard_rows=4)
