@@ -103,6 +103,7 @@ def test_a_benchmark_without_training_or_validation_images(
         run(config.model_copy(update={"benchmark": benchmark}), Quiet())
 
 
+@pytest.mark.slow
 def test_the_training_of_the_backbone_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,18 @@ def quiet_ray_data() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
+def dataset_of(blocks: Sequence[pa.Table]) -> ray.data.Dataset:
+    """A Ray Data dataset of these blocks, neither cut nor merged.
+
+    `ray.data.from_arrow` runs one task a block, each in a worker process that has to start first,
+    only to ask for the schema; the driver holds the blocks and knows it.
+    """
+    import ray.data
+
+    dataset: ray.data.Dataset = ray.data.from_blocks(list(blocks))
+    return dataset
+
+
 def _window(
     shards: Sequence[Any], work: ray.ObjectRef[Any], at_once: int | None
 ) -> Iterator[tuple[int, Any]]:
@@ -81,7 +93,7 @@ def _window(
 
     blocks = [_row(number, shard) for number, shard in enumerate(shards)]
     function: Any = _run  # takes a keyword more than map_batches' type knows
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    dataset = dataset_of(blocks).map_batches(
         function,
         batch_size=1,
         batch_format="pyarrow",

@@ -21,7 +21,7 @@ from pipelines.backbones.clip import BackboneConfig
 from pipelines.backbones.odin import Odin
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
-from pipelines.compute.shard_map import quiet_ray_data
+from pipelines.compute.shard_map import dataset_of, quiet_ray_data
 from pipelines.config import UserError
 from pipelines.data import features
 from pipelines.data.benchmarks import Benchmark
@@ -274,7 +274,7 @@ def _dataset(
         "zero_copy_batch": True,
         "fn_constructor_kwargs": {"work": work, "sources": sources},
     }
-    dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
+    dataset = dataset_of(blocks)
     if layout.decode_in_tasks:
         # One actor a free CPU at most: a preparer is cheap, and the pool grows with the need.
         cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]

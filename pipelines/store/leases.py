@@ -33,13 +33,16 @@ def at_work(storage: Storage, close_others: Callable[[], None] = lambda: None) -
     """This process works in `storage`; first, what ended ones left there is removed.
 
     Args:
-        storage: where; one behind a URI keeps no leases, and nothing is removed there.
-        close_others: closes what ended processes left outside of the files; called where one did.
+        storage: where. One behind a URI keeps no leases, and no file is removed there: an object
+            store shows an object whole or not at all.
+        close_others: closes what ended processes left outside of the files; called where one did,
+            or where no lease can tell.
 
     Raises:
         UserError: where the storage is no folder.
     """
     if not storage.is_local:
+        close_others()
         yield
         return
     _refuse_a_file(storage)

@@ -18,6 +18,7 @@ from pipelines.ood.scores import SCORES
 
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 ONE_INPUT = [n for n, e in SCORES.items() if e.inputs in (("logits",), ("similarity",))]
+pytestmark = pytest.mark.slow  # 600 images through the network, in two precisions
 Sides = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -53,7 +54,6 @@ def similarities(
     return found, loaded.logit_scale
 
 
-@pytest.mark.slow
 def test_at_most_one_of_300_predictions_changes(
     similarities: tuple[dict[str, Sides], float],
 ) -> None:

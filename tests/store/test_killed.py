@@ -14,7 +14,7 @@ from pipelines.store import processes
 from pipelines.store.leases import at_work
 from pipelines.store.processes import Process, this_process
 from pipelines.store.registry import working
-from pipelines.store.tracker import Tracker, open_tracker
+from pipelines.store.tracker import PROCESS, Tracker, open_tracker
 from tests.barrier import wait_until
 from tests.store.test_two_at_once import held, is_ready
 
@@ -119,3 +119,20 @@ def test_one_that_ended_with_an_error_is_swept_at_the_next_start(tmp_path: Path)
     assert storage.names("leases") == []
     with at_work(storage, lambda: swept.append(True)):
         assert swept == [True]
+
+
+def test_a_storage_behind_a_uri_closes_the_runs_of_killed_processes(tmp_path: Path) -> None:
+    """It keeps no leases: each start asks the MLflow store."""
+    storage, uri = Storage.open("memory://bucket/outputs"), f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = open_tracker(storage, tracking_uri=uri)
+    gone = this_process().model_copy(update={"pid": 2**22 + 1})
+    tags = {"killed": gone, "live": this_process()}
+    runs = {
+        name: tracker.client.create_run(
+            tracker.experiment_id, tags={PROCESS: who.to_json().decode()}
+        )
+        for name, who in tags.items()
+    }
+    with working(storage, uri):
+        now = {n: tracker.client.get_run(r.info.run_id).info.status for n, r in runs.items()}
+    assert now == {"killed": "KILLED", "live": "RUNNING"}
