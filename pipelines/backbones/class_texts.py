@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
-from pipelines.backbones.description import architecture
+from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.open_clip_files import architecture
 from pipelines.backbones.templates import prompts
 from pipelines.config import UserError
 

@@ -1,119 +1,49 @@
 """CLIP-like backbones through open_clip: loaded from files that are safe to read, ready to encode.
 
-`load` gives the model of a resolved configuration on any worker. Which backbone that is, where
-its files are and what names it by content stands in `pipelines.backbones.description`; its
-`BackboneConfig`, `resolve` and `identity` are offered here too. Weights come from safetensors or
+`load` gives the model of a resolved configuration on any worker. Weights come from safetensors or
 from `torch.load(weights_only=True)`, never from a pickle.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelines.backbones import local
-from pipelines.backbones.description import (
-    Architecture,
-    BackboneConfig,
-    architecture,
-    file_hash,
-    identity,
-    resolve,
-)
+from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.open_clip_files import Architecture, architecture, identity
+from pipelines.backbones.tower import DTYPES, Crop, Tower, apply_steps, reduce_precision
 from pipelines.config import UserError
 
-__all__ = [
-    "BackboneConfig",
-    "Clip",
-    "cropping",
-    "file_hash",
-    "identity",
-    "load",
-    "resolve",
-]
-
-DTYPES: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 TEXT_BATCH = 256
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A frozen backbone, ready to encode.
+@dataclass(frozen=True, kw_only=True)
+class Clip(Tower):
+    """A frozen vision-language model, ready to encode; its features have unit length.
 
     Attributes:
         model: open_clip's CLIP in eval mode; the text tower is always float32.
         tokenizer: texts -> tokens (K, context_length).
-        crop: RGB image -> RGB image of the model's size (resize and crop, 8-bit).
-        mean: channel means, for pixels in [0, 1].
-        std: channel standard deviations.
-        embed_dim: D, the length of a feature.
         context_length: tokens of a text.
-        logit_scale: the factor from similarity to logits (already exponentiated).
-        identity: what decides a feature's value; see `identity`.
-        dtype: of the image tower.
-        image_size: (height, width) of what `crop` gives.
     """
 
     model: Any  # open_clip's CLIP or CustomTextCLIP
     tokenizer: Callable[[Sequence[str]], Tensor]
-    crop: Callable[[Image.Image], Image.Image]
-    mean: Tensor
-    std: Tensor
-    embed_dim: int
     context_length: int
-    logit_scale: float
-    identity: Mapping[str, str]
-    dtype: torch.dtype
-    image_size: tuple[int, int]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.mean.device
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """RGB image -> normalised float32 pixels (3, H, W), as open_clip's own transform gives."""
-        cropped = self.crop(image).convert("RGB")
-        width, height = cropped.size
-        pixels = torch.frombuffer(bytearray(cropped.tobytes()), dtype=torch.uint8)
-        return self.normalize(pixels.reshape(1, height, width, 3))[0]
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """8-bit RGB (N, H, W, 3) -> normalised float32 (N, 3, H, W) on the model's device."""
-        return self.to_unit(pixels).sub_(self.mean).div_(self.std)
-
-    def to_unit(self, pixels: Tensor) -> Tensor:
-        """8-bit RGB (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1] on the model's device."""
-        moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-        return moved.to(torch.float32).div_(255)
-
-    def standardize(self, unit: Tensor) -> Tensor:
-        """The second half of `normalize`: (N, 3, H, W) in [0, 1] -> normalised, differentiably."""
-        return (unit - self.mean) / self.std
-
-    @torch.inference_mode()
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (N, 3, H, W) -> image_features (N, D), float32, unit length."""
-        return self.features(pixels)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """The same as `encode_image`, in the caller's gradient mode."""
+        """Normalised pixels (N, 3, H, W) -> image_features (N, D), float32, unit length."""
         features: Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
         return functional.normalize(features.to(torch.float32), dim=-1)
 
@@ -123,12 +53,6 @@ class Clip:
         pair = local.encode_with_local(self.model, pixels.to(self.device, self.dtype))
         features, each = (functional.normalize(x.to(torch.float32), dim=-1) for x in pair)
         return features, each
-
-    @property
-    def num_local(self) -> int:
-        """P, the number of local features of an image."""
-        pixels = torch.zeros(1, 3, *self.image_size, device=self.device)
-        return self.encode_with_local(pixels)[1].shape[1]
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -140,7 +64,7 @@ class Clip:
         return torch.cat(parts).to(torch.float32)
 
 
-def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
+def load(config: BackboneConfig, device: str = "cpu") -> Clip:
     """The model of a resolved configuration, frozen, in eval mode.
 
     Raises:
@@ -153,10 +77,11 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
     model.eval().requires_grad_(False)
     scale = model.logit_scale.exp().item()
     dtype = DTYPES[config.precision]
-    _reduce(model.visual, dtype)
+    reduce_precision(model.visual, dtype)
     model.to(device)
     length = context_length(described)
     return Clip(
+        name=config.name,
         model=model,
         tokenizer=_tokenizer(config, length),
         crop=cropping(config),
@@ -171,29 +96,14 @@ def load(config: BackboneConfig, *, device: str = "cpu") -> Clip:
     )
 
 
-def _reduce(visual: nn.Module, dtype: torch.dtype) -> None:
-    """Weights in `dtype`, batch normalisation in float32: its statistics span many powers of 2."""
-    norms = [module for module in visual.modules() if isinstance(module, nn.BatchNorm2d)]
-    exact = [copy.deepcopy(norm.state_dict()) for norm in norms]
-    visual.to(dtype)
-    for norm, state in zip(norms, exact, strict=True):
-        norm.float().load_state_dict(state)
-
-
-def cropping(config: BackboneConfig) -> Callable[[Image.Image], Image.Image]:
+def cropping(config: BackboneConfig) -> Crop:
     """The model's resize and crop (RGB image -> RGB image), which needs no weights."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     preprocessing = architecture(config).preprocessing
     transform = image_transform_v2(PreprocessCfg(**preprocessing), is_train=False)
     steps = transform.transforms[:-3]  # then: to RGB, to tensor, normalise
-    return functools.partial(_apply, steps)
-
-
-def _apply(steps: Sequence[Callable[[Any], Any]], image: Image.Image) -> Image.Image:
-    for step in steps:
-        image = step(image)
-    return image
+    return functools.partial(apply_steps, steps)
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines.backbones.clip import Clip
 from pipelines.backbones.odin import Odin
+from pipelines.backbones.tower import Tower
 from pipelines.data.images import DEFAULT, Decoding, Rejected, decode
 
 Pixels = NDArray[np.uint8]  # (H, W, 3): the evaluation crop
@@ -33,7 +33,7 @@ class Preparer:
     """Bytes to pixels of the model's size.
 
     Attributes:
-        crop: the model's resize and crop, see `Clip.crop`.
+        crop: the model's resize and crop, see `Tower.crop`.
         how: how bytes become RGB pixels.
         threads: Pillow decodes and resizes without holding Python's lock.
     """
@@ -96,14 +96,14 @@ class Encoder:
     """Pixels to features, in batches of one size.
 
     Attributes:
-        clip: the backbone.
+        tower: the backbone.
         batch_size: every batch is padded to it, since a network's result depends on the size
             of the batch in its last bit.
         local_features: whether to keep local features too, see `pipelines.backbones.local`.
         odin: ODIN's input step, taken before encoding; None: the images as they are.
     """
 
-    clip: Clip
+    tower: Tower
     batch_size: int
     local_features: bool = False
     odin: Odin | None = None
@@ -128,10 +128,10 @@ class Encoder:
     def _queue(self, images: Sequence[Pixels]) -> dict[str, Tensor]:
         """Start the work on at most `batch_size` images; features on the model's device."""
         if not images:
-            dim, device = self.clip.embed_dim, self.clip.device
+            dim, device = self.tower.embed_dim, self.tower.device
             shapes: dict[str, tuple[int, ...]] = {FEATURE: (0, dim)}
             if self.local_features:
-                shapes[LOCAL] = (0, self.clip.num_local, dim)
+                shapes[LOCAL] = (0, self.tower.num_local, dim)
             return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
         names = (FEATURE, LOCAL) if self.local_features else (FEATURE,)
         return dict(zip(names, self._padded(np.stack(images)), strict=True))
@@ -141,13 +141,13 @@ class Encoder:
         full = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
         full[: len(pixels)] = pixels
         batch = torch.from_numpy(full)
-        if self.clip.device.type == "cuda":
+        if self.tower.device.type == "cuda":
             batch = batch.pin_memory()
-        ready = self.odin.perturb(self.clip, batch) if self.odin else self.clip.normalize(batch)
+        ready = self.odin.perturb(self.tower, batch) if self.odin else self.tower.normalize(batch)
         if self.local_features:
-            outputs: tuple[Tensor, ...] = self.clip.encode_with_local(ready)
+            outputs: tuple[Tensor, ...] = self.tower.encode_with_local(ready)
         else:
-            outputs = (self.clip.encode_image(ready),)
+            outputs = (self.tower.encode_image(ready),)
         return tuple(output[: len(pixels)] for output in outputs)
 
 

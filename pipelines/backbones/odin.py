@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.backbones.clip import Clip
+from pipelines.backbones.tower import Tower
 from pipelines.ood import odin_perturb
 from pipelines.records import Record
 
@@ -50,13 +50,15 @@ class Odin:
         text = hashlib.sha256(repr(content.shape).encode() + content.tobytes()).hexdigest()
         return OdinIdentity(text_features=text, tau=self.tau, eps=self.eps)
 
-    def perturb(self, clip: Clip, pixels: Tensor) -> Tensor:
+    def perturb(self, tower: Tower, pixels: Tensor) -> Tensor:
         """8-bit RGB (N, H, W, 3) -> normalised pixels (N, 3, H, W) after the step."""
-        classes = torch.tensor(self.text_features, device=clip.device).T  # a copy: may be read-only
+        classes = torch.tensor(
+            self.text_features, device=tower.device
+        ).T  # a copy: may be read-only
 
         def logits(unit: Tensor) -> Tensor:
-            scaled = clip.logit_scale * clip.features(clip.standardize(unit)) @ classes
+            scaled = tower.logit_scale * tower.features(tower.standardize(unit)) @ classes
             # A row that is not finite is rejected after encoding, and stops no other one here.
             return torch.nan_to_num(scaled)
 
-        return clip.standardize(odin_perturb(clip.to_unit(pixels), logits, self.eps, self.tau))
+        return tower.standardize(odin_perturb(tower.to_unit(pixels), logits, self.eps, self.tau))

@@ -54,7 +54,7 @@ class SetConfig(Section):
         [], description="images left out, by key; FILE#KEY: a list in a JSON file"
     )
 
-    @field_validator("source", "classes", "not_keys", mode="before")
+    @field_validator("source", "classes", "not_classes", "not_keys", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipelines.backbones import clip, templates
+from pipelines.backbones import network, templates
 from pipelines.backbones.class_texts import refuse_equal_prompts
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.odin import Odin
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import Section, UserError
@@ -98,9 +98,14 @@ def _run(config: FolderJob, on_progress: Progress | None) -> Done:
     names = None if config.class_names is None else read_class_names(config.class_names)
     prompts = _templates(config.templates)
     source.index()  # an empty folder is said before a backbone is looked for
-    backbone = clip.resolve(config.backbone, storage)
+    backbone = network.resolve(config.backbone, storage)
     text = None
     if names is not None:
+        if not network.has_text(backbone):
+            raise UserError(
+                f"backbone {backbone.name} is an image classifier: class_names=FILE is for models "
+                "that read texts; its own classes stand in backbone.class_names"
+            )
         refuse_equal_prompts(names, prompts, backbone)
         text = text_features(names, prompts, backbone, storage)
     odin = None

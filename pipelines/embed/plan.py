@@ -27,7 +27,7 @@ class FeatureIdentity(Record):
     """Everything that changes a byte of the features of one source.
 
     Attributes:
-        backbone: the fields that decide a feature (`pipelines.backbones.clip.identity`).
+        backbone: the fields that decide a feature (`pipelines.backbones.network.identity`).
         device: cpu or cuda.
         settings: the fields of `EmbedConfig` that change a feature, by name.
         odin: the input step, where one is taken.

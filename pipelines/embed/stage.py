@@ -15,9 +15,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.backbones import clip
+from pipelines.backbones import network
 from pipelines.backbones.class_texts import refuse_equal_prompts
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.odin import Odin
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
@@ -66,7 +66,8 @@ def embed_benchmark(
         UserError: where an image serves two purposes (`pipelines.embed.leaks`), two classes are
             one text to the backbone, and as `embed_sources`.
     """
-    refuse_equal_prompts(benchmark.class_names, benchmark.templates, backbone)
+    if network.has_text(backbone):
+        refuse_equal_prompts(benchmark.class_names, benchmark.templates, backbone)
     keys = benchmark.keys_by_source()
     caches = embed_sources(
         {name: benchmark.sources[name] for name in keys},
@@ -80,7 +81,7 @@ def embed_benchmark(
     shared = leaks.refuse(benchmark, caches, storage, shared_images)
     return EmbedResult(
         benchmark=benchmark.name,
-        backbone=dict(clip.identity(backbone)),
+        backbone=dict(network.identity(backbone)),
         sources={
             name: EmbeddedSource(
                 address=cache.address,
@@ -136,7 +137,7 @@ def embed_sources(
 
     Args:
         sources: by the name that messages and progress use.
-        backbone: resolved, see `pipelines.backbones.clip.resolve`.
+        backbone: resolved, see `pipelines.backbones.network.resolve`.
         storage: holds cache/features.
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
@@ -169,13 +170,13 @@ def embed_sources(
     return {name: caches[name] for name in sources}
 
 
-def feature_code(source: Source) -> Code:
+def feature_code(source: Source, backbone: BackboneConfig) -> Code:
     """The code that can decide a feature, from the plan of shards to the bytes that are written."""
     kind = type(source)
     of_project = kind.__module__.partition(".")[0] in PACKAGES
     # A source of another package says in its fingerprint all that decides its images.
     read: list[Entry] = [kind.read] if of_project else []
-    return code_of(ShardPreparer, ShardEncoder, make_plan, *read)
+    return code_of(ShardPreparer, ShardEncoder, make_plan, network.kind_module(backbone), *read)
 
 
 def _identity(
@@ -191,13 +192,13 @@ def _identity(
     if keys is not None:
         chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
     return FeatureIdentity(
-        backbone=clip.identity(backbone),
+        backbone=network.identity(backbone),
         device="cuda" if compute.embed_gpus else "cpu",
         settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
         odin=None if odin is None else odin.identity(),
         source=source.fingerprint(),
         keys=chosen,
-        code=feature_code(source).digest,
+        code=feature_code(source, backbone).digest,
     )
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.backbones import clip, templates
-from pipelines.backbones.clip import BackboneConfig, Clip
+from pipelines.backbones import network, templates
+from pipelines.backbones.clip import Clip
+from pipelines.backbones.description import BackboneConfig
 from pipelines.code_digest import Code, code_of
 from pipelines.config import digest
 from pipelines.data import kept
@@ -31,19 +32,21 @@ def text_features(
     Each mean is normalised again (Radford et al. 2021, section 3.1.4). Kept in cache/text.
     """
     texts = templates.prompts(class_names, chosen_templates)
-    what = {"backbone": clip.identity(backbone), "texts": texts, "classes": len(class_names)}
-    parts = ("cache", "text", f"{digest([what, text_code().digest])}.parquet")
+    what = {"backbone": network.identity(backbone), "texts": texts, "classes": len(class_names)}
+    parts = ("cache", "text", f"{digest([what, text_code(backbone).digest])}.parquet")
     table = kept.find_table(storage, *parts)
     if table is None:
-        unit = _encode(clip.load(backbone), texts, len(class_names))
+        model = network.load(backbone)
+        assert isinstance(model, Clip), "who asks for text has looked at `network.has_text`"
+        unit = _encode(model, texts, len(class_names))
         table = features_table(list(class_names), unit)
         kept.write_table(storage, table, *parts)
     return matrix(table["feature"])
 
 
-def text_code() -> Code:
+def text_code(backbone: BackboneConfig) -> Code:
     """The code that can decide a text feature."""
-    return code_of(_encode, "pipelines.backbones.clip.load", alone=(text_features,))
+    return code_of(_encode, network.load, network.kind_module(backbone), alone=(text_features,))
 
 
 def _encode(model: Clip, texts: Sequence[str], num_classes: int) -> NDArray[np.float32]:

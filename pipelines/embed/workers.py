@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Prepared, Preparer, image_hash
 from pipelines.backbones.odin import Odin
 from pipelines.backbones.threads import torch_threads
@@ -89,7 +89,7 @@ class ShardPreparer:
 
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Needs the backbone's preprocessing, not its weights."""
-        crop = clip.cropping(work.backbone)
+        crop = network.cropping(work.backbone)
         self.preparer = Preparer(crop, work.how, threads=1)
         self.work = work
         self.sources = sources
@@ -129,7 +129,7 @@ class ShardEncoder:
 
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Load the model on the work's device."""
-        loaded = clip.load(work.backbone, device=work.device)
+        loaded = network.load(work.backbone, device=work.device)
         self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.odin)
         self.preparer = Preparer(loaded.crop, work.how, work.threads)
         self.work = work

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.backbones import clip as backbones
+from pipelines.backbones import network as backbones
 from pipelines.config import UserError, load
 from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.heads import HeadContext, build

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pipelines.backbones import clip as backbones
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network as backbones
+from pipelines.backbones.description import BackboneConfig
 from pipelines.code_digest import ROOT, Code, code_of
 from pipelines.config import digest
 from pipelines.data import kept

@@ -45,7 +45,7 @@ from pipelines.finetune.state import (
     update,
 )
 from pipelines.heads import Predictor
-from pipelines.heads.base import TextModel
+from pipelines.heads.base import Backbone
 from pipelines.heads.parallel import Workers
 
 __all__ = [
@@ -67,7 +67,7 @@ OnHead: TypeAlias = Callable[[int, Predictor], None]
 def train_in_process(
     job: TrainingJob,
     data: TrainingData,
-    clip: TextModel,
+    network: Backbone,
     *,
     workers: Workers | None = None,
     checkpoint: Checkpoint | None = None,
@@ -79,7 +79,7 @@ def train_in_process(
     Args:
         job: what to train and the seed.
         data: features and labels; `check` has accepted them.
-        clip: the loaded backbone; its text tower is read, never changed.
+        network: the loaded backbone; its text tower is read, never changed.
         workers: this worker's place, where several train together.
         checkpoint: where to keep the state after each epoch, and to go on from.
         on_epoch: called with each epoch's report.
@@ -90,7 +90,7 @@ def train_in_process(
     """
     check(job, data)
     with deterministic(job.method.training.threads):
-        run = start(job, data, clip, workers or Workers())
+        run = start(job, data, network, workers or Workers())
         if job.method.head.trainable:
             _resume(run, checkpoint)
             for epoch in range(len(run.history) + 1, job.method.training.epochs + 1):

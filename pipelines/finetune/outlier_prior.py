@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.backbones import clip as backbones
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network as backbones
+from pipelines.backbones.description import BackboneConfig
 from pipelines.code_digest import Code, code_of
 from pipelines.compute.shard_map import map_shards
 from pipelines.config import UserError, digest
@@ -27,7 +27,8 @@ from pipelines.data import kept
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.members import SetMembers, SourceShard
 from pipelines.data.storage import Storage
-from pipelines.heads import HeadContext, Predictor, build, zero_shot
+from pipelines.heads import HeadContext, Predictor
+from pipelines.heads.initial import initial_head
 from pipelines.ood import ClassCounts
 from pipelines.records import StoredRecord
 
@@ -51,9 +52,7 @@ class _Work:
 
 def prior_code() -> Code:
     """The code that can decide the counts: of one shard, their sum, and the zero-shot head."""
-    return code_of(
-        count_shard, ClassCounts.merge, _zero_shot, zero_shot, alone=(measure, count_outliers)
-    )
+    return code_of(count_shard, ClassCounts.merge, _initial, alone=(measure, count_outliers))
 
 
 def measure(
@@ -80,7 +79,7 @@ def measure(
     prior = kept.find_record(storage, OutlierPrior, *place)
     if prior is None:
         names, templates = sets.benchmark.class_names, sets.benchmark.templates
-        predictor = _zero_shot(names, templates, backbone)
+        predictor = _initial(names, templates, backbone)
         counts = count_outliers(members, predictor, with_ray=with_ray)
         prior = OutlierPrior(class_names=names, counts=tuple(counts.tolist()))
         kept.write_record(storage, prior, *place)
@@ -99,14 +98,14 @@ def count_outliers(
     return np.asarray(total.counts, dtype=np.int64)
 
 
-def _zero_shot(
+def _initial(
     class_names: tuple[str, ...], templates: tuple[str, ...], backbone: BackboneConfig
 ) -> Predictor:
-    """The pretrained head: the benchmark's prompts, frozen."""
-    clip = backbones.load(backbone)
-    none = torch.zeros(0, clip.embed_dim), torch.zeros(0, dtype=torch.int64)
-    context = HeadContext(clip, class_names, templates, *none)
-    predictor: Predictor = build(zero_shot.Config(), context, 0).predictor()
+    """The head before any training: the benchmark's prompts, or the classifier's layer."""
+    network = backbones.load(backbone)
+    none = torch.zeros(0, network.embed_dim), torch.zeros(0, dtype=torch.int64)
+    context = HeadContext(network, class_names, templates, *none)
+    predictor: Predictor = initial_head(context).predictor()
     return predictor
 
 

@@ -18,8 +18,8 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from pipelines.backbones import clip as backbones
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network as backbones
+from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import address, is_trained
@@ -68,7 +68,7 @@ def train(
     if missing and mode == "ray":
         train_with_ray(missing, data, backbone, storage, compute=compute, on_epoch=on_epoch)
     elif missing:
-        clip = backbones.load(backbone)
+        network = backbones.load(backbone)
         for head in missing:
-            train_and_keep(head, data, clip, storage, workers=Workers(), on_epoch=on_epoch)
+            train_and_keep(head, data, network, storage, workers=Workers(), on_epoch=on_epoch)
     return [head.address for head in addressed]

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pipelines.config import UserError
 from pipelines.finetune.data import EpochReport, Trained, TrainingData, TrainingJob, columns_of
-from pipelines.heads import HEADS, HeadContext, Predictor, build, zero_shot
-from pipelines.heads.base import LOCAL, TextModel
+from pipelines.heads import HEADS, HeadContext, Predictor, build
+from pipelines.heads.base import LOCAL, Backbone
+from pipelines.heads.initial import initial_head
 from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import Batch, Initial, Outputs, TrainingConfig
@@ -53,12 +54,12 @@ class TrainingRun:
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def start(job: TrainingJob, data: TrainingData, clip: TextModel, workers: Workers) -> TrainingRun:
+def start(job: TrainingJob, data: TrainingData, network: Backbone, workers: Workers) -> TrainingRun:
     """A run before its first epoch: the head as it is drawn, the data on its device."""
-    device = next(clip.model.parameters()).device
+    device = network.device
     asked = columns_of(job.method)
     context = HeadContext(
-        clip=clip,
+        backbone=network,
         class_names=tuple(data.class_names),
         templates=tuple(data.templates),
         features=torch.tensor(data.features, device=device),
@@ -112,14 +113,15 @@ def _prepare(
     outliers: Tensor | None,
     outlier_counts: NDArray[np.int64] | None,
 ) -> dict[str, Tensor]:
-    """What the method measures once before training, on what the zero-shot prompts give."""
+    """What the method measures once before training, on what the backbone itself gives."""
     prepare = METHODS[method.name].prepare
     if prepare is None:
         return {}
-    head = zero_shot.build(zero_shot.Config(), context, 0)
+    head = initial_head(context)
 
     def logits(features: Tensor) -> Tensor:
-        return head.encode(features).similarity * head.logit_scale
+        scaled: Tensor = head.encode(features).similarity * head.logit_scale
+        return scaled
 
     with torch.no_grad():
         initial = Initial(

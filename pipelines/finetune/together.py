@@ -37,7 +37,7 @@ from pipelines.finetune.state import (
     update,
 )
 from pipelines.heads import HEADS
-from pipelines.heads.base import TextModel
+from pipelines.heads.base import Backbone
 from pipelines.heads.parallel import Workers
 from pipelines.methods import MethodConfig
 
@@ -56,14 +56,14 @@ def shape_of(method: MethodConfig) -> str | None:
 
 
 def train_together(
-    jobs: Sequence[TrainingJob], data: TrainingData, clip: TextModel
+    jobs: Sequence[TrainingJob], data: TrainingData, network: Backbone
 ) -> list[Trained | UserError]:
     """Train one head for each job; one that fails gives its error instead.
 
     Args:
         jobs: of one shape (`shape_of`) and one seed.
         data: features and labels.
-        clip: the loaded backbone.
+        network: the loaded backbone.
 
     Raises:
         UserError: for data that cannot train the method.
@@ -74,7 +74,7 @@ def train_together(
     assert encode is not None  # `shape_of` gave them a shape
     failed: dict[int, UserError] = {}
     with deterministic(method.training.threads):
-        runs = [start(job, data, clip, Workers()) for job in jobs]
+        runs = [start(job, data, network, Workers()) for job in jobs]
         going = list(range(len(runs)))
         for epoch in range(1, method.training.epochs + 1):
             failed |= _train_epoch([runs[n] for n in going], going, epoch, encode)

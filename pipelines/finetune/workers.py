@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch.distributed
 
-from pipelines.backbones import clip as backbones
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network as backbones
+from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import is_trained, keep, load_checkpoint, save_checkpoint
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, train_in_process
-from pipelines.heads.base import TextModel
+from pipelines.heads.base import Backbone
 from pipelines.heads.parallel import Workers
 
 if TYPE_CHECKING:  # Ray takes seconds to import: only where workers are started
@@ -70,7 +70,7 @@ class _StoredCheckpoint:
 def train_and_keep(
     job: AddressedJob,
     data: TrainingData,
-    clip: TextModel,
+    network: Backbone,
     storage: Storage,
     *,
     workers: Workers,
@@ -80,7 +80,7 @@ def train_and_keep(
     trained = train_in_process(
         job.job,
         data,
-        clip,
+        network,
         workers=workers,
         checkpoint=_StoredCheckpoint(storage, job.address, writes=workers.rank == 0),
         on_epoch=(lambda report: on_epoch(job.job, report)) if on_epoch else None,
@@ -167,13 +167,13 @@ def _worker(sent: _Sent) -> None:
     place = ray.train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
     data, storage = ray.get(sent.data), sent.storage
-    clip = backbones.load(sent.backbone, device=str(ray.train.torch.get_device()))
+    network = backbones.load(sent.backbone, device=str(ray.train.torch.get_device()))
     reports = sent.reports if rank == 0 else None
     for number, job in enumerate(sent.jobs):
         workers = Workers(rank, world, _split(job.job, data))
         if not is_trained(storage, job.address):
             on_epoch = _for_job(sender(reports, number))
-            train_and_keep(job, data, clip, storage, workers=workers, on_epoch=on_epoch)
+            train_and_keep(job, data, network, storage, workers=workers, on_epoch=on_epoch)
         wait_for_all(workers)
 
 

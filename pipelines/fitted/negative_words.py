@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.code_digest import Code, code_of
 from pipelines.config import CONF, UserError, digest
 from pipelines.data.storage import Storage
@@ -77,8 +77,8 @@ def keep(
         UserError: where every word is a class name.
     """
     others = _no_class(words, class_names)
-    what = [list(others), list(class_names), list(templates), dict(clip.identity(backbone))]
-    code = [words_code().digest, text_code().digest]
+    what = [list(others), list(class_names), list(templates), dict(network.identity(backbone))]
+    code = [words_code().digest, text_code(backbone).digest]
     address = digest(["negative labels", *what, *code])
     if is_fitted(storage, address):
         return address

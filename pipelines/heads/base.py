@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors.numpy
@@ -33,16 +33,12 @@ LOCAL = "local_features"
 LinearRule: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 
 
-class TextModel(Protocol):
-    """What a head uses of a loaded backbone (`pipelines.backbones.clip.Clip`)."""
+class Backbone(Protocol):
+    """What a head uses of any loaded backbone (`pipelines.backbones.tower.Tower`)."""
 
     @property
-    def model(self) -> Any:
-        """The open_clip model, frozen."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Texts to tokens (K, L)."""
+    def name(self) -> str:
+        """In messages."""
 
     @property
     def embed_dim(self) -> int:
@@ -52,8 +48,42 @@ class TextModel(Protocol):
     def logit_scale(self) -> float:
         """What similarities are multiplied by to give logits."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+
+@runtime_checkable
+class TextModel(Backbone, Protocol):
+    """What a head uses of one with a text tower (`pipelines.backbones.clip.Clip`)."""
+
+    @property
+    def model(self) -> Any:
+        """The open_clip model, frozen."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Texts to tokens (K, L)."""
+
     def encode_text(self, texts: Any) -> Tensor:
         """Unit text features (K, D), float32."""
+
+
+@runtime_checkable
+class ClassifierModel(Backbone, Protocol):
+    """What a head uses of a classifier (`pipelines.backbones.classifier.ImageClassifier`)."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the rows of W."""
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """W (K, D) of its last layer."""
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """The layer's b (K,)."""
 
 
 class HeadConfig(Section):
@@ -62,15 +92,17 @@ class HeadConfig(Section):
     name: str
     # What other parts need to know of a head before it is built.
     trainable: ClassVar[bool] = True
-    # What of the backbone it is built from: the text tower, or its own linear layer.
-    needs_text: ClassVar[bool] = True
-    needs_classifier: ClassVar[bool] = False
     has_text_features: ClassVar[bool] = True
     class_parallel: ClassVar[bool] = False
     # Arrays with a row for each training image that the head is built from, in `HeadContext`:
     # `local_features`, `domains`. With `local_features` among them, `encode` is given those of
     # its images as a second argument, and so is the predictor's rule.
     columns: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What of the backbone it is built from: `text` or `classifier`; perhaps nothing."""
+        return ("text",)
 
 
 ConfigT = TypeVar("ConfigT", bound=HeadConfig)
@@ -81,7 +113,7 @@ class HeadContext:
     """What a head may be built from.
 
     Attributes:
-        clip: the loaded backbone.
+        backbone: the loaded backbone.
         class_names: K names.
         templates: prompts with `{}` for the class name.
         features: (N, D) training image features, on the device of training.
@@ -89,12 +121,34 @@ class HeadContext:
         columns: further per-image training tensors (local features, domains), N rows each.
     """
 
-    clip: TextModel
+    backbone: Backbone
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     features: Tensor
     labels: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def text(self) -> TextModel:
+        """The backbone, for a head that needs its text tower.
+
+        Raises:
+            UserError: where it has none.
+        """
+        if not isinstance(self.backbone, TextModel):
+            raise UserError(f"backbone {self.backbone.name}: it has no text tower")
+        return self.backbone
+
+    @property
+    def classifier(self) -> ClassifierModel:
+        """The backbone, for a head that needs its own linear layer.
+
+        Raises:
+            UserError: where it has none.
+        """
+        if not isinstance(self.backbone, ClassifierModel):
+            raise UserError(f"backbone {self.backbone.name}: it is no image classifier")
+        return self.backbone
 
 
 @dataclass(frozen=True)
@@ -161,6 +215,7 @@ class HeadPlugin(Generic[ConfigT]):
             scores that read a linear rule (ViM) do not apply.
         has_cosines: whether similarities are cosines, or play their part; not so for a network's
             own logits, and scores of cosines do not apply to those.
+        takes_unit: whether it compares features, which then have unit length.
         has_activations: whether features are a network's penultimate activations and `linear` the
             layer after them, which activation shaping needs.
         encode_batch: (head, image_features, columns) to its output; a training step calls it in
@@ -179,6 +234,7 @@ class HeadPlugin(Generic[ConfigT]):
     local_similarity: Rule | None = None
     linear: Callable[[Predictor], LinearRule] | None = None
     has_cosines: bool = True
+    takes_unit: bool = True
     has_activations: bool = False
     encode_batch: Callable[[Any, Tensor, Mapping[str, Tensor]], HeadOutput] | None = None
     encodes_together: Callable[[ConfigT], bool] = _never

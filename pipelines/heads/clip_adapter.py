@@ -97,7 +97,7 @@ def build(config: Config, context: HeadContext, seed: int) -> ClipAdapter:
         base.uniform((dim, width), width**-0.5, seed + 1).to(device),
         template_features(context),
         ratio=config.ratio,
-        logit_scale=context.clip.logit_scale,
+        logit_scale=context.backbone.logit_scale,
         class_names=context.class_names,
     )
 

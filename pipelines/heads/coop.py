@@ -184,9 +184,9 @@ def build(config: Config, context: HeadContext, seed: int) -> CoOp:
     Raises:
         UserError: where a prompt is longer than the text tower takes.
     """
-    tower = text_tower(context.clip.model)
+    tower = text_tower(context.text.model)
     initial = _initial_context(config, context, tower, seed)
-    tokens = context.clip.tokenizer([f"{name}." for name in context.class_names])
+    tokens = context.text.tokenizer([f"{name}." for name in context.class_names])
     longest = int(tower.end_positions(tokens).max()) + 1 + initial.shape[-2]
     if longest > tower.context_length:
         allowed = tower.context_length - longest + initial.shape[-2]
@@ -199,7 +199,7 @@ def build(config: Config, context: HeadContext, seed: int) -> CoOp:
         initial.to(context.features.device),
         tokens,
         config=config,
-        logit_scale=context.clip.logit_scale,
+        logit_scale=context.backbone.logit_scale,
         class_names=context.class_names,
     )
 
@@ -212,7 +212,7 @@ def _initial_context(config: Config, context: HeadContext, tower: TextTower, see
         if config.class_specific:
             shape = (num_classes, *shape)
         return base.normal(shape, 0.02, seed)
-    tokens = context.clip.tokenizer([config.init_phrase])
+    tokens = context.text.tokenizer([config.init_phrase])
     end = int(tower.end_positions(tokens)[0])
     phrase = tower.embed(tokens[0, 1:end]).detach().float().clone()
     return phrase.repeat(num_classes, 1, 1) if config.class_specific else phrase

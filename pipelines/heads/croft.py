@@ -96,7 +96,7 @@ def adapt(features: Tensor, adapter: Tensor, ratio: float) -> Tensor:
 def build(config: Config, context: HeadContext, seed: int) -> CRoFT:  # noqa: ARG001
     """Identities; `seed` changes nothing."""
     text = template_features(context)
-    return CRoFT(config, text, context.clip.logit_scale, context.class_names)
+    return CRoFT(config, text, context.backbone.logit_scale, context.class_names)
 
 
 def compared(

@@ -29,6 +29,11 @@ class Config(HeadConfig):
     init: Literal["zero", "text"] = Field("zero", description="start at 0 or at zero-shot")
     has_text_features: ClassVar[bool] = False
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Texts, where it starts from them."""
+        return ("text",) if self.init == "text" else ()
+
 
 class LinearProbe(nn.Module):
     """similarity = W z + b."""
@@ -70,7 +75,7 @@ def build(config: Config, context: HeadContext, seed: int) -> LinearProbe:  # no
         if config.init == "text"
         else context.features.new_zeros(len(context.class_names), context.features.shape[1])
     )
-    return LinearProbe(weight, context.clip.logit_scale, context.class_names)
+    return LinearProbe(weight, context.backbone.logit_scale, context.class_names)
 
 
 PLUGIN = HeadPlugin(
@@ -78,4 +83,5 @@ PLUGIN = HeadPlugin(
     build,
     rules.weight_similarity,
     linear=rules.weight_rule,
+    takes_unit=False,
 )

@@ -112,7 +112,7 @@ def build(config: Any, context: HeadContext, seed: int) -> TipAdapter:  # noqa: 
         context.features,
         context.labels,
         template_features(context),
-        logit_scale=context.clip.logit_scale,
+        logit_scale=context.backbone.logit_scale,
         class_names=context.class_names,
     )
 

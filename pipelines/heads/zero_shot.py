@@ -71,13 +71,13 @@ def build(config: Config, context: HeadContext, seed: int) -> ZeroShot:  # noqa:
     """Encode the classes' prompts; `seed` changes nothing."""
     chosen = tuple(config.templates or context.templates)
     text = template_features(replace(context, templates=chosen))
-    return ZeroShot(text, context.clip.logit_scale, context.class_names)
+    return ZeroShot(text, context.backbone.logit_scale, context.class_names)
 
 
 def template_features(context: HeadContext) -> Tensor:
     """(K, D) unit text features, each the normalised mean over the templates."""
     with torch.no_grad():
-        flat = context.clip.encode_text(prompts(context.class_names, context.templates)).float()
+        flat = context.text.encode_text(prompts(context.class_names, context.templates)).float()
     means = flat.reshape(len(context.class_names), -1, flat.shape[-1]).mean(dim=1)
     text = F.normalize(means, dim=-1)
     refuse_equal_features(text, context.class_names)

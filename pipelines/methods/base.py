@@ -129,7 +129,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Initial:
-    """What the backbone makes of the training data before training, by its zero-shot prompts.
+    """What the backbone makes of the training data before training: by prompts, or its own layer.
 
     Attributes:
         logits: (N, K) of the training images.
@@ -179,7 +179,7 @@ class MethodPlugin(Generic[ConfigT]):
         loss: (outputs, batch, config) to losses by name, whose sum is minimised, and figures to
             report.
         prepare: (config, initial) to tensors by name, measured once before training from what the
-            zero-shot prompts give; losses find them in `Batch.prepared`. None: nothing is.
+            backbone itself gives; losses find them in `Batch.prepared`. None: nothing is.
     """
 
     Config: type[ConfigT]

@@ -21,9 +21,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig, Clip
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import FEATURE, LOCAL, Encoder, Preparer
+from pipelines.backbones.network import load
+from pipelines.backbones.tower import Tower
 from pipelines.config import UserError
 from pipelines.data.images import DEFAULT, Decoding
 from pipelines.data.kept import Damaged, Entry, FileSeal
@@ -96,11 +97,11 @@ class Detector:
     records: Records = field(default_factory=dict)
 
     @cached_property
-    def clip(self) -> Clip:
+    def network(self) -> Tower:
         """The backbone, loaded when first used."""
         if self.backbone is None:
             raise UserError("this detector was saved without a backbone: it judges features only")
-        return clip.load(self.backbone)
+        return load(self.backbone)
 
     @property
     def needs_local(self) -> bool:
@@ -136,8 +137,8 @@ class Detector:
         """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
         size = min(self.batch_size, max(1, len(contents)))
         keys = [str(number) for number in range(len(contents))]
-        batches = Preparer(self.clip.crop, self.decoding).batches(keys, contents, size)
-        encoded = Encoder(self.clip, size, self.needs_local).encode(batches)
+        batches = Preparer(self.network.crop, self.decoding).batches(keys, contents, size)
+        encoded = Encoder(self.network, size, self.needs_local).encode(batches)
         columns = encoded.columns
         judged = self.judge_features(columns[FEATURE], columns.get(LOCAL))
         verdicts = iter(judged.to_pylist())

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.code_digest import Code, Entry, code_of
 from pipelines.config import digest
 from pipelines.data.images import DEFAULT, Decoding
@@ -108,7 +108,7 @@ class Candidate:
         return digest(
             {
                 "head": {name: hashlib.sha256(files[name]).hexdigest() for name in files},
-                "backbone": dict(clip.identity(self.backbone)),
+                "backbone": dict(network.identity(self.backbone)),
                 "score": [self.score, dict(self.params), self.threshold.value, self.target_tpr],
                 "records": {
                     name: hashlib.sha256(to_bytes(record)).hexdigest()
@@ -286,7 +286,7 @@ def _log(candidate: Candidate) -> tuple[Any, str]:
         candidate.detector().save(folder)
         # Loaded again from its own files, the backbone shows that they are all there.
         detector = Detector.load(folder)
-        width = detector.clip.embed_dim
+        width = detector.network.embed_dim
         example = pd.DataFrame({"feature": [np.full(width, width**-0.5).tolist()]})
         described = detector_digest(folder)
         info = load_mlflow().pyfunc.log_model(

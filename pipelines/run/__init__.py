@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.code_digest import Code, is_unchanged
 from pipelines.compute.stamp import stamp
 from pipelines.config import UserError, digest, plain, to_yaml
@@ -110,9 +110,9 @@ class Run:
         storage = Storage.open(config.storage)
         benchmark = open_checked(config)
         with locked(storage, "backbone", "another process makes the backbone ready: waiting"):
-            backbone = clip.resolve(config.backbone, storage, backbone_training(observer))
+            backbone = network.resolve(config.backbone, storage, backbone_training(observer))
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
-        identity = dict(clip.identity(backbone))
+        identity = dict(network.identity(backbone))
         if scoring.NEG_LABEL in config.scores:
             identity["words"] = digest(read_words(config.negative_classes))
         run_id = digest([content, benchmark.address, identity], length=12)

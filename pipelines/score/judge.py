@@ -28,7 +28,7 @@ def judge(
     records: Records = MappingProxyType({}),
     local: NDArray[np.float32] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Classes and scores of unit image features.
+    """Classes and scores of image features.
 
     A row's result has the same bits whatever batch it comes in: the registered model gives the
     numbers of the scores table.
@@ -36,7 +36,7 @@ def judge(
     Args:
         predictor: the trained head.
         scores: parameters (tau, c ...) by name of the score; higher scores are more ID.
-        features: (N, D), unit length.
+        features: (N, D), of unit length where the head compares them.
         records: what was fitted for these scores, by name (`pipelines.score.by_name`).
         local: (N, P, D) local features, unit length, where the head or a score reads them.
 
@@ -46,10 +46,11 @@ def judge(
         the adjusted logits where the head was trained on a long tail; scores never are.
 
     Raises:
-        ValueError: where `features` is no matrix, or a row is not finite or not of unit length.
+        ValueError: where `features` is no matrix, or a row is not finite or not of the length that
+            the head takes.
         UserError: where local features are read and there are none.
     """
-    _check(features)
+    _check(features, is_unit=predictor.plugin.takes_unit)
     inputs = inputs_of(predictor, features, local)
     adjusted = replace(inputs, logits=predictor.adjusted(inputs.logits))
     # Work cut by threads is cut where a row may lie; blocks are small, so threads gain nothing.
@@ -61,9 +62,13 @@ def judge(
         }
 
 
-def _check(features: NDArray[np.float32]) -> None:
+def _check(features: NDArray[np.float32], *, is_unit: bool) -> None:
     if features.ndim != 2:
         raise ValueError(f"features must be a matrix (N, D), came shape {features.shape}")
+    if not is_unit:
+        if not np.isfinite(features).all():
+            raise ValueError("features hold NaN or infinite values")
+        return
     lengths = np.linalg.norm(features, axis=1)
     bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))  # also catches NaN
     if len(bad):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipelines.backbones import classifier, network
 from pipelines.config import ConfigError, UserError
 from pipelines.data.benchmarks import Benchmark, open_benchmark
 from pipelines.evaluate.config import CompareConfig
 from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
+from pipelines.heads import HEADS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
+from pipelines.ood import FITTED_SCORES
 from pipelines.records import check_name
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
@@ -30,7 +33,8 @@ class PipelineConfig(RunWords):
     scores: list[str] = Field(
         min_length=1,
         description="what judges every head: names, sums A+B; all: every score of similarities, "
-        "neg_label, and gl_mcm where a method reads local features",
+        "neg_label, gl_mcm where a method reads local features, and for an image classifier what "
+        "is fitted to its features",
     )
 
     @field_validator("scores", mode="before")
@@ -41,7 +45,10 @@ class PipelineConfig(RunWords):
         methods = info.data.get("methods", {}).values()
         # Patches are many times larger than features: a method's wish for them is asked for.
         local = [scoring.GL_MCM] if any(LOCAL in columns_of(m) for m in methods) else []
-        return [*posthoc.USABLE, scoring.NEG_LABEL, *local]
+        # What needs a classifier's activations is made for it, and so are densities of features.
+        is_network = any(HEADS[method.head.name].has_activations for method in methods)
+        every = [*posthoc.USABLE, scoring.NEG_LABEL, *local, *(FITTED_SCORES if is_network else ())]
+        return [n for n in every if any(scoring.applies(n, m.head.name) for m in methods)]
 
     @field_validator("scores")
     @classmethod
@@ -96,8 +103,9 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     ]
     heads = {method.head.name for method in config.methods.values()}
     problems += [
-        f"scores: {name} applies to no method of this run; it needs a head that compares features "
-        "with text (zero_shot, coop, clip_adapter and others)"
+        f"scores: {name} applies to no method of this run; it reads "
+        f"{' and '.join(sorted(scoring.reads(name)))}, which these heads give: "
+        f"{', '.join(n for n in HEADS if scoring.applies(name, n))}"
         for name in config.scores
         if not any(scoring.applies(name, head) for head in heads)
     ]
@@ -110,9 +118,31 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     for name, method in config.methods.items():
         wrong = posthoc.params_problems(method, num_classes=num_classes, num_train=num_train)
         problems += [f"methods.{name}.{problem}" for problem in wrong]
+    problems += _backbone_problems(config, found.class_names)
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _backbone_problems(config: PipelineConfig, class_names: Sequence[str]) -> list[str]:
+    """What the methods need of the backbone and it has not: a text tower, or the classes."""
+    has = "text" if network.has_text(config.backbone) else "classifier"
+    kinds = {"text": "a vision-language model", "classifier": "an image classifier"}
+    problems = [
+        f"methods.{name}: head={method.head.name} needs {kinds[need]}, and backbone "
+        f"{config.backbone.name!r} is {kinds[has]}"
+        for name, method in config.methods.items()
+        for need in method.head.needs
+        if need != has
+    ]
+    if not problems and any("classifier" in m.head.needs for m in config.methods.values()):
+        try:
+            known = classifier.class_names(config.backbone)
+        except UserError as error:
+            return [str(error)]
+        if unknown := [name for name in class_names if name not in known]:
+            problems.append(classifier.unknown_classes(config.backbone.name, unknown, known))
+    return problems
 
 
 def words_again(config: PipelineConfig) -> str:

@@ -34,11 +34,17 @@ class _Backbone:
 
     def __init__(self, tower: dict[str, int]) -> None:
         vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
+        self.name = "random"
         self.embed_dim = tower["width"]
         model = open_clip.CLIP(embed_dim=self.embed_dim, vision_cfg=vision, text_cfg=tower)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=tower.get("context_length", 77))
         self.logit_scale = LOGIT_SCALE
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
 
     def encode_text(self, texts: Any) -> torch.Tensor:
         features: torch.Tensor = self.model.encode_text(self.tokenizer(list(texts)), normalize=True)

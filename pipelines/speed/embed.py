@@ -28,7 +28,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.config import UserError, digest
 from pipelines.data.index_table import as_index

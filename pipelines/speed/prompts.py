@@ -75,6 +75,12 @@ class _Backbone:
     tokenizer: Any
     embed_dim: int
     logit_scale: float = 100.0
+    name: str = "random"
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
 
     def encode_text(self, texts: Any) -> Tensor:
         features: Tensor = self.model.encode_text(self.tokenizer(list(texts)), normalize=True)

@@ -20,7 +20,7 @@ import numpy as np
 import ray.tune
 
 from pipelines import pipeline
-from pipelines.backbones import clip as backbones
+from pipelines.backbones import network as backbones
 from pipelines.compute.cluster import connect
 from pipelines.config import load
 from pipelines.finetune.loop import TrainingJob, train_in_process

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.backbones import clip as backbones
+from pipelines.backbones import network as backbones
 from pipelines.code_digest import ROOT, Code, code_of
 from pipelines.config import UserError, digest, plain
 from pipelines.data.feature_sets import FeatureSets

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pyarrow as pa
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError, group_names
 from pipelines.data.feature_sets import FeatureSet, FeatureSets

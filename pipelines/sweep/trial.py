@@ -17,8 +17,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.backbones import clip as backbones
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network as backbones
+from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.tower import Tower
 from pipelines.config import UserError
 from pipelines.data.feature_sets import FeatureSet
 from pipelines.data.kept import Damaged
@@ -75,7 +76,7 @@ class Shared:
     local: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     records: scoring.Records = field(default_factory=dict)
 
-    def load_backbone(self) -> backbones.Clip:
+    def load_backbone(self) -> Tower:
         """The backbone, loaded once in each process."""
         return _loaded(self.backbone)
 
@@ -85,7 +86,7 @@ class Shared:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(backbone: BackboneConfig) -> backbones.Clip:
+def _loaded(backbone: BackboneConfig) -> Tower:
     return backbones.load(backbone)
 
 
@@ -206,7 +207,7 @@ def _searched(
     searched = {
         score: _of_similarities(score, predictor, shared, similarities)
         for score in scoring.with_parts(shared.scores)
-        if score in posthoc.USABLE
+        if score in posthoc.USABLE and scoring.applies(score, predictor.head)
     }
     # Without OOD images these would have to be fitted anew for each held-out class.
     for name in further_searches(shared.scores) if shared.ood else ():

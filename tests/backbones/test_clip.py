@@ -13,8 +13,9 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.backbones import clip, description, templates
-from pipelines.backbones.clip import BackboneConfig, Clip
+from pipelines.backbones import description, network, templates
+from pipelines.backbones.clip import Clip
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.config import UserError
 from pipelines.data.images import decode
@@ -44,7 +45,7 @@ def reference(files: Files, tower: str) -> open_clip.CLIP:
 
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
 def test_features_are_open_clips_own(backbone_files: Files, pictures: Path, tower: str) -> None:
-    loaded = clip.load(config_of(backbone_files, tower))
+    loaded = network.load(config_of(backbone_files, tower))
     contents = [path.read_bytes() for path in sorted(pictures.rglob("*.jpg"))]
     features, verdicts = encode(loaded, contents)
     model = reference(backbone_files, tower)
@@ -65,7 +66,7 @@ def test_features_are_open_clips_own(backbone_files: Files, pictures: Path, towe
 
 
 def test_a_bad_image_changes_no_other_feature(backbone_files: Files, pictures: Path) -> None:
-    loaded = clip.load(config_of(backbone_files, "vit"))
+    loaded = network.load(config_of(backbone_files, "vit"))
     contents = [path.read_bytes() for path in sorted(pictures.rglob("*.jpg"))]
     whole, _ = encode(loaded, contents)
     mixed = [*contents[:3], b"", FileNotFoundError("gone"), *contents[3:5]]
@@ -89,7 +90,7 @@ def test_a_feature_that_is_not_finite_is_rejected(
         name="bad", config=str(architecture), path=str(tmp_path / "bad.safetensors")
     )
     content = next(pictures.rglob("*.jpg")).read_bytes()
-    features, verdicts = encode(clip.load(config), [content])
+    features, verdicts = encode(network.load(config), [content])
     assert features.shape == (0, 16)
     assert verdicts[0] is not None
     assert verdicts[0].reason == "not_finite"
@@ -97,8 +98,8 @@ def test_a_feature_that_is_not_finite_is_rejected(
 
 def test_resolve_is_idempotent_and_names_files(backbone_files: Files, tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path))
-    once = clip.resolve(config_of(backbone_files, "vit"), storage)
-    assert clip.resolve(once, storage) == once
+    once = network.resolve(config_of(backbone_files, "vit"), storage)
+    assert network.resolve(once, storage) == once
     assert Path(str(once.path)).is_absolute()
 
 
@@ -106,9 +107,9 @@ def test_identity_follows_weights_architecture_and_precision(
     backbone_files: Files, tmp_path: Path
 ) -> None:
     config = config_of(backbone_files, "vit")
-    base = clip.identity(config)
-    assert base == clip.load(config).identity
-    assert clip.identity(config.model_copy(update={"name": "other"})) == base
+    base = network.identity(config)
+    assert base == network.load(config).identity
+    assert network.identity(config.model_copy(update={"name": "other"})) == base
     state = load_file(backbone_files["vit"][1])
     state["logit_scale"] += 1
     save_file(state, tmp_path / "other.safetensors")
@@ -121,26 +122,26 @@ def test_identity_follows_weights_architecture_and_precision(
         "config": ("preprocessing", str(tmp_path / "other.json")),
     }
     for field, (part, value) in changes.items():
-        other = clip.identity(config.model_copy(update={field: value}))
+        other = network.identity(config.model_copy(update={field: value}))
         assert other[part] != base[part]
     # The same path with new content is another backbone.
     moving = tmp_path / "moving.safetensors"
     moved = config.model_copy(update={"path": str(moving)})
     save_file(load_file(backbone_files["vit"][1]), moving)
-    assert clip.identity(moved)["weights"] == base["weights"]
+    assert network.identity(moved)["weights"] == base["weights"]
     save_file(state, moving)
-    assert clip.identity(moved)["weights"] != base["weights"]
+    assert network.identity(moved)["weights"] != base["weights"]
 
 
 def test_openai_weights_need_quick_gelu(backbone_files: Files, tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path))
     path = str(backbone_files["vit"][1])
     with pytest.raises(UserError, match=r"QuickGELU.*backbone\.model=ViT-B-16-quickgelu"):
-        clip.resolve(
+        network.resolve(
             BackboneConfig(name="x", model="ViT-B-16", pretrained="openai", path=path), storage
         )
     with pytest.raises(UserError, match="no weights 'laion2b_s34b_b88k'"):
-        clip.resolve(
+        network.resolve(
             BackboneConfig(name="x", model="ViT-B-16-quickgelu", pretrained="laion2b_s34b_b88k"),
             storage,
         )
@@ -156,7 +157,7 @@ def test_offline_without_weights_is_one_clear_line(
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse)
     config = BackboneConfig(name="vit_b16", model="ViT-B-16-quickgelu", pretrained="openai")
     with pytest.raises(UserError) as caught:
-        clip.resolve(config, Storage.open(str(tmp_path)))
+        network.resolve(config, Storage.open(str(tmp_path)))
     message = str(caught.value)
     assert "backbone vit_b16" in message
     assert "backbone.path=FILE" in message
@@ -175,14 +176,14 @@ def test_no_weights_never_means_random_weights(backbone_files: Files, tmp_path: 
         (BackboneConfig(name="x", config="none.json", path=str(weights)), "no file none.json"),
     ):
         with pytest.raises(UserError, match=message):
-            clip.resolve(config, storage)
+            network.resolve(config, storage)
     with pytest.raises(UserError, match="not resolved"):
-        clip.load(BackboneConfig(name="x", config=str(architecture)))
+        network.load(BackboneConfig(name="x", config=str(architecture)))
     state = load_file(weights)
     state.pop("visual.proj")
     save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=r"does not hold the weights.*visual\.proj"):
-        clip.load(config_of({"vit": (architecture, tmp_path / "part.safetensors")}, "vit"))
+        network.load(config_of({"vit": (architecture, tmp_path / "part.safetensors")}, "vit"))
 
 
 def test_files_that_can_run_code_are_refused(backbone_files: Files, tmp_path: Path) -> None:
@@ -199,11 +200,11 @@ def test_files_that_can_run_code_are_refused(backbone_files: Files, tmp_path: Pa
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     for name in ("trap.pt", "trap2.pt", "script.pt"):
         with pytest.raises(UserError):
-            clip.load(config_of({"vit": (architecture, tmp_path / name)}, "vit"))
+            network.load(config_of({"vit": (architecture, tmp_path / name)}, "vit"))
     assert not (tmp_path / "sprung").exists()
     torch.save(load_file(weights), tmp_path / "plain.pt")
-    plain = clip.load(config_of({"vit": (architecture, tmp_path / "plain.pt")}, "vit"))
-    safe = clip.load(config_of(backbone_files, "vit"))
+    plain = network.load(config_of({"vit": (architecture, tmp_path / "plain.pt")}, "vit"))
+    safe = network.load(config_of(backbone_files, "vit"))
     assert torch.equal(plain.encode_text(["cat"]), safe.encode_text(["cat"]))
 
 

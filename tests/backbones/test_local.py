@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.clip import Clip
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.backbones.local import encode_with_local
 from pipelines.config import UserError
@@ -48,13 +49,13 @@ def vit_by_hand(state: dict[str, np.ndarray], entering: np.ndarray) -> np.ndarra
     return x @ state["visual.proj"]
 
 
-def load_both(files: Files, tower: str) -> tuple[clip.Clip, open_clip.CLIP, dict[str, np.ndarray]]:
+def load_both(files: Files, tower: str) -> tuple[Clip, open_clip.CLIP, dict[str, np.ndarray]]:
     architecture, weights = files[tower]
     config = BackboneConfig(name=tower, config=str(architecture), path=str(weights))
     model = open_clip.CLIP(**json.loads(architecture.read_text()))
     state = load_file(weights)
     model.load_state_dict(state)
-    return clip.load(config), model.eval(), {k: v.double().numpy() for k, v in state.items()}
+    return network.load(config), model.eval(), {k: v.double().numpy() for k, v in state.items()}
 
 
 def test_vit_local_features_are_the_value_path(backbone_files: Files) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pipelines.backbones import clip, mini
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import mini, network
+from pipelines.backbones.clip import Clip
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import CONF, UserError
 from pipelines.data.digits import NAMES, DigitsSource
 from pipelines.data.images import decode
@@ -21,12 +22,12 @@ SPLIT = json.loads((CONF / "benchmark" / "digits_split.json").read_text())
 TARGET = load_digits().target
 
 
-def loaded(storage: Storage) -> clip.Clip:
-    resolved = clip.resolve(BackboneConfig(name="mini", builtin="mini"), storage)
-    return clip.load(resolved)
+def loaded(storage: Storage) -> Clip:
+    resolved = network.resolve(BackboneConfig(name="mini", kind="mini"), storage)
+    return network.load(resolved)
 
 
-def accuracy(model: clip.Clip, style: str) -> float:
+def accuracy(model: Clip, style: str) -> float:
     """Zero-shot accuracy on the test part of the digits 0 to 5, by one template."""
     indices = [i for i in SPLIT["test"] if TARGET[i] < 6]
     contents = DigitsSource().read([f"digits/{i:04d}/{style}" for i in indices])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig, Clip
+from pipelines.backbones import network
+from pipelines.backbones.clip import Clip
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.backbones.odin import Odin
 from pipelines.compute.cluster import ComputeConfig
@@ -67,7 +68,7 @@ def random_pixels(loaded: Clip, number: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
 def test_every_pixel_takes_the_step_of_the_formula(backbone_files: Files, tower: str) -> None:
-    loaded = clip.load(config_of(backbone_files, tower))
+    loaded = network.load(config_of(backbone_files, tower))
     hand = ByHand(backbone_files, tower)
     pixels = random_pixels(loaded, 2)
     found = Odin(classes(), TAU, EPS).perturb(loaded, pixels).double()
@@ -93,7 +94,7 @@ def test_every_pixel_takes_the_step_of_the_formula(backbone_files: Files, tower:
 def test_features_are_those_of_the_moved_image(
     backbone_files: Files, pictures: Path, tower: str
 ) -> None:
-    loaded = clip.load(config_of(backbone_files, tower))
+    loaded = network.load(config_of(backbone_files, tower))
     hand = ByHand(backbone_files, tower)
     contents: list[bytes | Exception] = [p.read_bytes() for p in sorted(pictures.rglob("*.jpg"))]
     contents = [*contents[:5], b""]
@@ -170,7 +171,7 @@ def test_its_shards_have_an_address_of_their_own(
 
 
 def test_a_row_that_is_not_finite_stops_no_other(backbone_files: Files) -> None:
-    loaded = clip.load(config_of(backbone_files, "vit"))
+    loaded = network.load(config_of(backbone_files, "vit"))
     pixels = random_pixels(loaded, 2)
     alone = Odin(classes(), TAU, EPS).perturb(loaded, pixels)
 

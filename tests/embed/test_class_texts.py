@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.backbones.class_texts import refuse_equal_features, refuse_equal_prompts
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError, load
 from pipelines.embed import own_images
 from pipelines.embed.own_images import FolderJob

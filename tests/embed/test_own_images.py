@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.backbones import clip
+from pipelines.backbones import network
 from pipelines.config import ConfigError, UserError, load
 from pipelines.embed import own_images
 from pipelines.embed import stage as embed
@@ -45,7 +45,7 @@ def test_text_features_of_names_and_prompts_are_kept(words: list[str], tmp_path:
     config = load(FolderJob, "embed_folder", [*words, f"templates={tmp_path / 'prompts.txt'}"])
     done = own_images.run(config)
     assert done.cache.manifest.rows == 30
-    loaded = clip.load(config.backbone)
+    loaded = network.load(config.backbone)
     assert done.text is not None
     for row, name in zip(done.text, ("cat", "red dog"), strict=True):
         texts = [f"a {name}.", f"the {name}!"]

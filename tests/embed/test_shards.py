@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.data.features import FeatureCache, finish, inspect_shard
 from pipelines.data.images import Decoding
 from pipelines.data.sources import FolderSource

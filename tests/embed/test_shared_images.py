@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines import pipeline
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError, load
 from pipelines.data.benchmarks import BenchmarkConfig
 from pipelines.embed import leaks

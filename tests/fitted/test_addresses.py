@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import code_digest
+from pipelines.backbones.description import BackboneConfig
 from pipelines.data.digits import DigitsSource
 from pipelines.data.sources import FolderSource
 from pipelines.embed import stage as embed
@@ -23,6 +24,7 @@ from pipelines.fitted import class_statistics, negative_words, record
 from pipelines.score import code as score_code
 from pipelines.score import stage as score
 
+MINI = BackboneConfig(name="mini", kind="mini")
 KINDS: dict[str, Callable[[], code_digest.Code]] = {
     "scores mcm": lambda: score_code.score_code("zero_shot", ["mcm"], score.score_shard),
     "scores delta_energy+knn": lambda: score_code.score_code(
@@ -36,9 +38,9 @@ KINDS: dict[str, Callable[[], code_digest.Code]] = {
     "statistics": lambda: class_statistics.statistics_code(),
     "prior": lambda: outlier_prior.prior_code(),
     "words": lambda: negative_words.words_code(),
-    "text": lambda: text.text_code(),
-    "features of digits": lambda: embed.feature_code(DigitsSource()),
-    "features of a folder": lambda: embed.feature_code(FolderSource(root="images")),
+    "text": lambda: text.text_code(MINI),
+    "features of digits": lambda: embed.feature_code(DigitsSource(), MINI),
+    "features of a folder": lambda: embed.feature_code(FolderSource(root="images"), MINI),
 }
 SCORES = {"scores mcm", "scores delta_energy+knn"}
 OF_STATISTICS = {"statistics", "fit gaussian_mixture", "fit energy_correction"}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.data.sources import FolderSource
@@ -61,8 +61,8 @@ def test_reduced_precision_stays_near(
     precision: str, backbone: BackboneConfig, pictures: Path
 ) -> None:
     pixels = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    exact = clip.load(backbone, device="cuda")
-    reduced = clip.load(backbone.model_copy(update={"precision": precision}), device="cuda")
+    exact = network.load(backbone, device="cuda")
+    reduced = network.load(backbone.model_copy(update={"precision": precision}), device="cuda")
     pixels = pixels[..., : exact.image_size[0], : exact.image_size[1]]
     cosine = (exact.encode_image(pixels) * reduced.encode_image(pixels)).sum(dim=-1)
     assert cosine.min() > 0.99
@@ -82,7 +82,7 @@ def test_feeding_costs_at_most_a_tenth_of_the_forward_pass(tmp_path: Path) -> No
     config = BackboneConfig(
         name="vit_b32", config=str(files[0]), path=str(files[1]), precision="bf16"
     )
-    loaded = clip.load(config, device="cuda")
+    loaded = network.load(config, device="cuda")
     image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
     batches = [[image] * 256] * 20
     ready = loaded.normalize(torch.from_numpy(np.stack([image[0]] * 256)))

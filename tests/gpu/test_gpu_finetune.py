@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.backbones import clip as backbones
+from pipelines.backbones import network as backbones
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor

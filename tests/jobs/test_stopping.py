@@ -17,6 +17,7 @@ import pytest
 
 from tests.barrier import Barrier, gone, wait_until
 from tests.conftest import SmokeRun
+from tests.patience import PATIENCE
 from tests.ray.commands import end, job_here, ray_folder, start
 from tests.ray.processes import descendants
 
@@ -63,8 +64,8 @@ def stopped_in(stage: str, number: signal.Signals, storage: Path, *words: str) -
             barrier.arrived(lambda: process.poll() is None)
             below = descendants(process.pid)
             stop(process, number)
-            _, err = process.communicate(timeout=60)
-            wait_until(lambda: all(gone(pid) for pid in below), 30)
+            _, err = process.communicate(timeout=PATIENCE)
+            wait_until(lambda: all(gone(pid) for pid in below), PATIENCE)
         finally:
             barrier.open()
             end(process)

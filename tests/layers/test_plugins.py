@@ -87,7 +87,7 @@ def build(config: Config, context: HeadContext, seed: int) -> TextResidual:
     return TextResidual(
         template_features(context),
         share=config.share,
-        logit_scale=context.clip.logit_scale,
+        logit_scale=context.backbone.logit_scale,
         class_names=context.class_names,
     )
 

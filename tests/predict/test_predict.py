@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs import main
 from jobs import predict as job
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError
 from pipelines.data.limits import LIMITS
 from pipelines.heads import Predictor

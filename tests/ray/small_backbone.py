@@ -4,7 +4,7 @@ import json
 
 import safetensors.torch
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from tests.small_clip import small_clip, text_config, vision_config
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.backbones.odin import Odin
 from pipelines.compute.cluster import ComputeConfig
@@ -114,7 +114,7 @@ def test_features_are_those_of_one_process(
     keys = source.index()["key"].to_pylist()
     threads = torch.get_num_threads()
     torch.set_num_threads(COMPUTE.embed_threads)
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     parts = [keys[i : i + 8] for i in range(0, 30, 8)]
     batches = [Preparer(loaded.crop).batches(part, source.read(part), 4) for part in parts]
     expected = [Encoder(loaded, 4).encode(part).columns["feature"] for part in batches]
@@ -175,7 +175,7 @@ def test_odins_pass_goes_the_same_way(
     assert cache.address not in {cache.address for cache in first_run.caches.values()}
     threads = torch.get_num_threads()
     torch.set_num_threads(COMPUTE.embed_threads)
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     encoder = Encoder(loaded, 4, odin=odin)
     parts = [keys[:8], keys[8:]]
     batches = [Preparer(loaded.crop).batches(part, source.read(part), 4) for part in parts]
@@ -315,7 +315,7 @@ def test_text_features_are_normalised_means_of_unit_features(
     backbone: BackboneConfig, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = text_features(["cat", "dog"], ["a {}.", "{}"], backbone, storage)
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     for row, texts in enumerate((["a cat.", "cat"], ["a dog.", "dog"])):
         mean = np.mean([loaded.encode_text([text])[0].numpy() for text in texts], axis=0)
         np.testing.assert_allclose(features[row], mean / np.linalg.norm(mean), atol=1e-6)

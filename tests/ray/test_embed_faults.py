@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data import features
 from pipelines.data.features import FeatureCache
@@ -26,6 +26,7 @@ from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.config import EmbedConfig
 from tests.barrier import Barrier, gone, wait_until
+from tests.patience import PATIENCE
 from tests.ray.processes import descendants
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
@@ -141,7 +142,7 @@ sys.path.insert(0, {folder!r})
 from pathlib import Path
 from test_embed_faults import COMPUTE, Barrier, NotingSource, go, held_storage
 from pipelines.compute.cluster import connect
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 source = NotingSource.model_validate_json({source!r})
 backbone = BackboneConfig.model_validate_json({backbone!r})
 place = Path({place!r})
@@ -233,7 +234,7 @@ def test_two_runs_at_once_share_one_cache(
     cache = go(source, backbone, tmp_path)
     watcher.join()
     assert shards(cache) == undisturbed
-    assert other.wait(timeout=120) == 0
+    assert other.wait(timeout=PATIENCE) == 0
     assert shards(FeatureCache(cache.storage, cache.address)) == undisturbed
     keys = cache.keys().to_pylist()
     assert len(set(keys)) == 30

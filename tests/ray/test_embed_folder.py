@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
@@ -78,7 +78,7 @@ def test_bad_images_are_counted_and_a_second_run_has_nothing_to_do(
     ]
     keys = sorted(str(p.relative_to(folder)) for p in folder.glob("*/*.jpg"))
     assert cache.keys().to_pylist() == keys
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     contents: list[bytes | Exception] = [(folder / key).read_bytes() for key in keys]
     alone = Encoder(loaded, 30).encode(Preparer(loaded.crop).batches(keys, contents, 30))
     np.testing.assert_allclose(cache.load(keys), alone.columns["feature"], rtol=0, atol=1e-5)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 SCRIPT = """
 import sys, threading
 sys.path.insert(0, {folder!r})
@@ -14,7 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 from test_embed_faults import NotingSource, barrier_in, go, held_storage
 from tests.barrier import gone, wait_until
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 
 backbone = BackboneConfig.model_validate_json({backbone!r})
 place = Path({place!r})
@@ -45,7 +47,7 @@ cluster.shutdown()
 def test_a_killed_node_costs_only_its_shards(
     pictures: Path, backbone_files: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    from pipelines.backbones.clip import BackboneConfig
+    from pipelines.backbones.description import BackboneConfig
     from pipelines.compute.cluster import ComputeConfig, connect
     from pipelines.data.features import FeatureCache
     from pipelines.data.storage import Storage
@@ -62,7 +64,7 @@ def test_a_killed_node_costs_only_its_shards(
     (tmp_path / "disturbed").mkdir()
     (tmp_path / "quiet").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     address = done.stdout.split("ADDRESS ")[1].split()[0]
     storage = Storage.open(str(tmp_path / "disturbed" / "storage"))

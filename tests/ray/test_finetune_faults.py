@@ -81,7 +81,7 @@ warnings.simplefilter("ignore")
 import ray
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.finetune.stage import train
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from tests.barrier import Barrier
 from tests.ray.test_finetune_faults import jobs
 from tests.small_clip import toy_data

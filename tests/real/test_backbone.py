@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
@@ -25,11 +25,11 @@ CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 def backbone(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> BackboneConfig:
     files = shared / "models" / "mini-rn-64.json", shared / "models" / "mini-rn-64.safetensors"
     config = BackboneConfig(name="mini_rn_64", config=str(files[0]), path=str(files[1]))
-    return clip.resolve(config, Storage.open(str(tmp_path_factory.mktemp("storage"))))
+    return network.resolve(config, Storage.open(str(tmp_path_factory.mktemp("storage"))))
 
 
 def encode(backbone: BackboneConfig, contents: list[bytes | Exception]) -> tuple[np.ndarray, list]:
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     keys = [str(number) for number in range(len(contents))]
     batches = Preparer(loaded.crop).batches(keys, contents, 64)
     encoded = Encoder(loaded, 64).encode(batches)

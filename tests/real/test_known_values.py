@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.backbones import clip
+from pipelines.backbones import network
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import load
 from pipelines.data.benchmarks import open_benchmark
@@ -59,7 +59,7 @@ def scored(
     config = load(PipelineConfig, "pipeline", words)
     storage = Storage.open(str(root / "outputs"))
     benchmark = open_benchmark(config.benchmark)
-    backbone = clip.resolve(config.backbone, storage)
+    backbone = network.resolve(config.backbone, storage)
     compute = ComputeConfig()
     keys = benchmark.keys_by_source()
     caches = embed.embed_sources(

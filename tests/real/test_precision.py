@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
@@ -41,7 +41,7 @@ def similarities(
         config = BackboneConfig(
             name="mini_rn_64", config=str(files[0]), path=str(files[1]), precision=precision
         )
-        loaded = clip.load(config)
+        loaded = network.load(config)
         texts = text_features(CLASSES, ["a photo of a {}."], config, storage).T.astype(float)
         sides = []
         for side in contents:

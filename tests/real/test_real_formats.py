@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
 from pipelines.data.images import Decoding, decode
 
@@ -44,7 +44,7 @@ def test_grey_and_colour_features_are_open_clips_own(
     contents: list[bytes | Exception] = [*photos["L"], *photos["RGB"][:10]]
     files = shared / "models" / "mini-rn-64.json", shared / "models" / "mini-rn-64.safetensors"
     config = BackboneConfig(name="mini_rn_64", config=str(files[0]), path=str(files[1]))
-    loaded = clip.load(config)
+    loaded = network.load(config)
     names = [str(number) for number in range(len(contents))]
     encoded = Encoder(loaded, 16).encode(Preparer(loaded.crop).batches(names, contents, 16))
     model = open_clip.CLIP(**json.loads(files[0].read_text())).eval()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError
 from pipelines.heads import Predictor
 from pipelines.ood import SCORES
@@ -170,7 +170,7 @@ def test_images_get_the_verdict_of_their_features_and_bad_ones_an_error(backbone
     contents = [png(0), b"rubbish", png(1), FileNotFoundError("gone.png"), png(2)]
     detector = Detector(predictor(4, dim=16), backbone, "energy", {"tau": 1.0}, 1.2, batch_size=2)
     verdicts = detector.judge_images(contents).to_pylist()
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     pixels = [loaded.preprocess(Image.open(io.BytesIO(png(seed)))) for seed in range(3)]
     features = np.concatenate([loaded.encode_image(p[None]).numpy() for p in pixels])
     wanted = detector.judge_features(features).to_pylist()

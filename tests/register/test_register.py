@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.backbones import clip
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
 from pipelines.evaluate.metrics import Threshold
@@ -73,7 +73,7 @@ def registered(mlflow_store, backbone_files, tmp_path_factory) -> Registered:
     with tracker.run("main") as active:
         pass
     done = [register(candidate, tracker, active.run_id) for _ in range(2)]
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     pixels = [loaded.preprocess(Image.open(io.BytesIO(png(seed)))) for seed in range(3)]
     features = np.concatenate([loaded.encode_image(p[None]).numpy() for p in pixels])
     for file in files:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pipelines.backbones import clip
-from pipelines.backbones import clip as backbones
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones import network
+from pipelines.backbones import network as backbones
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import ConfigError, UserError, load
 from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets
@@ -307,7 +307,7 @@ class TestWords:
         manifest = storage.read_json("cache", "fitted", address, "manifest.json")
         assert manifest["candidates"] == 20
         assert len(manifest["words"]) == 3
-        loaded = clip.load(backbone)
+        loaded = network.load(backbone)
         kept = scoring.from_bytes(
             "neg_label", storage.read_bytes("cache", "fitted", address, "record.safetensors")
         )
@@ -365,7 +365,7 @@ def test_a_detector_judges_images_by_their_local_features(
 ) -> None:
     config, path = backbone_files[tower]
     backbone = BackboneConfig(name="tiny", config=str(config), path=str(path))
-    loaded = clip.load(backbone)
+    loaded = network.load(backbone)
     rng, dim = np.random.default_rng(4), loaded.embed_dim
     arrays = {"text_features": unit(rng, 4, dim)}
     settings: dict[str, object] = {}

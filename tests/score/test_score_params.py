@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import ConfigError, UserError, load, plain
 from pipelines.finetune import cache as trained_heads
 from pipelines.finetune.loop import TrainingData, TrainingJob

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.data.storage import Storage
 from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor

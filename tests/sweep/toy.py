@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.backbones.clip import BackboneConfig
+from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.feature_sets import FeatureSets

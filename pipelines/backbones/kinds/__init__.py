@@ -1,0 +1,1 @@
+"""Kinds of backbones, one file a kind: each ends in `PLUGIN = BackboneKind(...)`."""

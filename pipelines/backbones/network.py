@@ -1,0 +1,65 @@
+"""The frozen network of a configuration, whatever its kind."""
+
+from __future__ import annotations
+
+import importlib
+
+from pipelines.backbones.description import BackboneConfig, file_hash
+from pipelines.backbones.tower import BackboneKind, Crop, OnProgress, Tower
+from pipelines.data.storage import Storage
+
+__all__ = ["file_hash", "has_text", "identity", "kind_module", "load", "resolve"]
+
+
+def kind_module(config: BackboneConfig) -> str:
+    """The module of a configuration's kind, which decides its features beside the files."""
+    return f"pipelines.backbones.kinds.{config.kind}"
+
+
+def _kind(config: BackboneConfig) -> BackboneKind:
+    """Only that kind is imported: each brings a library of its own."""
+    plugin = importlib.import_module(kind_module(config)).PLUGIN
+    assert isinstance(plugin, BackboneKind), config.kind
+    return plugin
+
+
+def has_text(config: BackboneConfig) -> bool:
+    """Whether the backbone encodes texts; else it is an image classifier."""
+    return _kind(config).has_text
+
+
+def resolve(
+    config: BackboneConfig, storage: Storage, on_progress: OnProgress | None = None
+) -> BackboneConfig:
+    """The same backbone with its files named; trains or downloads what is missing.
+
+    Runs on the driver; calling it twice changes nothing. `on_progress` is called with (steps
+    done, in all), from (0, all) on, where a backbone has to be trained.
+
+    Raises:
+        UserError: where no weights can be found, or they do not fit the architecture's
+            activation (OpenAI's weights need QuickGELU).
+    """
+    return _kind(config).resolve(config, storage, on_progress)
+
+
+def identity(config: BackboneConfig) -> dict[str, str]:
+    """What decides a feature's value, of a resolved configuration, without loading the model.
+
+    The backbone's name is not in it: the same weights under another name give the same features.
+    """
+    return _kind(config).identity(config)
+
+
+def cropping(config: BackboneConfig) -> Crop:
+    """The model's resize and crop (RGB image -> RGB image), which needs no weights."""
+    return _kind(config).cropping(config)
+
+
+def load(config: BackboneConfig, *, device: str = "cpu") -> Tower:
+    """The model of a resolved configuration, frozen, in eval mode.
+
+    Raises:
+        UserError: where the weights cannot be read safely or belong to another architecture.
+    """
+    return _kind(config).load(config, device)
