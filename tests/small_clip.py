@@ -21,6 +21,11 @@ class SmallClip:
     embed_dim: int
     context_length: int
     logit_scale: float
+    name: str = "small"
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
 
     def encode_text(self, texts):
         with torch.no_grad():

@@ -32,6 +32,7 @@ HELD = {
     "register": "runs/*/register.json",
 }
 STAGES = list(HELD)
+SLOW_START = "Ray did not start within 30 s; once more"
 WORDS = ("methods=[coop]", "scores=[mcm]", "preset=test")
 # Without a search, finetune is the first stage that trains.
 SHORT = ("sweep=none", "training=ray", *WORDS)
@@ -70,7 +71,8 @@ def stopped_in(stage: str, number: signal.Signals, storage: Path, *words: str) -
             barrier.open()
             end(process)
     assert process.returncode == 128 + number, err
-    assert err.splitlines() == ["stopped; the same command goes on from here"], err
+    said = [line for line in err.splitlines() if line != SLOW_START]  # beside other work
+    assert said == ["stopped; the same command goes on from here"], err
     assert not list(storage.glob(f"runs/*/stamps/{stage}.json")), "was done before it was stopped"
 
 

@@ -319,6 +319,6 @@ def test_text_features_are_normalised_means_of_unit_features(
     for row, texts in enumerate((["a cat.", "cat"], ["a dog.", "dog"])):
         mean = np.mean([loaded.encode_text([text])[0].numpy() for text in texts], axis=0)
         np.testing.assert_allclose(features[row], mean / np.linalg.norm(mean), atol=1e-6)
-    monkeypatch.setattr(embed.clip, "load", None)
+    monkeypatch.setattr(embed.network, "load", None)
     again = text_features(["cat", "dog"], ["a {}.", "{}"], backbone, storage)
     assert np.array_equal(again, features)
