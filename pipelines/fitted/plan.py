@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.heads import Predictor
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.ood.statistics import ClassStatistics
 from pipelines.records import Params
 from pipelines.score import by_name as scoring
-from pipelines.score.by_name import FITTED, OF_HEAD, TRAINED
+from pipelines.score.by_name import FITTED, TRAINED
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def plan(
                     of_part,
                     density,
                     seed if name in TRAINED else 0,
-                    head if name in OF_HEAD else None,
+                    head if scoring.reads_head(name) else None,
                 )
     return fits
 
@@ -97,22 +96,3 @@ def settings_of(score: str, methods: Iterable[MethodConfig]) -> MethodConfig | N
         return None
     defaults: MethodConfig = METHODS[score].Config()
     return next((method for method in methods if method.name == score), defaults)
-
-
-def applies(score: str, predictor: Predictor) -> bool:
-    """Whether a head has what the score reads: ViM needs a linear rule."""
-    if not scoring.applies(score, predictor.head):
-        return False
-    return "vim" not in scoring.parts(score) or linear_rule(predictor) is not None
-
-
-def linear_rule(
-    predictor: Predictor,
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
-    """W (K, D) and b (K,) with logits = W z + b, or None where the head is not linear."""
-    arrays, scale = predictor.arrays, np.float32(predictor.logit_scale)
-    if set(arrays) == {"text_features"}:
-        return arrays["text_features"] * scale, None
-    if set(arrays) == {"weight", "bias"}:
-        return arrays["weight"] * scale, arrays["bias"] * scale
-    return None

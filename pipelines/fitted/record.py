@@ -14,7 +14,7 @@ import torch
 from pipelines.backbones.threads import torch_threads
 from pipelines.code_digest import Code, code_of
 from pipelines.fitted.class_statistics import OF_STATISTICS
-from pipelines.fitted.plan import FitData, ScoreFit, linear_rule
+from pipelines.fitted.plan import FitData, ScoreFit
 from pipelines.heads import Predictor
 from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS
@@ -75,8 +75,9 @@ def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> F
     if fit.head is not None:
         assert predictor is not None
         inputs = scoring.inputs_of(predictor, data.features, data.local)
-        arrays["weight"], arrays["bias"] = linear_rule(predictor) or (None, None)
-        arrays["logits"] = inputs.logits
+        arrays["logits"], arrays["activations"] = inputs.logits, data.features
+        if (linear := predictor.plugin.linear) is not None:
+            arrays["weight"], arrays["bias"] = linear(predictor)
     params = {k: int(v) if k == "k" else v for k, v in fit.params.items()}
     return FITTED_SCORES[fit.score].fit(arrays, **params)
 

@@ -84,7 +84,7 @@ def search(
         if (
             score in plain
             or score in scoring.COMPARING
-            or not fit_plan.applies(score, context.predictor)
+            or not scoring.applies(score, context.predictor.head)
         ):
             continue
         settings = _settings(score, {**plain, **tried}, config, context)

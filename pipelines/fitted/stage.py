@@ -96,7 +96,7 @@ class FitStage:
     def _applying(self, head: HeadToFit) -> HeadToFit:
         """The head with those of its scores that it can be judged by."""
         predictor = load_predictor(self.storage, head.address)
-        kept = {n: p for n, p in head.scores.items() if fit_plan.applies(n, predictor)}
+        kept = {n: p for n, p in head.scores.items() if scoring.applies(n, predictor.head)}
         return replace(head, scores=kept)
 
 

@@ -29,6 +29,8 @@ Rule: TypeAlias = Callable[..., NDArray[np.float64]]
 BLOCK_ROWS = 256
 # The column of local features (N, P, D), in features on disk and in `HeadConfig.columns`.
 LOCAL = "local_features"
+# W (K, D) and b (K,) with logits = W z + b; b is None where it is 0.
+LinearRule: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 
 
 class TextModel(Protocol):
@@ -60,6 +62,9 @@ class HeadConfig(Section):
     name: str
     # What other parts need to know of a head before it is built.
     trainable: ClassVar[bool] = True
+    # What of the backbone it is built from: the text tower, or its own linear layer.
+    needs_text: ClassVar[bool] = True
+    needs_classifier: ClassVar[bool] = False
     has_text_features: ClassVar[bool] = True
     class_parallel: ClassVar[bool] = False
     # Arrays with a row for each training image that the head is built from, in `HeadContext`:
@@ -152,6 +157,12 @@ class HeadPlugin(Generic[ConfigT]):
             than `similarity`.
         local_similarity: the rule for local features, of (N, P, D) to (N, P, K), where the
             classes' `text_features` are not what they are compared with.
+        linear: (predictor) to W and b, where similarities are linear in the features. None: the
+            scores that read a linear rule (ViM) do not apply.
+        has_cosines: whether similarities are cosines, or play their part; not so for a network's
+            own logits, and scores of cosines do not apply to those.
+        has_activations: whether features are a network's penultimate activations and `linear` the
+            layer after them, which activation shaping needs.
         encode_batch: (head, image_features, columns) to its output; a training step calls it in
             place of `Head.encode`, for what differs from judging (sampled prompts) or needs the
             whole batch (its mean feature). `columns` holds those of `Config.columns`, for the
@@ -166,9 +177,26 @@ class HeadPlugin(Generic[ConfigT]):
     compared: Rule | None = None
     global_similarity: Rule | None = None
     local_similarity: Rule | None = None
+    linear: Callable[[Predictor], LinearRule] | None = None
+    has_cosines: bool = True
+    has_activations: bool = False
     encode_batch: Callable[[Any, Tensor, Mapping[str, Tensor]], HeadOutput] | None = None
     encodes_together: Callable[[ConfigT], bool] = _never
     encode_together: Callable[[Sequence[Any]], list[Tensor]] | None = None
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What a score may read of such a head, in the words of `SCORES` and `FITTED_SCORES`."""
+        given = {
+            "logits": True,
+            "features": True,
+            "similarity": self.has_cosines,
+            "local_similarity": self.compared is not None,
+            "negative_similarity": self.compared is not None,
+            "weight": self.linear is not None,
+            "activations": self.has_activations,
+        }
+        return frozenset(name for name, is_given in given.items() if is_given)
 
 
 @dataclass(frozen=True)
@@ -297,55 +325,6 @@ class Predictor:
         for name in ("class_names", "class_prior"):
             description[name] = tuple(description[name])
         return cls(arrays=safetensors.numpy.load(files["head.safetensors"]), **description)
-
-
-def text_predictor(
-    head: str, text_features: Tensor, logit_scale: float, class_names: tuple[str, ...]
-) -> Predictor:
-    """A predictor whose rule is the product with fixed text features (K, D)."""
-    arrays = {"text_features": to_numpy(text_features)}
-    return Predictor(head, arrays, {}, logit_scale, class_names)
-
-
-def text_similarity(
-    arrays: Arrays,
-    settings: Settings,  # noqa: ARG001 - one signature for every head
-    features: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """The rule of `text_predictor`."""
-    product: NDArray[np.float64] = features @ arrays["text_features"].T
-    return product
-
-
-def number(settings: Settings, name: str) -> float:
-    """A setting that is a number."""
-    value = settings[name]
-    assert isinstance(value, int | float), f"{name}: {value!r} is no number"
-    return value
-
-
-def numbers(settings: Settings, name: str) -> list[float]:
-    """A setting that lists numbers."""
-    value = settings[name]
-    assert isinstance(value, list), f"{name}: {value!r} is no list"
-    return value
-
-
-def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows (..., D) at unit length; those of a padded block are zero and stay so."""
-    scaled: NDArray[np.float64] = rows / np.maximum(
-        np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12
-    )
-    return scaled
-
-
-def unchanged(
-    arrays: Arrays,  # noqa: ARG001 - one signature for every head
-    settings: Settings,  # noqa: ARG001
-    features: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """`compared` of a head without an image adapter: the features as they are."""
-    return features
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float32]:

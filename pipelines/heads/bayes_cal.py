@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.backbones.text_tower import activation_bytes, encode_shared
-from pipelines.heads import base, coop
+from pipelines.heads import coop, rules
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
@@ -139,7 +139,7 @@ class BayesCAL(nn.Module):
         """The product with the text features of the mean context."""
         with torch.no_grad():
             text = self.text_features()
-        return base.text_predictor("bayes_cal", text, self.logit_scale, self.class_names)
+        return rules.text_predictor("bayes_cal", text, self.logit_scale, self.class_names)
 
 
 def build(config: Config, context: HeadContext, seed: int) -> BayesCAL:
@@ -162,7 +162,8 @@ def build(config: Config, context: HeadContext, seed: int) -> BayesCAL:
 PLUGIN = HeadPlugin(
     Config,
     build,
-    base.text_similarity,
-    compared=base.unchanged,
+    rules.text_similarity,
+    compared=rules.unchanged,
+    linear=rules.text_rule,
     encode_batch=BayesCAL.encode_batch,
 )

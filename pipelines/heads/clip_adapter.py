@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.heads import base
+from pipelines.heads import base, rules
 from pipelines.heads.base import (
     Arrays,
     HeadConfig,
@@ -110,8 +110,8 @@ def compared(
     """The adapted unit features (..., D) of features (..., D), in float64."""
     hidden = np.maximum(features @ arrays["down"].T, 0)
     adapted = np.maximum(hidden @ arrays["up"].T, 0)
-    ratio = base.number(settings, "ratio")
-    return base.unit(ratio * adapted + (1 - ratio) * features)
+    ratio = rules.number(settings, "ratio")
+    return rules.unit(ratio * adapted + (1 - ratio) * features)
 
 
 def similarity(
@@ -120,7 +120,7 @@ def similarity(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
-    return base.text_similarity(arrays, settings, compared(arrays, settings, features))
+    return rules.text_similarity(arrays, settings, compared(arrays, settings, features))
 
 
 PLUGIN = HeadPlugin(

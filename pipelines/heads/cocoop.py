@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from pipelines.backbones import frozen_tower
 from pipelines.backbones.text_tower import TextTower, activation_bytes, encode_shared
 from pipelines.config import UserError
-from pipelines.heads import base, coop
+from pipelines.heads import base, coop, rules
 from pipelines.heads.base import (
     Arrays,
     HeadConfig,
@@ -213,7 +213,7 @@ def similarity(
     kept = frozen_tower.TowerSettings.model_validate({name: settings[name] for name in names})
     tower = frozen_tower.from_arrays(arrays, kept)
     prompts = {n: torch.from_numpy(arrays[n]) for n in ("start", "context", "suffixes", *NETWORK)}
-    ends = torch.tensor(base.numbers(settings, "ends"))
+    ends = torch.tensor(rules.numbers(settings, "ends"))
     result = np.zeros((len(features), len(ends)))
     with torch.inference_mode():
         for row in np.flatnonzero(features.any(axis=1)):

@@ -17,13 +17,6 @@ from pipelines.heads.base import Arrays, Predictor, Rule, Settings
 LEARNED_NEGATIVES = "negative_text_features"
 
 
-def compares(head: str) -> bool:
-    """Whether the head of that name compares features with text, words that are no class too."""
-    from pipelines.heads import HEADS  # here: a head of the table imports this module
-
-    return HEADS[head].compared is not None
-
-
 def global_similarity(predictor: Predictor, features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Similarities (N, K) of whole images (N, D), without what a head adds from local features."""
     rule = predictor.plugin.global_similarity or predictor.plugin.similarity
@@ -52,7 +45,9 @@ def negative_similarity(
 
 def _compared(predictor: Predictor) -> Rule:
     compared = predictor.plugin.compared
-    assert compared is not None, f"{predictor.head} compares nothing with text; see `compares`"
+    assert compared is not None, (
+        f"{predictor.head} compares nothing with text; see `HeadPlugin.gives`"
+    )
     return compared
 
 

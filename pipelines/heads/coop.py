@@ -24,7 +24,7 @@ from pipelines.backbones.text_tower import (
     text_tower,
 )
 from pipelines.config import UserError
-from pipelines.heads import base
+from pipelines.heads import base, rules
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.parallel import Workers
 
@@ -158,7 +158,7 @@ class CoOp(nn.Module):
         """The product with the text features of the prompts as they are now."""
         with torch.no_grad():
             text = self.text_features()
-        return base.text_predictor("coop", text, self.logit_scale, self.class_names)
+        return rules.text_predictor("coop", text, self.logit_scale, self.class_names)
 
 
 def encodes_together(config: Config) -> bool:
@@ -221,8 +221,9 @@ def _initial_context(config: Config, context: HeadContext, tower: TextTower, see
 PLUGIN = HeadPlugin(
     Config,
     build,
-    base.text_similarity,
-    compared=base.unchanged,
+    rules.text_similarity,
+    compared=rules.unchanged,
+    linear=rules.text_rule,
     encodes_together=encodes_together,
     encode_together=text_features_together,
 )

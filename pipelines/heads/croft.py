@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.heads import base
+from pipelines.heads import base, rules
 from pipelines.heads.base import (
     Arrays,
     HeadConfig,
@@ -105,8 +105,8 @@ def compared(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The adapted unit features (..., D) of features (..., D), in float64."""
-    ratio = base.number(settings, "image_ratio")
-    return base.unit(ratio * (features @ arrays["image_adapter"].T) + (1 - ratio) * features)
+    ratio = rules.number(settings, "image_ratio")
+    return rules.unit(ratio * (features @ arrays["image_adapter"].T) + (1 - ratio) * features)
 
 
 def similarity(
@@ -115,7 +115,7 @@ def similarity(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
-    return base.text_similarity(arrays, settings, compared(arrays, settings, features))
+    return rules.text_similarity(arrays, settings, compared(arrays, settings, features))
 
 
 PLUGIN = HeadPlugin(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.text_tower import activation_bytes, encode_shared
 from pipelines.config import UserError
-from pipelines.heads import base, coop
+from pipelines.heads import base, coop, rules
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
@@ -130,7 +130,7 @@ class DPLCLIP(nn.Module):
         """The product with the text features by the mean of all training features."""
         with torch.no_grad():
             text = self._judging_features()
-        return base.text_predictor("dplclip", text, self.logit_scale, self.class_names)
+        return rules.text_predictor("dplclip", text, self.logit_scale, self.class_names)
 
 
 def build(config: Config, context: HeadContext, seed: int) -> DPLCLIP:
@@ -156,7 +156,8 @@ def build(config: Config, context: HeadContext, seed: int) -> DPLCLIP:
 PLUGIN = HeadPlugin(
     Config,
     build,
-    base.text_similarity,
-    compared=base.unchanged,
+    rules.text_similarity,
+    compared=rules.unchanged,
+    linear=rules.text_rule,
     encode_batch=DPLCLIP.encode_batch,
 )

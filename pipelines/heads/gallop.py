@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from pipelines.heads import base, coop
+from pipelines.heads import base, coop, rules
 from pipelines.heads.base import (
     LOCAL,
     Arrays,
@@ -170,7 +170,7 @@ def global_similarity(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The mean over the global prompts (N, K)."""
-    return base.text_similarity(arrays, settings, features)
+    return rules.text_similarity(arrays, settings, features)
 
 
 def local_similarity(
@@ -196,7 +196,7 @@ def similarity(
     if "local_text_features" not in arrays:
         return whole
     moved = _projected(arrays, local)
-    counts = num_averaged(base.numbers(settings, "scales"), local.shape[1])
+    counts = num_averaged(rules.numbers(settings, "scales"), local.shape[1])
     means = []
     for text, count in zip(arrays["local_text_features"], counts, strict=True):
         ordered = np.sort(moved @ text.T, axis=1)
@@ -222,7 +222,7 @@ PLUGIN = HeadPlugin(
     Config,
     build,
     similarity,
-    compared=base.unchanged,
+    compared=rules.unchanged,
     global_similarity=global_similarity,
     local_similarity=local_similarity,
 )

@@ -11,24 +11,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.config import UserError
-from pipelines.heads import base
-from pipelines.heads.base import (
-    Arrays,
-    HeadConfig,
-    HeadContext,
-    HeadOutput,
-    HeadPlugin,
-    Predictor,
-    Settings,
-)
+from pipelines.heads import base, rules
+from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.zero_shot import template_features
 
 
@@ -83,18 +73,9 @@ def build(config: Config, context: HeadContext, seed: int) -> LinearProbe:  # no
     return LinearProbe(weight, context.clip.logit_scale, context.class_names)
 
 
-def similarity(
-    arrays: Arrays,
-    settings: Settings,  # noqa: ARG001 - one signature for every head
-    features: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """The rule of the predictor."""
-    product: NDArray[np.float64] = features @ arrays["weight"].T + arrays["bias"]
-    return product
-
-
 PLUGIN = HeadPlugin(
     Config,
     build,
-    similarity,
+    rules.weight_similarity,
+    linear=rules.weight_rule,
 )

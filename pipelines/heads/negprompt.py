@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.heads import base, coop
+from pipelines.heads import base, coop, rules
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.comparisons import LEARNED_NEGATIVES
 from pipelines.heads.coop import CoOp
@@ -87,6 +87,6 @@ def build(config: Config, context: HeadContext, seed: int) -> NegPrompt:
 PLUGIN = HeadPlugin(
     Config,
     build,
-    base.text_similarity,
-    compared=base.unchanged,
+    rules.text_similarity,
+    compared=rules.unchanged,
 )

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.config import UserError
-from pipelines.heads import base
+from pipelines.heads import base, rules
 from pipelines.heads.base import (
     Arrays,
     HeadConfig,
@@ -123,7 +123,7 @@ def similarity(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
-    alpha, beta, scale = (base.number(settings, name) for name in ("alpha", "beta", "logit_scale"))
+    alpha, beta, scale = (rules.number(settings, name) for name in ("alpha", "beta", "logit_scale"))
     affinity = np.exp(beta * (features @ arrays["keys"].T - 1))
     vote = affinity @ arrays["votes"] * (alpha / scale)
     product: NDArray[np.float64] = features @ arrays["text_features"].T + vote

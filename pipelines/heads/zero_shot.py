@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.class_texts import refuse_equal_features
 from pipelines.backbones.templates import prompts
-from pipelines.heads import base
+from pipelines.heads import rules
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 
 
@@ -64,7 +64,7 @@ class ZeroShot(nn.Module):
     def predictor(self) -> Predictor:
         """The product with the text features."""
         text = self.text_features()
-        return base.text_predictor("zero_shot", text, self.logit_scale, self.class_names)
+        return rules.text_predictor("zero_shot", text, self.logit_scale, self.class_names)
 
 
 def build(config: Config, context: HeadContext, seed: int) -> ZeroShot:  # noqa: ARG001
@@ -87,6 +87,7 @@ def template_features(context: HeadContext) -> Tensor:
 PLUGIN = HeadPlugin(
     Config,
     build,
-    base.text_similarity,
-    compared=base.unchanged,
+    rules.text_similarity,
+    compared=rules.unchanged,
+    linear=rules.text_rule,
 )

@@ -7,7 +7,6 @@ score; free energy, margins and priors live in the module of that name
 """
 
 from pipelines.ood.density import (
-    FITTED_SCORES,
     SSD,
     GaussianMixture,
     KLMatching,
@@ -23,6 +22,7 @@ from pipelines.ood.energy_correction import (
     correction_loss,
     sgld,
 )
+from pipelines.ood.fitted_scores import FITTED_SCORES
 from pipelines.ood.losses import (
     LOSSES,
     balance_weight,

@@ -6,7 +6,7 @@ and covariances are also built by `from_statistics` from `statistics.ClassStatis
 shards merge into. Everything is computed in float64 on the CPU or device of the record.
 
 What `shrinkage` does about singular covariances stands in `gaussians`.
-`FITTED_SCORES`, at the foot, is what callers and tests iterate over.
+`pipelines.ood.fitted_scores` lists them for callers and tests.
 """
 
 import dataclasses
@@ -20,8 +20,7 @@ from torch import Tensor
 
 from pipelines.ood.checks import Array, as_tensor, check_finite, check_positive
 from pipelines.ood.gaussians import Gaussians, rounding_limit
-from pipelines.ood.nearest_neighbours import KNN
-from pipelines.ood.records import FittedScore
+from pipelines.ood.rows import walk
 from pipelines.ood.statistics import (
     ClassStatistics,
     Values,
@@ -29,9 +28,6 @@ from pipelines.ood.statistics import (
     feature_rows,
     l2_normalized,
 )
-from pipelines.ood.table import Table
-
-_BLOCK = 2**22  # numbers in the largest temporary of one block of rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +167,7 @@ class GaussianMixture:
     def __call__(self, features: Array) -> Tensor:
         """Scores (N,)."""
         prepare = l2_normalized if self.normalize else _as_given
-        return _walk(
+        return walk(
             features,
             self.gaussians.means,
             lambda rows: -self.energy(prepare(rows)) / self.T_G,
@@ -226,13 +222,13 @@ class ViM:
         shift = torch.from_numpy(statistics.mean) - origin
         moment = torch.from_numpy(statistics.covariance) + torch.outer(shift, shift)
         unscaled = cls(head, offset, origin, _residual_space(moment, num_components), alpha=1.0)
-        largest = _walk(rows, head, lambda part: unscaled._logits(part).amax(dim=1)).mean()
-        alpha = largest / _walk(rows, head, unscaled._residual_norm).mean()
+        largest = walk(rows, head, lambda part: unscaled._logits(part).amax(dim=1)).mean()
+        alpha = largest / walk(rows, head, unscaled._residual_norm).mean()
         return dataclasses.replace(unscaled, alpha=float(alpha))
 
     def __call__(self, features: Array) -> Tensor:
         """Scores (N,)."""
-        return _walk(
+        return walk(
             features,
             self.weight,
             lambda rows: self._logits(rows).logsumexp(1) - self.alpha * self._residual_norm(rows),
@@ -277,7 +273,7 @@ class KLMatching:
 
     def __call__(self, logits: Array) -> Tensor:
         """Scores (N,), at most 0 up to rounding."""
-        return _walk(logits, self.log_means, self._score)
+        return walk(logits, self.log_means, self._score)
 
     def _score(self, rows: Tensor) -> Tensor:
         log_p = rows.log_softmax(dim=1)
@@ -323,18 +319,11 @@ def _residual_space(moment: Tensor, num_components: int | None) -> Tensor:
 def _nearest_class(
     gaussians: Gaussians, features: Array, prepare: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    return _walk(
+    return walk(
         features,
         gaussians.means,
         lambda rows: -gaussians.squared_distances(prepare(rows)).amin(dim=1),
     )
-
-
-def _walk(features: Array, parameters: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Scores (N,) of features (N, D), a block of float64 rows at a time; `parameters` (C, D)."""
-    rows = feature_rows(features, parameters.shape[1])
-    step = max(1, _BLOCK // max(parameters.shape))
-    return torch.cat([score(part.to(parameters)) for part in torch.split(rows, step)])
 
 
 def _as_given(rows: Tensor) -> Tensor:
@@ -347,17 +336,3 @@ def _bias(bias: Array, num_classes: int) -> Tensor:
     if len(offset) != num_classes:
         raise ValueError(f"bias must have shape ({num_classes},), came {tuple(offset.shape)}")
     return offset
-
-
-_GAUSSIAN = ("features", "labels")
-FITTED_SCORES: Table[FittedScore] = Table(
-    {
-        "mahalanobis": FittedScore(Mahalanobis, _GAUSSIAN, "features"),
-        "ssd": FittedScore(SSD, _GAUSSIAN, "features"),
-        "relative_mahalanobis": FittedScore(RelativeMahalanobis, _GAUSSIAN, "features"),
-        "knn": FittedScore(KNN, ("features",), "features"),
-        "gaussian_mixture": FittedScore(GaussianMixture, _GAUSSIAN, "features"),
-        "vim": FittedScore(ViM, ("features", "weight"), "features"),
-        "kl_matching": FittedScore(KLMatching, ("logits",), "logits"),
-    }
-)

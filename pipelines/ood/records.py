@@ -29,12 +29,17 @@ class FittedScore:
     Attributes:
         record: The class, fitted by `record.fit`.
         inputs: Names of the arrays that `fit` needs.
-        input: What the fitted record scores, `features` or `logits`.
+        input: What the fitted record scores: `features`, `logits` or `activations`.
     """
 
     record: type[Any]
     inputs: tuple[str, ...]
     input: str
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The names of all arrays that fitting and scoring take, but for the labels."""
+        return frozenset({*self.inputs, self.input} - {"labels"})
 
     @property
     def parameters(self) -> Mapping[str, float | str | None]:

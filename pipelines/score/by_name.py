@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.config import UserError
-from pipelines.heads import Predictor
+from pipelines.heads import HEADS, Predictor
 from pipelines.heads.comparisons import (
-    compares,
     global_similarity,
     local_similarity,
     negative_similarity,
@@ -45,7 +44,8 @@ Records: TypeAlias = Mapping[str, Fitted]
 PLAIN = tuple(n for n, entry in SCORES.items() if entry.inputs in (("similarity",), ("logits",)))
 # Scores that compare something else with text: local features with classes, images with words.
 GL_MCM, NEG_LABEL = "gl_mcm", "neg_label"
-COMPARING = (GL_MCM, NEG_LABEL)
+_COMPARED = {"local_similarity", "negative_similarity"}
+COMPARING = tuple(n for n, entry in SCORES.items() if _COMPARED & set(entry.inputs))
 # Networks trained by SGLD; all other fitted scores have a closed form.
 TRAINED: Table[type[Any]] = Table(
     {"energy_correction": EnergyCorrection, "feature_ebm": FeatureEBM}
@@ -53,8 +53,6 @@ TRAINED: Table[type[Any]] = Table(
 FITTED: Table[type[Any]] = Table(
     {**{name: row.record for name, row in FITTED_SCORES.items()}, **TRAINED}
 )
-# Fitted scores that read the head too: its linear rule, or its logits on training features.
-OF_HEAD = ("vim", "kl_matching")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +131,23 @@ def reads_local(scores: Iterable[str]) -> bool:
     return GL_MCM in scores
 
 
+def reads(score: str) -> frozenset[str]:
+    """The names of the arrays that a score reads, or the parts of a sum, to fit it or to score."""
+    if is_sum(score):
+        return frozenset().union(*map(reads, parts(score)))
+    if score in SCORES:
+        return frozenset(SCORES[score].inputs)
+    return FITTED_SCORES[score].reads if score in FITTED_SCORES else frozenset({"features"})
+
+
+def reads_head(score: str) -> bool:
+    """Whether a fitted score's record depends on the head, not on the features alone."""
+    return reads(score) != {"features"}
+
+
 def applies(score: str, head: str) -> bool:
-    """Whether a head of that name has what the score compares (fitted scores: `fit_plan`)."""
-    return score not in COMPARING or compares(head)
+    """Whether a head of that name gives all that the score reads."""
+    return reads(score) <= HEADS[head].gives
 
 
 def part_params(score: str, part: str, params: Params) -> Params:
@@ -199,8 +211,8 @@ def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> 
         return SCORES[score](**_compared(score, inputs, records), **params)
     if score in SCORES:
         return SCORES[score](similarity=inputs.similarity, logits=inputs.logits, **params).double()
-    reads = FITTED_SCORES[score].input if score in FITTED_SCORES else "features"
-    return _scoring(records, score)(getattr(inputs, reads))
+    scored = FITTED_SCORES[score].input if score in FITTED_SCORES else "features"
+    return _scoring(records, score)(inputs.logits if scored == "logits" else inputs.features)
 
 
 def _scoring(records: Records, score: str) -> FittedRecord:

@@ -90,7 +90,7 @@ def test_statistics_of_a_damaged_shard_are_refused(tmp_path):
         reduce_shards(sets.for_training(), "train", with_ray=False)
 
 
-@pytest.mark.parametrize("name", [n for n in FITTED_SCORES if n not in scoring.OF_HEAD])
+@pytest.mark.parametrize("name", [n for n in FITTED_SCORES if not scoring.reads_head(n)])
 def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, storage):
     params = {"k": 5} if name == "knn" else {}
     plan = fit_plan.plan({name: params}, method=ZERO_SHOT, methods={}, seed=2, head="none")
@@ -128,13 +128,12 @@ def test_vim_and_kl_matching_read_the_head(kind, data, storage):
         np.testing.assert_allclose(judged[f"score_{name}"], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_vim_is_left_out_where_the_head_is_not_linear():
-    arrays = {"text_features": np.ones((3, DIM)), "keys": np.ones((4, DIM))}
-    other = Predictor("tip_adapter", arrays, {}, 1.0, ("a", "b", "c"))
-    assert not fit_plan.applies("vim", other)
-    assert not fit_plan.applies("energy+vim", other)
-    assert fit_plan.applies("kl_matching", other)
-    assert fit_plan.applies("vim", predictor())
+def test_a_score_is_left_out_where_the_head_does_not_give_what_it_reads():
+    assert not scoring.applies("vim", "tip_adapter")
+    assert not scoring.applies("energy+vim", "tip_adapter")
+    assert scoring.applies("kl_matching", "tip_adapter")
+    assert scoring.applies("vim", "zero_shot")
+    assert not scoring.applies("react", "linear_probe")  # unit features are no activations
 
 
 def test_a_sum_is_z_normalised_by_the_whole_training_set(data, storage):

@@ -1,0 +1,37 @@
+"""Every score that is fitted to training features, by name: what callers and tests iterate over."""
+
+from pipelines.ood.density import (
+    SSD,
+    GaussianMixture,
+    KLMatching,
+    Mahalanobis,
+    RelativeMahalanobis,
+    ViM,
+)
+from pipelines.ood.linear_layer import DICE, FDBD, VRA, AshB, AshP, AshS, NNGuide, ReAct, Scale
+from pipelines.ood.nearest_neighbours import KNN
+from pipelines.ood.records import FittedScore
+from pipelines.ood.table import Table
+
+_GAUSSIAN = ("features", "labels")
+_OF_LAYER = ("activations", "weight")
+FITTED_SCORES: Table[FittedScore] = Table(
+    {
+        "mahalanobis": FittedScore(Mahalanobis, _GAUSSIAN, "features"),
+        "ssd": FittedScore(SSD, _GAUSSIAN, "features"),
+        "relative_mahalanobis": FittedScore(RelativeMahalanobis, _GAUSSIAN, "features"),
+        "knn": FittedScore(KNN, ("features",), "features"),
+        "gaussian_mixture": FittedScore(GaussianMixture, _GAUSSIAN, "features"),
+        "vim": FittedScore(ViM, ("features", "weight"), "features"),
+        "kl_matching": FittedScore(KLMatching, ("logits",), "logits"),
+        "react": FittedScore(ReAct, _OF_LAYER, "activations"),
+        "vra": FittedScore(VRA, _OF_LAYER, "activations"),
+        "dice": FittedScore(DICE, _OF_LAYER, "activations"),
+        "ash_p": FittedScore(AshP, ("weight",), "activations"),
+        "ash_b": FittedScore(AshB, ("weight",), "activations"),
+        "ash_s": FittedScore(AshS, ("weight",), "activations"),
+        "scale": FittedScore(Scale, ("weight",), "activations"),
+        "nnguide": FittedScore(NNGuide, _OF_LAYER, "activations"),
+        "fdbd": FittedScore(FDBD, _OF_LAYER, "activations"),
+    }
+)
