@@ -25,10 +25,11 @@ import ray
 from ray import cloudpickle
 
 from pipelines.data.storage import Storage
+from tests.patience import PATIENCE
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers may not import tests
 # Nobody is held longer, in case that the test is gone.
-LONGEST = 600.0
+LONGEST = PATIENCE
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Barrier:
         """Let everybody go on, from now on."""
         (Path(self.folder) / "closed").unlink(missing_ok=True)
 
-    def arrived(self, still: Callable[[], bool] = lambda: True, seconds: float = 300.0) -> int:
+    def arrived(self, still: Callable[[], bool] = lambda: True, seconds: float = PATIENCE) -> int:
         """Wait until a process is held; its id. `still` says whether one may yet come."""
         place = Path(self.folder) / "arrived"
         wait_until(lambda: place.exists() or not still(), seconds)
@@ -110,7 +111,7 @@ class HeldStorage(Storage):
                 self.barrier.hold(self.root, "/".join(parts))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Ask again and again; a test that waits in vain says so."""
     limit = time.monotonic() + seconds
     while not condition():

@@ -20,6 +20,7 @@ from pipelines.config import CONF
 from pipelines.data import digits
 from pipelines.data.digits import NAMES, STYLES, DigitsSource
 from pipelines.data.schema import INDEX
+from tests.patience import PATIENCE
 
 SPLIT = json.loads((CONF / "benchmark" / "digits_split.json").read_text())
 SOME = (0, 3, 500, 1241, 1796)
@@ -171,7 +172,11 @@ def test_an_unknown_key_is_named(key: str) -> None:
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
     command = "from pipelines.data.digits import DigitsSource; print(DigitsSource().fingerprint())"
     elsewhere = subprocess.run(
-        [sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
     assert elsewhere.stdout.strip() == DigitsSource().fingerprint()
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS
+from tests.patience import PATIENCE
 from tests.small_clip import small_clip, toy_data
 
 EPOCHS, WORLD, SPLITS = 2, 2, ("rows", "classes")
@@ -91,7 +92,7 @@ def test_two_workers_give_one_workers_weights(tmp_path):
         process.start()
     alone = run(Workers(), divisible("rows"))
     for process in processes:
-        process.join(timeout=200)
+        process.join(timeout=PATIENCE)
         assert process.exitcode == 0
     results = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(WORLD)]
     compared = 0

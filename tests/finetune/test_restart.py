@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.storage import Storage
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 # Jobs of 3, 3 and 60 epochs; each finished epoch is a line: which job, which epoch. After the
@@ -67,14 +68,14 @@ def test_finished_heads_are_found_again_and_the_one_in_work_goes_on(tmp_path: Pa
         if lines[-1] == ["2", "5"]:  # two heads are done, the third is in work
             first.send_signal(signal.SIGKILL)
             break
-    assert first.wait(timeout=60) == -signal.SIGKILL, first.stderr and first.stderr.read()
+    assert first.wait(timeout=PATIENCE) == -signal.SIGKILL, first.stderr and first.stderr.read()
     first.communicate()
     heads = tmp_path / "cache" / "heads"
     done = {p.parent.name: p.stat().st_mtime_ns for p in heads.glob("*/manifest.json")}
     assert len(done) == 2
     time.sleep(0.05)
     second = start(tmp_path)
-    out, err = second.communicate(timeout=120)
+    out, err = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, err
     again = [line.split() for line in out.splitlines()]
     epochs = [tuple(map(int, line)) for line in again if line[0] != "head"]

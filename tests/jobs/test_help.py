@@ -14,6 +14,7 @@ from jobs import help as job_help
 from pipelines import config
 from pipelines.config import CONF, ConfigError, Section
 from pipelines.settings.config import PipelineConfig
+from tests.patience import PATIENCE
 
 # Imports that a command which only answers has no use for.
 HEAVY = ("torch", "ray", "mlflow", "open_clip", "pandas", "sklearn", "matplotlib", "pyarrow")
@@ -102,7 +103,7 @@ def test_a_command_that_only_answers_imports_nothing_heavy(
 ) -> None:
     command = [sys.executable, "-X", "importtime", "-m", *words.split()]
     done = subprocess.run(
-        command, cwd=CONF.parent, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=CONF.parent, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == (0 if "--help" in words else 2)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

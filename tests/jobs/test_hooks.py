@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / ".pre-commit-config.yaml"
 # The command's name where it differs from the package's.
@@ -25,7 +27,7 @@ def hooks() -> list[dict[str, Any]]:
 
 def test_pre_commit_accepts_the_file() -> None:
     command = [sys.executable, "-m", "pre_commit", "validate-config", str(FILE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

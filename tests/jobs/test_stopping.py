@@ -17,6 +17,7 @@ import pytest
 
 from tests.barrier import Barrier, gone, wait_until
 from tests.conftest import SmokeRun
+from tests.patience import PATIENCE
 from tests.ray.commands import end, job_here, ray_folder, start
 from tests.ray.processes import descendants
 
@@ -31,6 +32,7 @@ HELD = {
     "register": "runs/*/register.json",
 }
 STAGES = list(HELD)
+SLOW_START = "Ray did not start within 30 s; once more"
 WORDS = ("methods=[coop]", "scores=[mcm]", "preset=test")
 # Without a search, finetune is the first stage that trains.
 SHORT = ("sweep=none", "training=ray", *WORDS)
@@ -63,13 +65,14 @@ def stopped_in(stage: str, number: signal.Signals, storage: Path, *words: str) -
             barrier.arrived(lambda: process.poll() is None)
             below = descendants(process.pid)
             stop(process, number)
-            _, err = process.communicate(timeout=60)
-            wait_until(lambda: all(gone(pid) for pid in below), 30)
+            _, err = process.communicate(timeout=PATIENCE)
+            wait_until(lambda: all(gone(pid) for pid in below), PATIENCE)
         finally:
             barrier.open()
             end(process)
     assert process.returncode == 128 + number, err
-    assert err.splitlines() == ["stopped; the same command goes on from here"], err
+    said = [line for line in err.splitlines() if line != SLOW_START]  # beside other work
+    assert said == ["stopped; the same command goes on from here"], err
     assert not list(storage.glob(f"runs/*/stamps/{stage}.json")), "was done before it was stopped"
 
 

@@ -25,6 +25,7 @@ from pipelines.ood.energy_correction import (
 from pipelines.ood.energy_training import Alone, Diverged, EnergyTrainer, TrainerState, train
 from pipelines.ood.records import move, record_from_state, record_state
 from pipelines.ood.statistics import ClassStatistics
+from tests.patience import PATIENCE
 
 SMALL = EnergySettings(
     T_G=4.0,
@@ -354,9 +355,9 @@ class Threads:
 
     def total(self, values):
         self.board[self.rank] = values
-        self.barrier.wait(timeout=30)
+        self.barrier.wait(timeout=PATIENCE)
         result = sum(self.board[rank] for rank in range(self.world))
-        self.barrier.wait(timeout=30)
+        self.barrier.wait(timeout=PATIENCE)
         return result
 
     def add_gradients(self, parameters):

@@ -21,6 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 from tests.barrier import Barrier
+from tests.patience import PATIENCE
 from tests.ray.processes import descendants, kill
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     }
 
 
-def job(name: str, *words: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def job(name: str, *words: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """`python -m jobs.NAME words...` at the repository's root, to its end."""
     with ray_folder() as folder:
         process = start(f"jobs.{name}", *words, folder=folder)
@@ -81,7 +82,7 @@ def end(process: subprocess.Popen[str]) -> None:
     below = descendants(process.pid)
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE)
     for pid in below:
         kill(pid)
     for pipe in (process.stdout, process.stderr):

@@ -26,6 +26,7 @@ from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
 from pipelines.embed.config import EmbedConfig
 from tests.barrier import Barrier, gone, wait_until
+from tests.patience import PATIENCE
 from tests.ray.processes import descendants
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
@@ -233,7 +234,7 @@ def test_two_runs_at_once_share_one_cache(
     cache = go(source, backbone, tmp_path)
     watcher.join()
     assert shards(cache) == undisturbed
-    assert other.wait(timeout=120) == 0
+    assert other.wait(timeout=PATIENCE) == 0
     assert shards(FeatureCache(cache.storage, cache.address)) == undisturbed
     keys = cache.keys().to_pylist()
     assert len(set(keys)) == 30

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 SCRIPT = """
 import sys, threading
 sys.path.insert(0, {folder!r})
@@ -62,7 +64,7 @@ def test_a_killed_node_costs_only_its_shards(
     (tmp_path / "disturbed").mkdir()
     (tmp_path / "quiet").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     address = done.stdout.split("ADDRESS ")[1].split()[0]
     storage = Storage.open(str(tmp_path / "disturbed" / "storage"))

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.storage import Storage
+from tests.patience import PATIENCE
 from tests.ray.commands import ROOT, end, environment, ray_folder
 from tests.ray.processes import descendants, kill
 
@@ -140,7 +141,7 @@ def test_a_job_that_passes(head: Head, mini_storage: Storage, tmp_path: Path) ->
             lines.append(line)
             if "[1/6] embed" in line:
                 running = process.poll() is None and not any(storage.glob("runs/*/register.json"))
-        status = process.wait(timeout=60)
+        status = process.wait(timeout=PATIENCE)
     output = "".join(lines)
     assert status == 0, output
     assert running, "nothing was shown before the end"
@@ -161,7 +162,7 @@ def test_a_job_that_fails_names_the_fix(head: Head) -> None:
     with head.submit("preset=test", "storage=outputs") as process:
         assert process.stdout is not None
         output = process.stdout.read()
-        status = process.wait(timeout=60)
+        status = process.wait(timeout=PATIENCE)
     assert status == 1, output
     assert "error: storage='outputs': a submitted Ray job runs in a folder that is thrown" in output
     assert "give an absolute path or a URI" in output

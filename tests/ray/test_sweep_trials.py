@@ -24,6 +24,7 @@ from pipelines.sweep import stage as sweep
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.result import SweepResult
 from tests.barrier import wait_until
+from tests.patience import PATIENCE
 from tests.ray.processes import kill
 from tests.sweep.toy import sets  # noqa: F401 - the fixture
 
@@ -117,7 +118,7 @@ def killing_the_endless_trial(storage: NotingStorage, others: int, times: int) -
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     yield
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENCE)
     assert not thread.is_alive(), "the endless trial was not killed that often"
 
 

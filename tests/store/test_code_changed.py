@@ -14,6 +14,7 @@ import pytest
 
 from tests.barrier import Barrier
 from tests.layers.copies import ROOT, copy_tree
+from tests.patience import PATIENCE
 from tests.ray.commands import environment, ray_folder
 from tests.ray.processes import descendants, kill
 from tests.store.conftest import WORDS
@@ -35,7 +36,7 @@ def job_in(tree: Path, module: str, *words: str, barrier: Barrier | None = None)
         )
         try:
             if barrier is None:
-                _, error = process.communicate(timeout=500)
+                _, error = process.communicate(timeout=PATIENCE)
                 assert process.returncode == 0, error
             else:
                 barrier.arrived(lambda: process.poll() is None)

@@ -16,6 +16,7 @@ from pipelines.store.processes import Process, this_process
 from pipelines.store.registry import working
 from pipelines.store.tracker import PROCESS, Tracker, open_tracker
 from tests.barrier import wait_until
+from tests.patience import PATIENCE
 from tests.store.test_two_at_once import held, is_ready
 
 
@@ -55,7 +56,7 @@ def test_only_what_a_killed_process_left_is_swept(
             with working(storage, None):
                 assert set(map(frozenset, left(storage, tracker).values())) == {frozenset({"live"})}
             (barrier / "go").touch()
-            live.communicate(timeout=60)
+            live.communicate(timeout=PATIENCE)
         finally:
             live.kill()
             live.communicate()

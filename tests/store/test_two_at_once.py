@@ -13,6 +13,7 @@ import pytest
 from pipelines.data.storage import Storage
 from pipelines.store.tracker import open_tracker
 from tests.barrier import wait_until
+from tests.patience import PATIENCE
 from tests.ray.commands import ROOT, end, ray_folder, start
 
 Popen = subprocess.Popen[str]
@@ -43,7 +44,7 @@ def together(what: str, storage: Path, folder: Path, *more: str) -> list[str]:
     for name, process in both.items():
         wait_until(lambda p=process, n=name: is_ready(p, folder, n))  # type: ignore[misc]
     (folder / "go").touch()
-    said = [process.communicate(timeout=120) for process in both.values()]
+    said = [process.communicate(timeout=PATIENCE) for process in both.values()]
     for process, (_, error) in zip(both.values(), said, strict=True):
         assert process.returncode == 0, error
     return [out.strip() for out, _ in said]
@@ -79,7 +80,7 @@ def test_two_first_runs_at_once_do_the_work_once(tmp_path: Path, mini_storage: S
     with ray_folder() as one, ray_folder() as two:
         both = [start("jobs.pipeline", *words, folder=folder) for folder in (one, two)]
         try:
-            said = [process.communicate(timeout=500) for process in both]
+            said = [process.communicate(timeout=PATIENCE) for process in both]
         finally:
             for process in both:
                 end(process)
