@@ -80,8 +80,8 @@ class FitStage:
         for name in self.scores:
             if not any(name in head.scores for head in fitting):
                 raise UserError(
-                    f"score {name}: it needs a head with a linear rule (zero_shot, coop, "
-                    "linear_probe), and the run has none"
+                    f"score {name}: it reads {' and '.join(sorted(scoring.reads(name)))}, which no "
+                    "head of this run gives"
                 )
         return fit.run_for_heads(
             fitting,

@@ -12,6 +12,7 @@ from pipelines.data.benchmarks import Benchmark, open_benchmark
 from pipelines.evaluate.config import CompareConfig
 from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
+from pipelines.heads import HEADS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
 from pipelines.records import check_name
@@ -96,8 +97,9 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     ]
     heads = {method.head.name for method in config.methods.values()}
     problems += [
-        f"scores: {name} applies to no method of this run; it needs a head that compares features "
-        "with text (zero_shot, coop, clip_adapter and others)"
+        f"scores: {name} applies to no method of this run; it reads "
+        f"{' and '.join(sorted(scoring.reads(name)))}, which these heads give: "
+        f"{', '.join(n for n in HEADS if scoring.applies(name, n)) or 'none yet'}"
         for name in config.scores
         if not any(scoring.applies(name, head) for head in heads)
     ]
