@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipelines.heads import base
+from pipelines.heads import base, rules
 from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
 from pipelines.heads.zero_shot import template_features
 
@@ -98,7 +98,7 @@ def similarity(
     features: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The rule of the predictor, in float64."""
-    return base.text_similarity(arrays, settings, base.unit(features))
+    return rules.text_similarity(arrays, settings, rules.unit(features))
 
 
 PLUGIN = HeadPlugin(Config, build, similarity)
