@@ -32,6 +32,32 @@ class SmallClip:
             return F.normalize(self.model.encode_text(self.tokenizer(list(texts))), dim=-1)
 
 
+@dataclass(frozen=True)
+class SmallClassifier:
+    """An image classifier whose activations are the toy features."""
+
+    weight: Any
+    bias: Any
+    class_names: tuple[str, ...]
+    embed_dim: int
+    logit_scale: float = 1.0
+    name: str = "small classifier"
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+
+def small_backbone(head):
+    """What a head of that configuration is built from: texts, or a classifier's layer."""
+    if "classifier" not in head.needs:
+        return small_clip()
+    random = np.random.default_rng(3)
+    weight = random.normal(size=(len(CLASS_NAMES), 16)).astype(np.float32)
+    bias = random.normal(size=len(CLASS_NAMES)).astype(np.float32)
+    return SmallClassifier(weight, bias, CLASS_NAMES, 16)
+
+
 def vision_config():
     return {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
 

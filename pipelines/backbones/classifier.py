@@ -99,6 +99,7 @@ def classifier_kind(build: Build, library: str | None = None) -> BackboneKind:
         identity=functools.partial(identity, library),
         cropping=cropping,
         load=functools.partial(load, build, library),
+        code=(build, load, cropping),
     )
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 from pipelines.backbones.description import BackboneConfig, file_hash
 from pipelines.backbones.tower import BackboneKind, Crop, OnProgress, Tower
 from pipelines.data.storage import Storage
 
-__all__ = ["file_hash", "has_text", "identity", "kind_module", "load", "resolve"]
-
-
-def kind_module(config: BackboneConfig) -> str:
-    """The module of a configuration's kind, which decides its features beside the files."""
-    return f"pipelines.backbones.kinds.{config.kind}"
+__all__ = ["code", "file_hash", "has_text", "identity", "load", "resolve"]
 
 
 def _kind(config: BackboneConfig) -> BackboneKind:
     """Only that kind is imported: each brings a library of its own."""
-    plugin = importlib.import_module(kind_module(config)).PLUGIN
+    plugin = importlib.import_module(f"pipelines.backbones.kinds.{config.kind}").PLUGIN
     assert isinstance(plugin, BackboneKind), config.kind
     return plugin
+
+
+def code(config: BackboneConfig) -> tuple[Callable[..., object], ...]:
+    """The functions of its kind that decide a feature, for the digest of the code."""
+    return _kind(config).code
 
 
 def has_text(config: BackboneConfig) -> bool:

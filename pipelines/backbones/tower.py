@@ -117,6 +117,7 @@ class BackboneKind:
         identity: what decides a feature's value, of a resolved configuration, without weights.
         cropping: the resize and crop (RGB image -> RGB image), which needs no weights.
         load: the frozen backbone of a resolved configuration on a device.
+        code: the functions that decide a feature, for the digest of the code.
         has_text: whether it encodes texts too.
     """
 
@@ -124,6 +125,7 @@ class BackboneKind:
     identity: Callable[[BackboneConfig], dict[str, str]]
     cropping: Callable[[BackboneConfig], Crop]
     load: Callable[[BackboneConfig, str], Tower]
+    code: tuple[Callable[..., object], ...]
     has_text: bool = False
 
 

@@ -226,12 +226,18 @@ class _Composer:
                 data[key] = self.group(key, value)
 
     def expand_methods(self, value: Any) -> Any:
-        """Methods by name; the one of `@FILE` is called what its file says."""
+        """Methods by name; the one of `@FILE` is called what its file says.
+
+        `all` leaves out those whose file says `in_all: false`: not every backbone can take them.
+        """
         names = group_names("method") if value == "all" else value
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list):
             return value
         read = {str(name): self.group("method", str(name), "methods") for name in names}
+        wanted = {name: method.pop("in_all", True) for name, method in read.items()}
+        if value == "all":
+            read = {name: method for name, method in read.items() if wanted[name]}
         own = {
             name: m.get("name", name) if name.startswith("@") else name for name, m in read.items()
         }

@@ -66,8 +66,7 @@ def embed_benchmark(
         UserError: where an image serves two purposes (`pipelines.embed.leaks`), two classes are
             one text to the backbone, and as `embed_sources`.
     """
-    if network.has_text(backbone):
-        refuse_equal_prompts(benchmark.class_names, benchmark.templates, backbone)
+    _refuse_equal_classes(benchmark, backbone)
     keys = benchmark.keys_by_source()
     caches = embed_sources(
         {name: benchmark.sources[name] for name in keys},
@@ -92,6 +91,12 @@ def embed_benchmark(
         },
         shared=shared,
     )
+
+
+def _refuse_equal_classes(benchmark: Benchmark, backbone: BackboneConfig) -> None:
+    """Refuse classes that are one text to the backbone, where it reads texts."""
+    if network.has_text(backbone):
+        refuse_equal_prompts(benchmark.class_names, benchmark.templates, backbone)
 
 
 def embed_source(
@@ -176,7 +181,7 @@ def feature_code(source: Source, backbone: BackboneConfig) -> Code:
     of_project = kind.__module__.partition(".")[0] in PACKAGES
     # A source of another package says in its fingerprint all that decides its images.
     read: list[Entry] = [kind.read] if of_project else []
-    return code_of(ShardPreparer, ShardEncoder, make_plan, network.kind_module(backbone), *read)
+    return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read)
 
 
 def _identity(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.heads import classifier, zero_shot
 from pipelines.heads.base import HeadContext, TextModel
+from pipelines.heads.classifier import Config as ClassifierConfig
+from pipelines.heads.classifier import build as build_classifier
+from pipelines.heads.zero_shot import Config as ZeroShotConfig
+from pipelines.heads.zero_shot import build as build_zero_shot
 
 
 def initial_head(context: HeadContext) -> Any:
@@ -17,5 +20,5 @@ def initial_head(context: HeadContext) -> Any:
         UserError: where the classifier does not know a class.
     """
     if isinstance(context.backbone, TextModel):
-        return zero_shot.build(zero_shot.Config(), context, 0)
-    return classifier.build(classifier.Config(), context, 0)
+        return build_zero_shot(ZeroShotConfig(), context, 0)
+    return build_classifier(ClassifierConfig(), context, 0)

@@ -13,7 +13,7 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.backbones import description, network, templates
+from pipelines.backbones import network, open_clip_files, templates
 from pipelines.backbones.clip import Clip
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
@@ -153,7 +153,7 @@ def test_offline_without_weights_is_one_clear_line(
     def refuse(_tag: object) -> str:
         raise OSError("no network")
 
-    monkeypatch.setattr(description, "_cached", lambda _hub: None)
+    monkeypatch.setattr(open_clip_files, "_cached", lambda _hub: None)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse)
     config = BackboneConfig(name="vit_b16", model="ViT-B-16-quickgelu", pretrained="openai")
     with pytest.raises(UserError) as caught:
@@ -226,4 +226,4 @@ def test_every_template_set_fills(name: str) -> None:
 
 def test_the_preprocessing_of_a_file_is_open_clips_default() -> None:
 
-    assert asdict(PreprocessCfg()) == description.PREPROCESSING
+    assert asdict(PreprocessCfg()) == open_clip_files.PREPROCESSING

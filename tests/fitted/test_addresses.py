@@ -112,8 +112,8 @@ EDITS = {
     ),
     "a head": (
         "heads/zero_shot.py",
-        "def build(",
-        "EDITED = 1\n\n\ndef build(",
+        "chosen = tuple(config.templates or context.templates)",
+        "chosen = tuple(context.templates)",
         {"scores mcm", "prior"},
     ),
     "a head that nothing here uses": (

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pipelines.config import UserError
 from pipelines.heads import HEADS, HeadContext, Predictor, build
-from tests.small_clip import CLASS_NAMES, small_clip, toy_data
+from tests.small_clip import CLASS_NAMES, small_backbone, toy_data
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -21,9 +21,10 @@ def context_of(clip, data):
 
 
 def built(name, **settings):
-    clip, data = small_clip(), toy_data(per_class=3)
-    head = build(HEADS[name].Config(**settings), context_of(clip, data), seed=0)
-    return clip, data, head
+    config, data = HEADS[name].Config(**settings), toy_data(per_class=3)
+    backbone = small_backbone(config)
+    head = build(config, context_of(backbone, data), seed=0)
+    return backbone, data, head
 
 
 def dot(a, b):

@@ -34,6 +34,7 @@ class ThreeClasses:
     tokenizer = None
     embed_dim = 4
     logit_scale = SCALE
+    name, device = "three classes", torch.device("cpu")
 
     def encode_text(self, texts):
         return torch.tensor(TEXT)[: len(texts)]
@@ -206,7 +207,7 @@ OWN_FILES = {"bayes_cal", "cocoop", "croft", "dplclip"}
 
 
 def test_every_method_has_its_update_by_hand():
-    others = {"zero_shot"} | DENSITIES | OWN_FILES | WITH_PROMPTS
+    others = {"zero_shot", "classifier"} | DENSITIES | OWN_FILES | WITH_PROMPTS
     assert {name for name, *_ in CASES} == METHODS.keys() - others
     for name in OWN_FILES:
         content = (Path(__file__).parent / f"test_{name}.py").read_text()

@@ -24,4 +24,11 @@ def resolve(
     return config.model_copy(update={"config": str(described), "path": str(weights)})
 
 
-PLUGIN = BackboneKind(resolve, open_clip_files.identity, clip.cropping, clip.load, has_text=True)
+PLUGIN = BackboneKind(
+    resolve,
+    open_clip_files.identity,
+    clip.cropping,
+    clip.load,
+    code=(clip.load, clip.cropping),
+    has_text=True,
+)

@@ -6,5 +6,10 @@ from pipelines.backbones import clip, open_clip_files
 from pipelines.backbones.tower import BackboneKind
 
 PLUGIN = BackboneKind(
-    open_clip_files.resolve, open_clip_files.identity, clip.cropping, clip.load, has_text=True
+    open_clip_files.resolve,
+    open_clip_files.identity,
+    clip.cropping,
+    clip.load,
+    code=(clip.load, clip.cropping),
+    has_text=True,
 )
