@@ -46,7 +46,9 @@ def text_features(
 
 def text_code(backbone: BackboneConfig) -> Code:
     """The code that can decide a text feature."""
-    return code_of(_encode, network.load, *network.code(backbone), alone=(text_features,))
+    return code_of(
+        _encode, "pipelines.backbones.network.load", *network.code(backbone), alone=(text_features,)
+    )
 
 
 def _encode(model: Clip, texts: Sequence[str], num_classes: int) -> NDArray[np.float32]:

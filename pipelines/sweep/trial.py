@@ -78,7 +78,7 @@ class Shared:
 
     def load_backbone(self) -> Tower:
         """The backbone, loaded once in each process."""
-        return _loaded(self.backbone)
+        return _loaded(self.backbone.model_dump_json())
 
     def sets(self) -> tuple[FeatureSet, ...]:
         """ID validation, then each set that stands for the unknown."""
@@ -86,8 +86,8 @@ class Shared:
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(backbone: BackboneConfig) -> Tower:
-    return backbones.load(backbone)
+def _loaded(backbone: str) -> Tower:
+    return backbones.load(BackboneConfig.model_validate_json(backbone))
 
 
 def attempt(make: Callable[[], TrialRecord]) -> TrialRecord:
