@@ -62,9 +62,6 @@ class HeadConfig(Section):
     name: str
     # What other parts need to know of a head before it is built.
     trainable: ClassVar[bool] = True
-    # What of the backbone it is built from: the text tower, or its own linear layer.
-    needs_text: ClassVar[bool] = True
-    needs_classifier: ClassVar[bool] = False
     has_text_features: ClassVar[bool] = True
     class_parallel: ClassVar[bool] = False
     # Arrays with a row for each training image that the head is built from, in `HeadContext`:
@@ -159,10 +156,6 @@ class HeadPlugin(Generic[ConfigT]):
             classes' `text_features` are not what they are compared with.
         linear: (predictor) to W and b, where similarities are linear in the features. None: the
             scores that read a linear rule (ViM) do not apply.
-        has_cosines: whether similarities are cosines, or play their part; not so for a network's
-            own logits, and scores of cosines do not apply to those.
-        has_activations: whether features are a network's penultimate activations and `linear` the
-            layer after them, which activation shaping needs.
         encode_batch: (head, image_features, columns) to its output; a training step calls it in
             place of `Head.encode`, for what differs from judging (sampled prompts) or needs the
             whole batch (its mean feature). `columns` holds those of `Config.columns`, for the
@@ -178,8 +171,6 @@ class HeadPlugin(Generic[ConfigT]):
     global_similarity: Rule | None = None
     local_similarity: Rule | None = None
     linear: Callable[[Predictor], LinearRule] | None = None
-    has_cosines: bool = True
-    has_activations: bool = False
     encode_batch: Callable[[Any, Tensor, Mapping[str, Tensor]], HeadOutput] | None = None
     encodes_together: Callable[[ConfigT], bool] = _never
     encode_together: Callable[[Sequence[Any]], list[Tensor]] | None = None
@@ -187,16 +178,12 @@ class HeadPlugin(Generic[ConfigT]):
     @property
     def gives(self) -> frozenset[str]:
         """What a score may read of such a head, in the words of `SCORES` and `FITTED_SCORES`."""
-        given = {
-            "logits": True,
-            "features": True,
-            "similarity": self.has_cosines,
-            "local_similarity": self.compared is not None,
-            "negative_similarity": self.compared is not None,
-            "weight": self.linear is not None,
-            "activations": self.has_activations,
-        }
-        return frozenset(name for name, is_given in given.items() if is_given)
+        given = {"logits", "features", "similarity"}
+        if self.compared is not None:
+            given |= {"local_similarity", "negative_similarity"}
+        if self.linear is not None:
+            given.add("weight")
+        return frozenset(given)
 
 
 @dataclass(frozen=True)
