@@ -48,7 +48,7 @@ def before(config: PipelineConfig) -> dict[str, str]:
         # Plug-ins and scores that the run does not use.
         ("heads/gallop.py", "PLUGIN = HeadPlugin(", "_SINCE = 1\nPLUGIN = HeadPlugin(", ()),
         ("methods/locoop.py", "max(1, len(entropies))", "max(2, len(entropies))", ()),
-        ("ood/density.py", "def _bias(", "_SINCE = 1\n\n\ndef _bias(", ()),
+        ("ood/density.py", "def _residual_space(", "_SINCE = 1\n\n\ndef _residual_space(", ()),
         ("embed/own_images.py", "def run(", "_SINCE = 1\n\n\ndef run(", ()),
     ],
 )  # fmt: skip

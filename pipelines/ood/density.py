@@ -18,8 +18,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pipelines.ood.checks import Array, as_tensor, check_finite, check_positive
+from pipelines.ood.checks import Array, check_positive
 from pipelines.ood.gaussians import Gaussians, rounding_limit
+from pipelines.ood.linear_layer import LinearLayer
 from pipelines.ood.rows import walk
 from pipelines.ood.statistics import (
     ClassStatistics,
@@ -214,9 +215,9 @@ class ViM:
         Raises:
             ValueError: Shapes do not fit, NaN or inf, or no residual beside `num_components`.
         """
-        head = feature_rows(weight, name="weight").cpu().double()
+        layer = LinearLayer.of(weight, bias)
+        head, offset = layer.weight, layer.bias
         rows = feature_rows(features, head.shape[1])
-        offset = head.new_zeros(len(head)) if bias is None else _bias(bias, len(head))
         origin = -torch.linalg.pinv(head) @ offset
         statistics = _statistics(rows, torch.zeros(len(rows), dtype=torch.long))
         shift = torch.from_numpy(statistics.mean) - origin
@@ -328,11 +329,3 @@ def _nearest_class(
 
 def _as_given(rows: Tensor) -> Tensor:
     return rows
-
-
-def _bias(bias: Array, num_classes: int) -> Tensor:
-    offset = as_tensor(bias, "bias", rank=1).detach().cpu().double()
-    check_finite(offset, "bias")
-    if len(offset) != num_classes:
-        raise ValueError(f"bias must have shape ({num_classes},), came {tuple(offset.shape)}")
-    return offset

@@ -7,6 +7,7 @@ logsumexp(W g(h) + b): it costs no pass over the images. The records are those o
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -185,7 +186,7 @@ class DICE:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pruned:
+class _Pruned(ABC):
     """A layer, and how many of a row's activations are kept: its largest ones."""
 
     layer: LinearLayer
@@ -215,8 +216,9 @@ class _Pruned:
         """Scores (N,)."""
         return self.layer.walk(features, lambda rows: self.layer.energy(self._shaped(rows)))
 
+    @abstractmethod
     def _shaped(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The activations (B, D) whose energy is the score."""
 
     def _pruned(self, rows: Tensor) -> Tensor:
         """The rows with only their `kept` largest activations."""
@@ -326,11 +328,12 @@ class FDBD:
 
     Liu and Qin 2024, "Fast Decision Boundary based Out-of-Distribution Detector", eq. 5 and 6:
     mean over c != m of |f_m - f_c| / |w_m - w_c|, divided by |h - mean(h)|; m is the predicted
-    class.
+    class. `between` (K, K) holds |w_m - w_c|.
     """
 
     layer: LinearLayer
     mean: Tensor
+    between: Tensor
 
     @classmethod
     def fit(cls, activations: Array, weight: Array, bias: Array | None = None) -> Self:
@@ -342,21 +345,21 @@ class FDBD:
         layer = LinearLayer.of(weight, bias)
         if len(layer.weight) < 2:
             raise ValueError("weight has one class: there is no boundary")
-        return cls(layer, _training_rows(activations, layer).double().mean(dim=0))
+        between = torch.cdist(layer.weight, layer.weight)
+        between.fill_diagonal_(1.0)  # a class's gap to itself is 0
+        between = torch.where(between > 0, between, math.inf)  # no boundary between equal rows
+        return cls(layer, _training_rows(activations, layer).double().mean(dim=0), between)
 
     def __call__(self, features: Array) -> Tensor:
         """Scores (N,), at least 0."""
-        between = torch.cdist(self.layer.weight, self.layer.weight)
-        between.fill_diagonal_(1.0)  # a class's gap to itself is 0
-        between = torch.where(between > 0, between, math.inf)  # no boundary between equal rows
-        return self.layer.walk(features, lambda rows: self._score(rows, between))
+        return self.layer.walk(features, self._score)
 
-    def _score(self, rows: Tensor, between: Tensor) -> Tensor:
+    def _score(self, rows: Tensor) -> Tensor:
         logits = self.layer.logits(rows)
         largest, predicted = logits.max(dim=1)
-        distances = (largest[:, None] - logits) / between[predicted]
+        distances = (largest[:, None] - logits) / self.between[predicted]
         centre = (rows - self.mean).norm(dim=1).clamp(min=1e-8)
-        score: Tensor = distances.sum(dim=1) / (len(between) - 1) / centre
+        score: Tensor = distances.sum(dim=1) / (len(self.between) - 1) / centre
         return score
 
 
