@@ -21,10 +21,11 @@ class Config(MethodConfig):
 
     @model_validator(mode="after")
     def _train_nothing(self) -> Config:
-        if self.head.trainable:
+        if self.head.name != "classifier":
             raise ValueError(
-                f"head={self.head.name} is there to be trained, which method=classifier never "
-                "does; use name=cross_entropy"
+                f"head={self.head.name}: method classifier judges the backbone's own linear layer, "
+                "which is its own head; allowed: classifier. For that head's cross-entropy take "
+                "name=cross_entropy"
             )
         return self
 

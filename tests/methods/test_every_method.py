@@ -16,7 +16,7 @@ from pipelines.heads import HEADS as ALL_HEADS
 from pipelines.heads import HeadContext, Predictor, build
 from pipelines.methods import METHODS
 from pipelines.settings.config import PipelineConfig
-from tests.small_clip import small_clip, toy_data
+from tests.small_clip import small_backbone, small_clip, toy_data
 
 # The methods as `method=NAME` gives them, heads and all.
 PRESETS = load(PipelineConfig, "pipeline", ["methods=all"]).methods
@@ -354,8 +354,8 @@ REFUSED = {
     **{("gallop", head): "no global and local prompts" for head in ALL_HEADS.keys() - {"gallop"}},
     **{
         (method, head): "nothing to train|no text features"
-        for method in METHODS.keys() - {"zero_shot", "cross_entropy"} - DENSITIES
-        for head in ("zero_shot", "tip_adapter")
+        for method in METHODS.keys() - {"zero_shot", "cross_entropy", "classifier"} - DENSITIES
+        for head in ("zero_shot", "tip_adapter", "classifier")
     },
     **{
         ("zero_shot", head): "is there to be trained"
@@ -365,7 +365,7 @@ REFUSED = {
     # Losses on what only one head gives.
     **{
         (name, head): f"method {name} .* its own head; allowed: {name}|nothing to train"
-        for name in ("croft", "bayes_cal")
+        for name in ("croft", "bayes_cal", "classifier")
         for head in ALL_HEADS.keys() - {name}
     },
 }
@@ -388,7 +388,7 @@ def test_any_method_trains_any_head_or_says_why_not(name, head):
             METHODS[name].Config(head=settings, training=training)
         return
     config = METHODS[name].Config(head=settings, training=training)
-    result = train_in_process(TrainingJob(config, 0), toy_data(), small_clip())
+    result = train_in_process(TrainingJob(config, 0), toy_data(), small_backbone(config.head))
     assert result.predictor.head == head
     data = toy_data()
     given = (data.validation_features, data.validation_columns["local_features"])
