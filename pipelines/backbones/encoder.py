@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines.backbones.odin import Odin
+from pipelines.backbones.input_step import InputStep
 from pipelines.backbones.tower import Tower
 from pipelines.data.images import DEFAULT, Decoding, Rejected, decode
 
@@ -100,13 +100,13 @@ class Encoder:
         batch_size: every batch is padded to it, since a network's result depends on the size
             of the batch in its last bit.
         local_features: whether to keep local features too, see `pipelines.backbones.local`.
-        odin: ODIN's input step, taken before encoding; None: the images as they are.
+        step: an input step, taken before encoding; None: the images as they are.
     """
 
     tower: Tower
     batch_size: int
     local_features: bool = False
-    odin: Odin | None = None
+    step: InputStep | None = None
 
     def encode(self, batches: Iterable[list[Prepared]]) -> Encoded:
         """Features of everything in `batches`.
@@ -143,7 +143,7 @@ class Encoder:
         batch = torch.from_numpy(full)
         if self.tower.device.type == "cuda":
             batch = batch.pin_memory()
-        ready = self.odin.perturb(self.tower, batch) if self.odin else self.tower.normalize(batch)
+        ready = self.step.perturb(self.tower, batch) if self.step else self.tower.normalize(batch)
         if self.local_features:
             outputs: tuple[Tensor, ...] = self.tower.encode_with_local(ready)
         else:

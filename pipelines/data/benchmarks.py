@@ -165,10 +165,10 @@ class Benchmark:
         """The names of the sets with one of these roles."""
         return [name for name in self.sets if SetName.parse(name).role in roles]
 
-    def keys_by_source(self) -> dict[str, list[str]]:
-        """Every key that some set needs, sorted, by source."""
+    def keys_by_source(self, *roles: Role) -> dict[str, list[str]]:
+        """Every key that some set needs (of these roles, where given), sorted, by source."""
         needed: dict[str, set[str]] = {name: set() for name in self.sources}
-        for chosen in self.sets.values():
+        for chosen in (self.sets[name] for name in (self.names(*roles) if roles else self.sets)):
             for source, key in zip(chosen.sources, chosen.keys, strict=True):
                 needed[source].add(key)
         return {name: sorted(keys) for name, keys in needed.items() if keys}

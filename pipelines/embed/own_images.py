@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from pipelines.backbones import network, templates
 from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.description import BackboneConfig
-from pipelines.backbones.odin import Odin
+from pipelines.backbones.input_step import InputStep
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import Section, UserError
 from pipelines.data import files
@@ -30,6 +30,7 @@ from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import Progress
 from pipelines.embed.stage import embed_source
 from pipelines.embed.text import text_features
+from pipelines.ood import ODIN
 from pipelines.store.errors import said_clearly
 
 
@@ -108,9 +109,10 @@ def _run(config: FolderJob, on_progress: Progress | None) -> Done:
             )
         refuse_equal_prompts(names, prompts, backbone)
         text = text_features(names, prompts, backbone, storage)
-    odin = None
+    step = None
     if config.odin is not None and text is not None:
-        odin = Odin(text, config.odin.tau, config.odin.eps)
+        scale = network.load(backbone).logit_scale
+        step = InputStep(ODIN.fit(text * scale, tau=config.odin.tau), config.odin.eps)
     cache = embed_source(
         source,
         "images",
@@ -118,7 +120,7 @@ def _run(config: FolderJob, on_progress: Progress | None) -> Done:
         storage,
         settings=config.embed,
         compute=config.compute,
-        odin=odin,
+        step=step,
         on_progress=on_progress,
     )
     return Done(cache, text)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.backbones import network
 from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.description import BackboneConfig
-from pipelines.backbones.odin import Odin
+from pipelines.backbones.input_step import InputStep
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.compute.shard_map import dataset_of, quiet_ray_data
@@ -108,7 +108,7 @@ def embed_source(
     settings: EmbedConfig,
     compute: ComputeConfig,
     keys: Sequence[str] | None = None,
-    odin: Odin | None = None,
+    step: InputStep | None = None,
     on_progress: Progress | None = None,
 ) -> FeatureCache:
     """The features of one source (or of `keys` of it); see `embed_sources`."""
@@ -120,7 +120,7 @@ def embed_source(
         settings=settings,
         compute=compute,
         keys=chosen,
-        odin=odin,
+        step=step,
         on_progress=on_progress,
     )[name]
 
@@ -133,7 +133,7 @@ def embed_sources(
     settings: EmbedConfig,
     compute: ComputeConfig,
     keys: Mapping[str, Sequence[str]] | None = None,
-    odin: Odin | None = None,
+    step: InputStep | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, FeatureCache]:
     """The features of several sources, from the cache or made by one pool of actors.
@@ -147,7 +147,7 @@ def embed_sources(
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
         keys: which images of a source; all where a name is missing.
-        odin: takes ODIN's input step first: separate features, under another address.
+        step: takes an input step first: separate features, under another address.
         on_progress: called after each shard with images done, all images, rejected images.
 
     Raises:
@@ -158,7 +158,7 @@ def embed_sources(
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
-        identity = _identity(source, chosen.get(name), backbone, settings, compute, odin)
+        identity = _identity(source, chosen.get(name), backbone, settings, compute, step)
         cache = features.find(storage, identity.address)
         if cache is not None:
             caches[name] = cache
@@ -168,20 +168,21 @@ def embed_sources(
             )
     if plans:
         tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
-        work = replace(_work(backbone, storage, settings, compute), odin=odin)
+        work = replace(_work(backbone, storage, settings, compute), step=step)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
         caches |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
     return {name: caches[name] for name in sources}
 
 
-def feature_code(source: Source, backbone: BackboneConfig) -> Code:
+def feature_code(source: Source, backbone: BackboneConfig, step: InputStep | None = None) -> Code:
     """The code that can decide a feature, from the plan of shards to the bytes that are written."""
     kind = type(source)
     of_project = kind.__module__.partition(".")[0] in PACKAGES
     # A source of another package says in its fingerprint all that decides its images.
     read: list[Entry] = [kind.read] if of_project else []
-    return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read)
+    up: list[Entry] = [] if step is None else [type(step.score)]
+    return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read, *up)
 
 
 def _identity(
@@ -190,7 +191,7 @@ def _identity(
     backbone: BackboneConfig,
     settings: EmbedConfig,
     compute: ComputeConfig,
-    odin: Odin | None,
+    step: InputStep | None,
 ) -> FeatureIdentity:
     """All that changes a byte of one source's cache."""
     chosen = "all"
@@ -200,10 +201,10 @@ def _identity(
         backbone=network.identity(backbone),
         device="cuda" if compute.embed_gpus else "cpu",
         settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
-        odin=None if odin is None else odin.identity(),
+        step=None if step is None else step.identity(),
         source=source.fingerprint(),
         keys=chosen,
-        code=feature_code(source, backbone).digest,
+        code=feature_code(source, backbone, step).digest,
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.backbones import network
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Prepared, Preparer, image_hash
-from pipelines.backbones.odin import Odin
+from pipelines.backbones.input_step import InputStep
 from pipelines.backbones.threads import torch_threads
 from pipelines.data import features
 from pipelines.data.features import Receipt
@@ -81,7 +81,7 @@ class Work:
     local_features: bool
     threads: int
     device: str
-    odin: Odin | None = None
+    step: InputStep | None = None
 
 
 class ShardPreparer:
@@ -130,7 +130,7 @@ class ShardEncoder:
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Load the model on the work's device."""
         loaded = network.load(work.backbone, device=work.device)
-        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.odin)
+        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.step)
         self.preparer = Preparer(loaded.crop, work.how, work.threads)
         self.work = work
         self.sources = sources

@@ -78,8 +78,10 @@ def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> F
         arrays["logits"], arrays["activations"] = inputs.logits, data.features
         if (linear := predictor.plugin.linear) is not None:
             arrays["weight"], arrays["bias"] = linear(predictor)
-    params = {k: int(v) if k == "k" else v for k, v in fit.params.items()}
-    return FITTED_SCORES[fit.score].fit(arrays, **params)
+    row = FITTED_SCORES[fit.score]
+    # The size of an input step is no parameter of the record that is climbed.
+    params = {k: int(v) if k == "k" else v for k, v in fit.params.items() if k in row.parameters}
+    return row.fit(arrays, **params)
 
 
 def _mixture(fit: ScoreFit, data: FitData) -> GaussianMixture:

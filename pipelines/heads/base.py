@@ -246,6 +246,7 @@ class HeadPlugin(Generic[ConfigT]):
         given = {
             "logits": True,
             "features": True,
+            "perturbed_features": True,
             "similarity": self.has_cosines,
             "local_similarity": self.compared is not None,
             "negative_similarity": self.compared is not None,

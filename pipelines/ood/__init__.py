@@ -23,6 +23,7 @@ from pipelines.ood.energy_correction import (
     sgld,
 )
 from pipelines.ood.fitted_scores import FITTED_SCORES
+from pipelines.ood.input_steps import ODIN, Climbable, odin, odin_perturb, step_up
 from pipelines.ood.losses import (
     LOSSES,
     balance_weight,
@@ -67,8 +68,6 @@ from pipelines.ood.scores import (
     msp,
     neg_entropy,
     neg_label,
-    odin,
-    odin_perturb,
 )
 from pipelines.ood.statistics import (
     ClassCounts,
@@ -84,11 +83,13 @@ __all__ = [
     "KNN",
     "LOSSES",
     "METRICS",
+    "ODIN",
     "SCORES",
     "SSD",
     "Bounded",
     "ClassCounts",
     "ClassStatistics",
+    "Climbable",
     "EnergyCorrection",
     "EnergyMoments",
     "EnergySettings",
@@ -146,6 +147,7 @@ __all__ = [
     "record_from_state",
     "record_state",
     "sgld",
+    "step_up",
     "suggest_margins",
     "threshold_at_tpr",
 ]

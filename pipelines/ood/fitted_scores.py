@@ -8,6 +8,7 @@ from pipelines.ood.density import (
     RelativeMahalanobis,
     ViM,
 )
+from pipelines.ood.input_steps import ODIN
 from pipelines.ood.linear_layer import DICE, FDBD, VRA, AshB, AshP, AshS, NNGuide, ReAct, Scale
 from pipelines.ood.nearest_neighbours import KNN
 from pipelines.ood.records import FittedScore
@@ -32,6 +33,12 @@ FITTED_SCORES: Table[FittedScore] = Table(
         "ash_s": FittedScore(AshS, ("weight",), "activations"),
         "scale": FittedScore(Scale, ("weight",), "activations"),
         "nnguide": FittedScore(NNGuide, _OF_LAYER, "activations"),
+        "odin": FittedScore(
+            ODIN, ("weight",), "perturbed_features", {"tau": 1000.0, "eps": 0.0014}
+        ),
+        "perturbed_mahalanobis": FittedScore(
+            Mahalanobis, _GAUSSIAN, "perturbed_features", {"eps": 0.0014}
+        ),
         "fdbd": FittedScore(FDBD, _OF_LAYER, "activations"),
     }
 )

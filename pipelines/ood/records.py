@@ -29,17 +29,26 @@ class FittedScore:
     Attributes:
         record: The class, fitted by `record.fit`.
         inputs: Names of the arrays that `fit` needs.
-        input: What the fitted record scores: `features`, `logits` or `activations`.
+        input: What the fitted record scores: `features`, `logits`, `activations` or
+            `perturbed_features`, those of images that took a step up the record's own score.
+        settings: What a user sets of it, with defaults: parameters of `fit`, and the size `eps` of
+            that step in units of a pixel in [0, 1].
     """
 
     record: type[Any]
     inputs: tuple[str, ...]
     input: str
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def reads(self) -> frozenset[str]:
         """The names of all arrays that fitting and scoring take, but for the labels."""
         return frozenset({*self.inputs, self.input} - {"labels"})
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether it judges images after a step, so that it needs a pass over the pixels."""
+        return self.input == "perturbed_features"
 
     @property
     def parameters(self) -> Mapping[str, float | str | None]:

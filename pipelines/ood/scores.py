@@ -44,7 +44,7 @@ def msp(logits: Array, tau: float = 1.0) -> Tensor:
     """
     check_positive(tau, "tau")
     return map_rows(
-        lambda block: _max_softmax(block, tau), logits=as_tensor(logits, "logits", rank=2)
+        lambda block: max_softmax(block, tau), logits=as_tensor(logits, "logits", rank=2)
     )
 
 
@@ -104,7 +104,7 @@ def mcm(similarity: Array, tau: float = 1.0) -> Tensor:
     """
     check_positive(tau, "tau")
     return map_rows(
-        lambda block: _max_softmax(block, tau),
+        lambda block: max_softmax(block, tau),
         similarity=as_tensor(similarity, "similarity", rank=2),
     )
 
@@ -134,7 +134,7 @@ def gl_mcm(
             f"{tuple(local.shape)}"
         )
     return map_rows(
-        lambda s, patches: _max_softmax(s, tau) + weight * _max_softmax(patches, tau).amax(dim=1),
+        lambda s, patches: max_softmax(s, tau) + weight * max_softmax(patches, tau).amax(dim=1),
         similarity=whole,
         local_similarity=local,
     )
@@ -278,48 +278,7 @@ def combine(scores: Array, mean: Array, std: Array) -> Tensor:
     )
 
 
-def odin(perturbed_logits: Array, tau: float = 1000.0) -> Tensor:
-    """Maximum softmax probability at a high temperature, of inputs moved by `odin_perturb`.
-
-    Liang et al. 2018, "Enhancing The Reliability of Out-of-distribution Image Detection in Neural
-    Networks", eq. 1-2.
-    """
-    check_positive(tau, "tau")
-    return map_rows(
-        lambda block: _max_softmax(block, tau),
-        perturbed_logits=as_tensor(perturbed_logits, "perturbed_logits", rank=2),
-    )
-
-
-def odin_perturb(
-    images: Tensor, logits_fn: Callable[[Tensor], Tensor], eps: float, tau: float = 1000.0
-) -> Tensor:
-    """ODIN's input step, x - eps * sign(-grad_x log max_k softmax(f(x) / tau)_k).
-
-    Liang et al. 2018, eq. 2. The step makes every image look more like its predicted class;
-    in-distribution images follow it farther. Gradients are enabled inside, whatever the caller's
-    mode, and none flow out.
-
-    Args:
-        images: x (N, ...), floating-point, as `logits_fn` takes them.
-        logits_fn: Maps images to logits (N, K), differentiably and each row on its own.
-        eps: Size of the step in the units of `images`, >= 0.
-        tau: Temperature, > 0.
-
-    Returns:
-        Perturbed images, detached, of the same shape and dtype.
-    """
-    check_positive(tau, "tau")
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps must be a finite number >= 0, came {eps}")
-    with torch.inference_mode(False), torch.enable_grad():
-        inputs = images.detach().clone().requires_grad_()
-        total = odin(logits_fn(inputs), tau).log().sum()
-        (gradient,) = torch.autograd.grad(total, inputs)
-    return images.detach() + eps * gradient.sign()
-
-
-def _max_softmax(x: Tensor, tau: float) -> Tensor:
+def max_softmax(x: Tensor, tau: float) -> Tensor:
     """Largest softmax probability over the last dimension."""
     return 1 / ((x - x.amax(dim=-1, keepdim=True)) / tau).exp().sum(dim=-1)
 
@@ -379,7 +338,7 @@ def _check_re_alignment(
         raise ValueError(f"low must be finite, came {low}")
 
 
-# gl_mcm, neg_label and odin need more than similarity or logits: callers that lack it skip them.
+# gl_mcm and neg_label need more than similarity or logits: callers that lack it skip them.
 SCORES: Table[Entry] = Table(
     {
         "msp": Entry(msp, ("logits",)),
@@ -391,6 +350,5 @@ SCORES: Table[Entry] = Table(
         "gl_mcm": Entry(gl_mcm, ("similarity", "local_similarity")),
         "neg_label": Entry(neg_label, ("similarity", "negative_similarity")),
         "delta_energy": Entry(delta_energy, ("similarity",)),
-        "odin": Entry(odin, ("perturbed_logits",)),
     }
 )

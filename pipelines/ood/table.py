@@ -10,8 +10,8 @@ from torch import Tensor
 # Every array that a score or a loss may ask for. A caller offers the ones it has.
 INPUTS = frozenset(
     {
-        "similarity", "logits", "local_similarity", "negative_similarity", "perturbed_logits",
-        "id_logits", "ood_logits", "prior", "image_features", "text_features", "labels",
+        "similarity", "logits", "local_similarity", "negative_similarity", "id_logits",
+        "ood_logits", "prior", "image_features", "text_features", "labels",
     }
 )  # fmt: skip
 

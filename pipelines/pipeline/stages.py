@@ -182,7 +182,8 @@ def hand_score(run: Run) -> ScoreResult:
         of = choices if head.key.variant == "chosen" else defaults
         kind = run.config.methods[head.key.method].head.name
         scores = against_default.applicable(kind, of[head.key.method].scores, head.fitted)
-        heads.append(HeadScores(**dict(head), scores=scores))
+        perturbed = _perturbed(run, scores, head.fitted)
+        heads.append(HeadScores(**dict(head), scores=scores, perturbed=perturbed))
     return score.run(
         heads,
         run.sets,
@@ -190,6 +191,36 @@ def hand_score(run: Run) -> ScoreResult:
         at_once=run.config.compute.at_once,
         on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
     )
+
+
+def _perturbed(
+    run: Run, scores: Mapping[str, Params], fitted: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """The addresses of the features of scores that judge images after a step, made where missing.
+
+    Heads that share a score's record and the size of its step share a pass over the pixels.
+    """
+    perturbing = [name for name in scores if name in scoring.PERTURBED]
+    return {name: _features_after_step(run, name, scores[name], fitted) for name in perturbing}
+
+
+def _features_after_step(
+    run: Run, name: str, params: Params, fitted: Mapping[str, str]
+) -> dict[str, str]:
+    """The addresses of the features that one such score judges, by source."""
+    keys = run.benchmark.keys_by_source(*score.SCORED_ROLES)
+    record = load_records(run.storage, {name: fitted[name]})
+    caches = embed.embed_sources(
+        {source: run.benchmark.sources[source] for source in keys},
+        run.backbone,
+        run.storage,
+        settings=run.config.embed.model_copy(update={"local_features": False}),
+        compute=run.config.compute,
+        keys=keys,
+        step=scoring.input_step(name, params, record),
+        on_progress=lambda done, total, _: run.observer.progress(done, total, f"images for {name}"),
+    )
+    return {source: cache.address for source, cache in caches.items()}
 
 
 def hand_evaluate(run: Run) -> Metrics:

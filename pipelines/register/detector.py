@@ -31,7 +31,14 @@ from pipelines.data.kept import Damaged, Entry, FileSeal
 from pipelines.data.storage import Storage
 from pipelines.heads import Predictor
 from pipelines.records import StoredRecord, Value
-from pipelines.score.by_name import Records, from_bytes, reads_local, to_bytes
+from pipelines.score.by_name import (
+    PERTURBED,
+    Records,
+    from_bytes,
+    input_step,
+    reads_local,
+    to_bytes,
+)
 from pipelines.score.judge import judge
 
 # The folder of a detector among a registered model's artifacts.
@@ -109,19 +116,25 @@ class Detector:
         return self.predictor.takes_local or reads_local([self.score])
 
     def judge_features(
-        self, features: NDArray[np.float32], local: NDArray[np.float32] | None = None
+        self,
+        features: NDArray[np.float32],
+        local: NDArray[np.float32] | None = None,
+        perturbed: NDArray[np.float32] | None = None,
     ) -> pa.Table:
-        """Verdicts (`VERDICTS`) on unit image features (N, D).
+        """Verdicts (`VERDICTS`) on image features (N, D), of unit length where the head takes such.
 
         Args:
             features: of N images.
             local: (N, P, D) unit local features, where a verdict `needs_local`.
+            perturbed: (N, D) features of the images after the score's input step, if it takes one.
 
         Raises:
             UserError: where they are needed and missing.
         """
         features = np.ascontiguousarray(features, dtype=np.float32)
-        judged = judge(self.predictor, {self.score: self.params}, features, self.records, local)
+        moved = {} if perturbed is None else {self.score: perturbed}
+        scores_of = {self.score: self.params}
+        judged = judge(self.predictor, scores_of, features, self.records, local, moved)
         scores = judged[f"score_{self.score}"]
         columns = [
             pa.array(self.predictor.class_names, pa.string()).take(pa.array(judged["predicted"])),
@@ -137,10 +150,14 @@ class Detector:
         """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
         size = min(self.batch_size, max(1, len(contents)))
         keys = [str(number) for number in range(len(contents))]
-        batches = Preparer(self.network.crop, self.decoding).batches(keys, contents, size)
+        preparer = Preparer(self.network.crop, self.decoding)
+        batches = list(preparer.batches(keys, contents, size))
         encoded = Encoder(self.network, size, self.needs_local).encode(batches)
-        columns = encoded.columns
-        judged = self.judge_features(columns[FEATURE], columns.get(LOCAL))
+        columns, perturbed = encoded.columns, None
+        if self.score in PERTURBED:
+            step = input_step(self.score, self.params, self.records)
+            perturbed = Encoder(self.network, size, step=step).encode(batches).columns[FEATURE]
+        judged = self.judge_features(columns[FEATURE], columns.get(LOCAL), perturbed)
         verdicts = iter(judged.to_pylist())
         nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}
         rows = [

@@ -6,15 +6,17 @@ more of them (`ScoreName`), each z-normalised by its mean and standard deviation
 training set. `score_rows` computes any of them; what was fitted comes as `records` by name. A
 sum's own record is a `Combination`, and its parts' records stand beside it.
 
-Two scores read more of a head than its similarities, and are in no sum: `gl_mcm` compares local
-features with the classes, `neg_label` compares images with words that are no class (its record).
+Some scores read more than a head's similarities and the features, and are in no sum: `gl_mcm`
+compares local features with the classes, `neg_label` compares images with words that are no class
+(its record), and those of `PERTURBED` judge images after an input step (`odin`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import safetensors.torch
@@ -22,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.backbones.input_step import InputStep
 from pipelines.config import UserError
 from pipelines.heads import HEADS, Predictor
 from pipelines.heads.comparisons import (
@@ -29,7 +32,14 @@ from pipelines.heads.comparisons import (
     local_similarity,
     negative_similarity,
 )
-from pipelines.ood import FITTED_SCORES, SCORES, EnergyCorrection, FeatureEBM, combine
+from pipelines.ood import (
+    FITTED_SCORES,
+    SCORES,
+    Climbable,
+    EnergyCorrection,
+    FeatureEBM,
+    combine,
+)
 from pipelines.ood.checks import Array
 from pipelines.ood.negatives import NegativeLabels
 from pipelines.ood.records import FittedRecord, record_from_state, record_state
@@ -46,6 +56,8 @@ PLAIN = tuple(n for n, entry in SCORES.items() if entry.inputs in (("similarity"
 GL_MCM, NEG_LABEL = "gl_mcm", "neg_label"
 _COMPARED = {"local_similarity", "negative_similarity"}
 COMPARING = tuple(n for n, entry in SCORES.items() if _COMPARED & set(entry.inputs))
+# Scores of images after a step up the score, which have a pass over the pixels of their own.
+PERTURBED = tuple(name for name, row in FITTED_SCORES.items() if row.perturbs)
 # Networks trained by SGLD; all other fitted scores have a closed form.
 TRAINED: Table[type[Any]] = Table(
     {"energy_correction": EnergyCorrection, "feature_ebm": FeatureEBM}
@@ -89,20 +101,28 @@ class Inputs:
     # For the scores in COMPARING: the head, and local features (N, P, D), unit length, as stored.
     predictor: Predictor | None = None
     local: NDArray[np.float32] | None = None
+    # By score of PERTURBED: (N, D) features of the images after the score's own input step.
+    perturbed: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def inputs_of(predictor: Predictor, features: Any, local: Any = None) -> Inputs:
-    """What every score reads of unit features (N, D) under a head.
+def inputs_of(
+    predictor: Predictor,
+    features: Any,
+    local: Any = None,
+    perturbed: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+) -> Inputs:
+    """What every score reads of features (N, D) under a head.
 
     Args:
         predictor: the head.
         features: of N images.
         local: (N, P, D) their local features, where the head or a score reads them.
+        perturbed: (N, D) features of the images after its input step, by score of PERTURBED.
     """
     similarity = torch.from_numpy(predictor.similarity(features, local)).double()
     logits = similarity * predictor.logit_scale
     # A copy: arrays that Parquet hands out are read-only.
-    return Inputs(torch.tensor(features), similarity, logits, predictor, local)
+    return Inputs(torch.tensor(features), similarity, logits, predictor, local, perturbed)
 
 
 def parts(score: str) -> tuple[str, ...]:
@@ -142,7 +162,7 @@ def reads(score: str) -> frozenset[str]:
 
 def reads_head(score: str) -> bool:
     """Whether a fitted score's record depends on the head, not on the features alone."""
-    return reads(score) != {"features"}
+    return not reads(score) <= {"features", "perturbed_features"}
 
 
 def applies(score: str, head: str) -> bool:
@@ -166,7 +186,9 @@ def joined_params(given: Mapping[str, Params]) -> dict[str, float]:
 def problem(score: str) -> str | None:
     """What is wrong with a score's name, or None."""
     name = ScoreName.parse(score)
-    known = [*PLAIN, *FITTED] if name.is_sum else [*PLAIN, *COMPARING, *FITTED]
+    known = [*PLAIN, *(n for n in FITTED if n not in PERTURBED)]
+    if not name.is_sum:
+        known += [*COMPARING, *PERTURBED]
     unknown = [part for part in name.parts if part not in known]
     if unknown:
         example = ScoreName(parts=("energy", "knn"))
@@ -211,8 +233,32 @@ def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> 
         return SCORES[score](**_compared(score, inputs, records), **params)
     if score in SCORES:
         return SCORES[score](similarity=inputs.similarity, logits=inputs.logits, **params).double()
+    record = _scoring(records, score)
+    if score in PERTURBED:
+        return record(_perturbed(score, inputs))
     scored = FITTED_SCORES[score].input if score in FITTED_SCORES else "features"
-    return _scoring(records, score)(inputs.logits if scored == "logits" else inputs.features)
+    return record(inputs.logits if scored == "logits" else inputs.features)
+
+
+def _perturbed(score: str, inputs: Inputs) -> NDArray[np.float32]:
+    """The features of the images after the score's input step."""
+    if score not in inputs.perturbed:
+        raise UserError(
+            f"score {score} judges images after a step of their pixels: give images, not features"
+        )
+    return inputs.perturbed[score]
+
+
+def input_step(score: str, params: Params, records: Records) -> InputStep:
+    """The step that images take before a score of PERTURBED judges them.
+
+    Args:
+        score: its name.
+        params: its parameters.
+        records: what was fitted, by name.
+    """
+    eps = params.get("eps", FITTED_SCORES[score].settings["eps"])
+    return InputStep(cast("Climbable", records[score]), eps)
 
 
 def _scoring(records: Records, score: str) -> FittedRecord:

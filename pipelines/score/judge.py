@@ -27,6 +27,7 @@ def judge(
     features: NDArray[np.float32],
     records: Records = MappingProxyType({}),
     local: NDArray[np.float32] | None = None,
+    perturbed: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> dict[str, NDArray[Any]]:
     """Classes and scores of image features.
 
@@ -39,6 +40,7 @@ def judge(
         features: (N, D), of unit length where the head compares them.
         records: what was fitted for these scores, by name (`pipelines.score.by_name`).
         local: (N, P, D) local features, unit length, where the head or a score reads them.
+        perturbed: (N, D) features of the images after its input step, by score of `PERTURBED`.
 
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
@@ -48,10 +50,10 @@ def judge(
     Raises:
         ValueError: where `features` is no matrix, or a row is not finite or not of the length that
             the head takes.
-        UserError: where local features are read and there are none.
+        UserError: where local features, or those after a step, are read and there are none.
     """
     _check(features, is_unit=predictor.plugin.takes_unit)
-    inputs = inputs_of(predictor, features, local)
+    inputs = inputs_of(predictor, features, local, perturbed)
     adjusted = replace(inputs, logits=predictor.adjusted(inputs.logits))
     # Work cut by threads is cut where a row may lie; blocks are small, so threads gain nothing.
     with torch_threads(1):
@@ -95,7 +97,8 @@ def _score(
             _padded(inputs.logits[rows]),
             predictor=inputs.predictor,
             # Local features are large: only for the score that reads them.
-            local=_padded_local(inputs.local, rows) if name == GL_MCM else None,
+            local=_padded_array(inputs.local, rows) if name == GL_MCM else None,
+            perturbed=_padded_arrays(inputs.perturbed, name, rows),
         )
         scores = score_rows(name, block, params, records)
         result[rows] = scores.numpy()[: len(result) - start]
@@ -108,9 +111,17 @@ def _padded(block: torch.Tensor) -> torch.Tensor:
     return torch.cat([block, block[:1].expand(missing, -1)]) if missing else block
 
 
-def _padded_local(local: NDArray[np.float32] | None, rows: slice) -> NDArray[np.float32] | None:
-    """The same for local features (N, P, D), where there are any."""
-    if local is None:
+def _padded_array(values: NDArray[np.float32] | None, rows: slice) -> NDArray[np.float32] | None:
+    """The same for an array (N, ...), where there is one."""
+    if values is None:
         return None
-    block = local[rows]
+    block = values[rows]
     return np.concatenate([block, np.repeat(block[:1], BLOCK_ROWS - len(block), axis=0)])
+
+
+def _padded_arrays(
+    perturbed: Mapping[str, NDArray[np.float32]], score: str, rows: slice
+) -> dict[str, NDArray[np.float32]]:
+    """The features after that score's input step, where it takes one."""
+    block = _padded_array(perturbed.get(score), rows)
+    return {} if block is None else {score: block}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.config import UserError
 from pipelines.methods import MethodConfig
-from pipelines.ood import SCORES, auroc, delta_energy_grid, fpr_at_tpr
+from pipelines.ood import FITTED_SCORES, SCORES, auroc, delta_energy_grid, fpr_at_tpr
 from pipelines.score import by_name as scoring
 from pipelines.score.config import PostHocConfig
 
@@ -70,7 +70,9 @@ def defaults(score: str, *, num_train: int) -> dict[str, float]:
         return scoring.joined_params(parts)
     if score in SCORES:
         return dict(SCORES[score].parameters)
-    return {"k": min(_NEIGHBOUR, num_train)} if score == "knn" else {}
+    if score == "knn":
+        return {"k": min(_NEIGHBOUR, num_train)}
+    return dict(FITTED_SCORES[score].settings) if score in FITTED_SCORES else {}
 
 
 def method_defaults(

@@ -18,13 +18,16 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.compute.shard_map import map_shards
 from pipelines.config import UserError, digest
 from pipelines.data import kept
 from pipelines.data.feature_sets import FeatureSets
+from pipelines.data.features import FeatureCache
 from pipelines.data.kept import Damaged, Entry, FileSeal
 from pipelines.data.members import SetMembers, ShardRows, SourceShard
 from pipelines.data.storage import Storage
@@ -99,6 +102,7 @@ def address(head: HeadScores, sets: FeatureSets, storage: Storage) -> str:
             "head": head.address,
             "scores": head.scores,
             "fitted": head.fitted,
+            "perturbed": head.perturbed,
             "sets": sets.address(sets.names(*SCORED_ROLES)),
             "code": score_code(file, head.scores, score_shard).digest,
         }
@@ -169,11 +173,24 @@ def score_shard(shard: SourceShard, work: _Work) -> dict[str, Part]:
     about = _about(rows, work.members)
     for place, (head, predictor) in heads.items():
         records = load_records(storage, head.fitted)
-        columns = judge(predictor, head.scores, rows.features, records, rows.local)
+        perturbed = _perturbed(head, shard.source, rows, storage)
+        columns = judge(predictor, head.scores, rows.features, records, rows.local, perturbed)
         arrays = {name: pa.array(values) for name, values in columns.items()}
         kept.write_table(storage, pa.table({**about, **arrays}), *FOLDER, place, name)
         parts[place] = _read_part(storage, place, name)
     return parts
+
+
+def _perturbed(
+    head: HeadScores, source: str, rows: ShardRows, storage: Storage
+) -> dict[str, NDArray[np.float32]]:
+    """The features of the shard's images after the input step of each score that takes one."""
+    keys = rows.keys.to_pylist()
+    return {
+        score: FeatureCache(storage, addresses[source]).load(keys)
+        for score, addresses in head.perturbed.items()
+        if keys
+    }
 
 
 def _find_part(storage: Storage, place: str, name: str) -> Part | None:

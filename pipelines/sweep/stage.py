@@ -185,12 +185,17 @@ def _unknown(
 
 
 def _choice(chosen: FinishedTrial, shared: Shared) -> Choice:
-    """A method's choice; scores that no held-out class can judge keep their defaults."""
+    """A method's choice; scores that were not searched keep their defaults.
+
+    Those are what no held-out class can judge, and what judges images after an input step: each
+    setting of it would be a pass over the pixels.
+    """
     chosen_setting = choice.choice_of(chosen)
-    if shared.judged_on != "held_out_classes":
-        return chosen_setting
+    kept = shared.scores if shared.judged_on == "held_out_classes" else scoring.PERTURBED
     num_train = len(shared.data.features)
-    defaults = {s: posthoc.defaults(s, num_train=num_train) for s in shared.scores}
+    defaults = posthoc.method_defaults(
+        chosen_setting.setting, [s for s in shared.scores if s in kept], num_train=num_train
+    )
     return chosen_setting.model_copy(update={"scores": {**defaults, **chosen_setting.scores}})
 
 

@@ -263,15 +263,23 @@ def every(data, storage):
     return head, scores, fitted_records.load_records(storage, addresses)
 
 
+def moved(rows):
+    """In place of the features after each score's input step."""
+    return dict.fromkeys(scoring.PERTURBED, -rows)
+
+
 def test_a_rows_fitted_scores_have_the_same_bits_in_any_batch(every):
     head, scores, records = every
     random = np.random.default_rng(7)
     rows = random.normal(size=(600, DIM)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    whole = judge(head, scores, rows, records)
-    order = random.permutation(600)
-    shuffled = judge(head, scores, rows[order], records)
-    few = [judge(head, scores, rows[i : i + 7], records) for i in range(0, 70, 7)]
+
+    def judged(some):
+        return judge(head, scores, some, records, perturbed=moved(some))
+
+    whole, order = judged(rows), random.permutation(600)
+    shuffled = judged(rows[order])
+    few = [judged(rows[i : i + 7]) for i in range(0, 70, 7)]
     assert {f"score_{name}" for name in scores} <= set(whole)
     for name, values in whole.items():
         assert np.isfinite(values).all(), name
@@ -290,8 +298,16 @@ def test_a_saved_detector_judges_by_its_record(every, tmp_path):
         assert again.judge_features(rows).equals(detector.judge_features(rows))
         np.testing.assert_array_equal(
             again.judge_features(rows)["score"].to_numpy(),
-            judge(head, scores, rows, records)[f"score_{name}"],
+            judge(head, scores, rows, records, perturbed=moved(rows))[f"score_{name}"],
         )
+    odin = Detector(head, None, "odin", {}, -1.0, records={"odin": records["odin"]})
+    odin.save(tmp_path / "odin")
+    again = Detector.load(tmp_path / "odin")
+    with pytest.raises(UserError, match="give images, not features"):
+        again.judge_features(rows)
+    assert again.judge_features(rows, perturbed=rows).equals(
+        odin.judge_features(rows, perturbed=rows)
+    )
 
 
 def test_ssd_and_the_mixture_rank_alike_here(every, data):
@@ -311,7 +327,7 @@ def test_ssd_and_the_mixture_rank_alike_here(every, data):
     [
         ("nope", r"no score 'nope'; allowed: msp, .*knn.*energy\+knn"),
         ("energy+nope", "no score 'nope'"),
-        ("odin", "no score 'odin'"),
+        ("energy+odin", "no score 'odin' in a sum"),
         ("energy+gl_mcm", "no score 'gl_mcm' in a sum"),
         ("knn+knn", "a sum needs different scores"),
     ],

@@ -15,8 +15,6 @@ from pipelines.ood import (
     energy,
     mcm,
     msp,
-    odin,
-    odin_perturb,
 )
 from tests.ood import oracles
 from tests.ood.oracles import PROPERTY, assert_close, similarities
@@ -31,7 +29,6 @@ ORACLES = {
     "gl_mcm": oracles.gl_mcm,
     "neg_label": oracles.neg_label,
     "delta_energy": oracles.delta_energy,
-    "odin": oracles.odin,
 }
 # Settings that every score is judged at, beside its defaults.
 SETTINGS = {
@@ -43,7 +40,6 @@ SETTINGS = {
     "gl_mcm": [{"tau": 0.1, "weight": 0.25}],
     "neg_label": [{"tau": 1.0}],
     "delta_energy": [{"tau": 0.07, "c": 2}, {"c": 3, "low": -0.3}],
-    "odin": [{"tau": 1.0}],
 }
 CASES = [
     pytest.param(name, setting, id=f"{name}-{setting}")
@@ -66,7 +62,6 @@ def sample_inputs(num_rows, num_classes, *, seed=0, dtype=torch.float64):
         "logits": 8 * cosines(num_rows, num_classes),
         "local_similarity": cosines(num_rows, 3, num_classes),
         "negative_similarity": cosines(num_rows, 5),
-        "perturbed_logits": 8 * cosines(num_rows, num_classes),
     }
 
 
@@ -174,7 +169,6 @@ def test_higher_for_a_sample_that_stands_out(name, setting):
         return {
             "similarity": values,
             "logits": 10 * values,
-            "perturbed_logits": 10 * values,
             "local_similarity": values[:, None],
             "negative_similarity": torch.full((1, 2), 0.1, dtype=torch.float64),
         }
@@ -182,7 +176,7 @@ def test_higher_for_a_sample_that_stands_out(name, setting):
     assert SCORES[name](**row(0.9), **setting) > SCORES[name](**row(0.15), **setting)
 
 
-@pytest.mark.parametrize("name", ["msp", "neg_entropy", "gen", "mcm", "odin"])
+@pytest.mark.parametrize("name", ["msp", "neg_entropy", "gen", "mcm"])
 def test_softmax_scores_ignore_a_constant(name):
     inputs = sample_inputs(6, 7)
     shifted = {key: value + 3.25 for key, value in inputs.items()}
@@ -250,7 +244,6 @@ def test_extreme_rows_stay_finite(name, setting):
     inputs = {
         "similarity": rows,
         "logits": rows if "tau" in SCORES[name].parameters else 1000 * rows,
-        "perturbed_logits": rows,
         "local_similarity": rows[:, None].repeat(1, 2, 1),
         "negative_similarity": rows[:, :2],
     }
@@ -480,10 +473,10 @@ def test_inputs_say_what_a_caller_must_offer():
     assert SCORES["msp"].input == "logits"
     offered = {"similarity", "logits"}
     needy = {name for name, entry in SCORES.items() if not set(entry.inputs) <= offered}
-    assert needy == {"gl_mcm", "neg_label", "odin"}
+    assert needy == {"gl_mcm", "neg_label"}
 
 
-# combine and ODIN
+# combine
 
 
 def test_combine_adds_z_scores():
@@ -496,43 +489,3 @@ def test_combine_adds_z_scores():
         combine(scores, torch.zeros(3), torch.ones(2))
     with pytest.raises(ValueError, match="mean holds 1 NaN"):
         combine(scores, torch.tensor([math.nan, 0.0]), torch.ones(2))
-
-
-def odin_model():
-    generator = torch.Generator().manual_seed(5)
-    weight = torch.randn(12, 4, generator=generator, dtype=torch.float64)
-    images = torch.randn(5, 3, 2, 2, generator=generator, dtype=torch.float64)
-    return images, lambda x: torch.tanh(x.flatten(1)) @ weight
-
-
-def test_odin_steps_up_the_probability_of_the_predicted_class():
-    images, logits_fn = odin_model()
-    tau, eps, step = 10.0, 0.01, 1e-6
-
-    def log_probability(x):
-        return math.log(oracles.msp(logits_fn(x[None])[0].tolist(), tau))
-
-    expected = images.clone()
-    for i in range(len(images)):
-        for index in np.ndindex(*images.shape[1:]):
-            up, down = images[i].clone(), images[i].clone()
-            up[index] += step
-            down[index] -= step
-            slope = log_probability(up) - log_probability(down)
-            expected[i][index] = images[i][index] - eps * -math.copysign(1.0, slope)
-    moved = odin_perturb(images, logits_fn, eps, tau)
-    assert torch.equal(moved, expected)
-    assert (odin(logits_fn(moved), tau) > odin(logits_fn(images), tau)).all()
-
-
-def test_odin_enables_gradients_by_itself_and_leaks_none():
-    images, logits_fn = odin_model()
-    expected = odin_perturb(images, logits_fn, 0.01)
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            assert torch.equal(odin_perturb(images.clone(), logits_fn, 0.01), expected)
-    assert not expected.requires_grad
-    assert not images.requires_grad
-    assert torch.equal(odin_perturb(images, logits_fn, 0.0), images)
-    with pytest.raises(ValueError, match="eps must be a finite number >= 0"):
-        odin_perturb(images, logits_fn, -0.1)

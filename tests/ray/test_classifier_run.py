@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 
 from pipelines.backbones.kinds import cifar
 from pipelines.data.digits import DigitsSource
+from pipelines.data.storage import Storage
 from pipelines.ood import FITTED_SCORES
+from pipelines.predict.stage import load_detector
 from tests.ray.commands import job, job_here
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -60,7 +64,7 @@ def test_what_a_classifier_cannot_do_is_said_before_any_work(backbone: str, tmp_
 def test_from_images_to_a_registered_model(backbone: str, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     words = (backbone, "methods=[classifier]", "scores=all", "sweep=none", "seeds=1", "shots=null")
-    few = ("evaluate.num_resamples=100", f"storage={storage}")
+    few = ("evaluate.num_resamples=100", "register_as.score=odin", f"storage={storage}")
     done = job_here("pipeline", *words, *few)
     assert done.returncode == 0, done.stdout + done.stderr
     (metrics,) = storage.glob("runs/*/metrics.json")
@@ -73,3 +77,15 @@ def test_from_images_to_a_registered_model(backbone: str, tmp_path: Path) -> Non
     judged = job("predict", f"source={image}", f"storage={storage}")
     assert judged.returncode == 0, judged.stdout + judged.stderr
     assert any(name in judged.stdout for name in NAMES)
+    # The registered model takes ODIN's input step too: it gives the score of the table.
+    (head,) = json.loads((metrics.parent / "score.json").read_text())["heads"]
+    parts = [pq.read_table(p) for p in storage.glob(f"cache/scores/{head['address']}/*.parquet")]
+    (row,) = pa.concat_tables(parts).slice(0, 1).to_pylist()
+    (content,) = DigitsSource().read([row["key"]])
+    assert isinstance(content, bytes)
+    detector = load_detector("models:/energy-ood@champion", Storage.open(str(storage)))
+    assert detector.score == "odin"
+    (verdict,) = detector.judge_images([content]).to_pylist()
+    # Batches of other sizes: the last bit of a feature, and so the sign of a slope near zero.
+    assert verdict["score"] == pytest.approx(row["score_odin"], rel=1e-4)
+    assert len(list(storage.glob("cache/features/*/manifest.json"))) == 3

@@ -13,7 +13,7 @@ from ray import cloudpickle
 from pipelines.backbones import network
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
-from pipelines.backbones.odin import Odin
+from pipelines.backbones.input_step import InputStep
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.features import FeatureCache, Receipt
@@ -25,6 +25,7 @@ from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import Plan
 from pipelines.embed.text import text_features
 from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
+from pipelines.ood import ODIN
 
 COMPUTE = ComputeConfig(num_cpus=4, embed_workers=2)
 SETTINGS = EmbedConfig(batch_size=4, shard_rows=8, max_rejected=0.5)
@@ -163,20 +164,20 @@ def test_bad_images_are_listed_and_the_rest_embedded(
 
 
 @pytest.mark.slow
-def test_odins_pass_goes_the_same_way(
+def test_a_pass_with_an_input_step_goes_the_same_way(
     first_run: FirstRun, pictures: Path, backbone: BackboneConfig
 ) -> None:
     source = FolderSource(root=str(pictures))
     keys = source.index()["key"].to_pylist()[:10]
     text = np.eye(3, 16, dtype=np.float32)
-    odin = Odin(text, tau=5.0, eps=0.02)
-    cache = run(source, backbone, first_run.storage, keys=keys, odin=odin)
+    step = InputStep(ODIN.fit(text, tau=5.0), eps=0.02)
+    cache = run(source, backbone, first_run.storage, keys=keys, step=step)
     plain = first_run.caches["all"]
     assert cache.address not in {cache.address for cache in first_run.caches.values()}
     threads = torch.get_num_threads()
     torch.set_num_threads(COMPUTE.embed_threads)
     loaded = network.load(backbone)
-    encoder = Encoder(loaded, 4, odin=odin)
+    encoder = Encoder(loaded, 4, step=step)
     parts = [keys[:8], keys[8:]]
     batches = [Preparer(loaded.crop).batches(part, source.read(part), 4) for part in parts]
     expected = np.concatenate([encoder.encode(part).columns["feature"] for part in batches])

@@ -1,4 +1,4 @@
-"""ODIN's pass against the formula in float64, written out here with open_clip's own model."""
+"""Steps up a score against the formulas in float64, written out with open_clip's own model."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipelines.backbones import network
 from pipelines.backbones.clip import Clip
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Preparer
-from pipelines.backbones.odin import Odin
+from pipelines.backbones.input_step import InputStep
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
@@ -21,6 +21,7 @@ from pipelines.embed import stage as embed
 from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import Plan
 from pipelines.embed.workers import ShardEncoder, ShardReceipt, Work
+from pipelines.ood import ODIN, Mahalanobis
 from pipelines.ood import odin as odin_score
 
 Files = dict[str, tuple[Path, Path]]
@@ -35,6 +36,13 @@ def config_of(files: Files, tower: str) -> BackboneConfig:
 def classes(number: int = 3, seed: int = 0) -> np.ndarray:
     rows = np.random.default_rng(seed).normal(size=(number, 16))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def step_of(
+    tau: float = TAU, eps: float = EPS, text: np.ndarray | None = None, scale: float = 1.0
+) -> InputStep:
+    """ODIN's step towards these classes, with similarities times `scale` as logits."""
+    return InputStep(ODIN.fit((classes() if text is None else text) * scale, tau=tau), eps)
 
 
 class ByHand:
@@ -71,7 +79,7 @@ def test_every_pixel_takes_the_step_of_the_formula(backbone_files: Files, tower:
     loaded = network.load(config_of(backbone_files, tower))
     hand = ByHand(backbone_files, tower)
     pixels = random_pixels(loaded, 2)
-    found = Odin(classes(), TAU, EPS).perturb(loaded, pixels).double()
+    found = step_of(scale=loaded.logit_scale).perturb(loaded, pixels).double()
     for number in range(2):
         image = pixels[number].permute(2, 0, 1).double() / 255
         inputs = image.clone().requires_grad_()
@@ -100,8 +108,8 @@ def test_features_are_those_of_the_moved_image(
     contents = [*contents[:5], b""]
     keys = [str(number) for number in range(6)]
     batches = [list(batch) for batch in Preparer(loaded.crop).batches(keys, contents, 4)]
-    odin = Odin(classes(), TAU, EPS)
-    encoded = Encoder(loaded, 4, odin=odin).encode(batches)
+    step = step_of(scale=loaded.logit_scale)
+    encoded = Encoder(loaded, 4, step=step).encode(batches)
     features = encoded.columns["feature"]
     assert [None if v is None else v.reason for v in encoded.verdicts] == [None] * 5 + ["empty"]
     good = [item for batch in batches for item in batch[:5] if isinstance(item, np.ndarray)]
@@ -116,12 +124,48 @@ def test_features_are_those_of_the_moved_image(
             probabilities.append(hand.log_probability(moved).exp().item())
             assert hand.log_probability(moved) > hand.log_probability(image)
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-3)  # a sign near 0 may differ
-    scores = odin_score(loaded.logit_scale * features @ odin.text_features.T, TAU)
+    scores = odin_score(loaded.logit_scale * features @ classes().T, TAU)
     np.testing.assert_allclose(scores, probabilities, rtol=1e-3)
+    np.testing.assert_allclose(step.score(features), scores, rtol=1e-5)
     plain = Encoder(loaded, 4).encode(batches).columns["feature"]
     assert np.abs(plain - features).max() > 1e-3
-    still = Encoder(loaded, 4, odin=Odin(classes(), TAU, 0.0)).encode(batches).columns["feature"]
+    still = Encoder(loaded, 4, step=step_of(eps=0.0)).encode(batches).columns["feature"]
     np.testing.assert_allclose(still, plain, rtol=0, atol=1e-6)
+
+
+def clusters() -> tuple[np.ndarray, np.ndarray]:
+    """Features (60, 16) of unit length in three classes, and those."""
+    labels = np.arange(60) % 3
+    rows = classes()[labels] + 0.3 * np.random.default_rng(2).normal(size=(60, 16))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), labels
+
+
+def gaussian() -> Mahalanobis:
+    """Fitted to them."""
+    return Mahalanobis.fit(*clusters())
+
+
+def test_a_step_up_the_mahalanobis_score_is_that_of_the_formula(backbone_files: Files) -> None:
+    loaded, hand = network.load(config_of(backbone_files, "vit")), ByHand(backbone_files, "vit")
+    rows, labels = clusters()
+    means = torch.from_numpy(np.stack([rows[labels == k].mean(axis=0) for k in range(3)]))
+    within = torch.from_numpy(rows) - means[labels]
+    inverse = torch.linalg.inv(within.T @ within / 60)
+
+    def score(image: torch.Tensor) -> torch.Tensor:
+        away = hand.feature(image) - means
+        return -torch.einsum("cd,de,ce->c", away, inverse, away).min()
+
+    pixels = random_pixels(loaded, 1)
+    found = InputStep(gaussian(), EPS).perturb(loaded, pixels).double()[0]
+    image = pixels[0].permute(2, 0, 1).double() / 255
+    inputs = image.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(score(inputs), inputs)
+    moved = found * hand.std + hand.mean - image
+    clear = slope.abs() > 1e-3 * slope.abs().max()
+    assert clear.float().mean() > 0.95
+    assert (moved[clear] - EPS * slope.sign()[clear]).abs().max() < 1e-6
+    assert score(image + moved) > score(image)
 
 
 def test_its_shards_have_an_address_of_their_own(
@@ -141,14 +185,15 @@ def test_its_shards_have_an_address_of_their_own(
     source = FolderSource(root=str(pictures))
     ways = [
         None,
-        Odin(classes(), TAU, EPS),
-        Odin(classes(), TAU, 2 * EPS),
-        Odin(classes(), 2 * TAU, EPS),
-        Odin(classes(seed=1), TAU, EPS),
-        Odin(classes()[:2], TAU, EPS),
+        step_of(),
+        step_of(eps=2 * EPS),
+        step_of(tau=TAU / 2),
+        step_of(text=classes(seed=1)),
+        step_of(text=classes()[:2]),
+        InputStep(gaussian(), EPS),
     ]
     caches = []
-    for odin in (*ways, *ways):  # the second time all are found
+    for step in (*ways, *ways):  # the second time all are found
         cache = embed.embed_source(
             source,
             "mine",
@@ -156,7 +201,7 @@ def test_its_shards_have_an_address_of_their_own(
             storage,
             settings=EmbedConfig(batch_size=8, shard_rows=16),
             compute=ComputeConfig(),
-            odin=odin,
+            step=step,
         )
         caches.append(cache)
     assert len(set(made)) == len(ways)
@@ -167,13 +212,13 @@ def test_its_shards_have_an_address_of_their_own(
     for one in range(len(ways)):
         for other in range(one):
             assert not np.allclose(columns[one], columns[other], rtol=0, atol=1e-6)
-    assert set(caches[1].manifest.about["odin"]) == {"text_features", "tau", "eps"}
+    assert set(caches[1].manifest.about["step"]) == {"score", "record", "eps"}
 
 
 def test_a_row_that_is_not_finite_stops_no_other(backbone_files: Files) -> None:
     loaded = network.load(config_of(backbone_files, "vit"))
     pixels = random_pixels(loaded, 2)
-    alone = Odin(classes(), TAU, EPS).perturb(loaded, pixels)
+    alone = step_of().perturb(loaded, pixels)
 
     class Broken:
         """The model, but with no number for the first image."""
@@ -185,4 +230,4 @@ def test_a_row_that_is_not_finite_stops_no_other(backbone_files: Files) -> None:
             found = loaded.features(images)
             return torch.cat([found[:1] * float("nan"), found[1:]])
 
-    assert torch.equal(Odin(classes(), TAU, EPS).perturb(Broken(), pixels)[1], alone[1])
+    assert torch.equal(step_of().perturb(Broken(), pixels)[1], alone[1])
