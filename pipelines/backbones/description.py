@@ -33,6 +33,9 @@ class Preprocessing(Section):
     interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="of the resize")
     mean: tuple[float, float, float] = Field(description="of each channel, of pixels in [0, 1]")
     std: tuple[float, float, float] = Field(description="of each channel")
+    lossless: bool = Field(
+        False, description="it learned from lossless images of this size: refuse lossy ones"
+    )
 
 
 class BackboneConfig(Section):
@@ -57,6 +60,12 @@ class BackboneConfig(Section):
     )
     precision: Precision = Field("fp32", description="numbers of the image tower")
     about: str = Field("", description="where the weights come from; shown where they are missing")
+
+    @property
+    def lossless_to(self) -> int:
+        """The largest side, in pixels, of images that have to be stored losslessly; 0: none."""
+        how = self.preprocessing
+        return how.size if how is not None and how.lossless else 0
 
     @field_validator("kind")
     @classmethod

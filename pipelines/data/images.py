@@ -59,11 +59,15 @@ class Decoding:
         background: colour under transparent pixels, a CSS name or #rrggbb.
         exif: `apply` turns the image as its EXIF orientation says; `ignore`, as open_clip does.
         max_pixels: images of more pixels (width x height) are rejected before decoding.
+        lossless_to: images whose short side is at most this many pixels have to be stored
+            losslessly; 0: none. What compression leaves in an image is gone after a resize to
+            less, but not in one that a network sees pixel by pixel.
     """
 
     background: str = "white"
     exif: Literal["ignore", "apply"] = "ignore"
     max_pixels: int = LIMITS.pixels
+    lossless_to: int = 0
 
 
 DEFAULT = Decoding()
@@ -73,7 +77,8 @@ def decode(content: bytes, how: Decoding = DEFAULT) -> Image.Image:
     """The image in `content` as 8-bit RGB.
 
     Raises:
-        Rejected: `empty`, `not_an_image`, `too_large`, `truncated`, `unsupported` or `unreadable`.
+        Rejected: `empty`, `not_an_image`, `too_large`, `lossy`, `truncated`, `unsupported` or
+            `unreadable`.
     """
     if not content:
         raise Rejected("empty", "no bytes")
@@ -84,6 +89,12 @@ def decode(content: bytes, how: Decoding = DEFAULT) -> Image.Image:
             width, height = image.size
             if width * height > how.max_pixels:
                 raise Rejected("too_large", f"{width} x {height} pixels, over {how.max_pixels}")
+            if min(width, height) <= how.lossless_to and _is_lossy(image, content):
+                raise Rejected(
+                    "lossy",
+                    f"{image.format} of {width} x {height} pixels: the backbone learned from "
+                    "lossless images of this size; give such, or embed.lossless=false",
+                )
             image.load()
             turned = ImageOps.exif_transpose(image) if how.exif == "apply" else image
             return _to_rgb(turned, how.background)
@@ -99,6 +110,14 @@ def decode(content: bytes, how: Decoding = DEFAULT) -> Image.Image:
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error ...
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise Rejected(reason, f"{type(error).__name__}: {error}") from None
+
+
+def _is_lossy(image: Image.Image, content: bytes) -> bool:
+    """Whether the stored image is not the one that was saved."""
+    if image.format == WebPImagePlugin.WebPImageFile.format:
+        return b"VP8L" not in content  # the chunk of a lossless picture
+    in_tiff = str(image.info.get("compression", "")) in ("jpeg", "tiff_jpeg")
+    return image.format == JpegImagePlugin.JpegImageFile.format or in_tiff
 
 
 def _to_rgb(image: Image.Image, background: str) -> Image.Image:

@@ -25,6 +25,11 @@ class EmbedConfig(Section):
     max_pixels: int = Field(
         LIMITS.pixels, ge=1, le=LIMITS.pixels, description="larger images are rejected"
     )
+    lossless: bool = Field(
+        True,
+        description="refuse lossy images of a network's own size, where it says that it learned "
+        "from lossless ones (backbone.preprocessing.lossless)",
+    )
     local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
     decode: Literal["auto", "actors", "tasks"] = Field(
         "auto",
@@ -38,6 +43,11 @@ class EmbedConfig(Section):
         ImageColor.getrgb(value)  # raises ValueError
         return value
 
-    def decoding(self) -> images.Decoding:
-        """The part that decides how bytes become pixels."""
-        return images.Decoding(self.background, self.exif, self.max_pixels)
+    def decoding(self, lossless_to: int = 0) -> images.Decoding:
+        """The part that decides how bytes become pixels.
+
+        Args:
+            lossless_to: the backbone's (`BackboneConfig.lossless_to`).
+        """
+        asked = lossless_to if self.lossless else 0
+        return images.Decoding(self.background, self.exif, self.max_pixels, asked)

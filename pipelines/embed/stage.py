@@ -214,7 +214,7 @@ def _work(
     return Work(
         backbone=backbone,
         storage=storage,
-        how=settings.decoding(),
+        how=settings.decoding(backbone.lossless_to),
         batch_size=settings.batch_size,
         local_features=settings.local_features,
         threads=compute.embed_threads,

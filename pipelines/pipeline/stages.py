@@ -308,7 +308,7 @@ def hand_register(run: Run) -> RegisterResult:
         threshold=row.threshold,
         target_tpr=run.config.target_tpr,
         class_names=run.benchmark.class_names,
-        decoding=run.config.embed.decoding(),
+        decoding=run.config.embed.decoding(run.backbone.lossless_to),
         batch_size=run.config.embed.batch_size,
         facts={"run": run.id, "benchmark": run.benchmark.name},
         records=load_records(run.storage, needed),

@@ -106,3 +106,30 @@ def test_large_images_are_rejected_before_decoding() -> None:
         assert caught.value.reason == "too_large"
     with pytest.raises(Rejected, match="30 x 20 pixels, over 599"):
         decode(encoded(Image.fromarray(RGB), "PNG"), Decoding(max_pixels=599))
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "is_lossy"),
+    [
+        ("JPEG", {"quality": 100}, True),
+        ("WEBP", {"quality": 90}, True),
+        ("WEBP", {"lossless": True}, False),
+        ("TIFF", {"compression": "jpeg"}, True),
+        ("TIFF", {"compression": "tiff_lzw"}, False),
+        ("PNG", {}, False),
+        ("BMP", {}, False),
+    ],
+)
+def test_lossy_images_of_a_networks_own_size_are_rejected_where_it_asks(
+    form: str, options: dict, is_lossy: bool
+) -> None:
+    content = encoded(Image.fromarray(RGB), form, **options)
+    for side in (20, 32):
+        if is_lossy:
+            with pytest.raises(Rejected, match=r"30 x 20 pixels.*embed\.lossless=false") as caught:
+                decode(content, Decoding(lossless_to=side))
+            assert caught.value.reason == "lossy"
+        else:
+            assert decode(content, Decoding(lossless_to=side)).size == (30, 20)
+    assert decode(content, Decoding(lossless_to=19)).size == (30, 20)  # it is made smaller
+    assert decode(content).size == (30, 20)

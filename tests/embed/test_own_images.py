@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+from PIL import Image
 
 from pipelines.backbones import network
+from pipelines.backbones.kinds import cifar
 from pipelines.config import ConfigError, UserError, load
 from pipelines.embed import own_images
 from pipelines.embed import stage as embed
@@ -81,3 +84,25 @@ def test_mistakes(words: list[str], tmp_path: Path) -> None:
             own_images.run(load(FolderJob, "embed_folder", [*words, more]))
     with pytest.raises(ConfigError, match="give class_names=FILE too"):
         load(FolderJob, "embed_folder", [*words[:3], "odin.tau=10"])
+
+
+def test_a_network_for_small_images_refuses_lossy_ones_unless_told(
+    words: list[str], tmp_path: Path
+) -> None:
+    network_of = cifar.NETWORKS["resnet20"](2)
+    safetensors.torch.save_file(network_of.state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "small.yaml").write_text(
+        f"name: small\nkind: cifar\nmodel: resnet20\npath: {tmp_path}/weights.safetensors\n"
+        "class_names: [cat, dog]\npreprocessing: {size: 32, lossless: true, mean: [0, 0, 0], "
+        "std: [1, 1, 1]}\n"
+    )
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.jpg", quality=95)
+    (storage,) = (word for word in words if word.startswith("storage="))
+    mine = [f"source={tmp_path}/images", f"backbone=@{tmp_path}/small.yaml", storage]
+    with pytest.raises(UserError, match=r"4 of 4 images.*4 lossy.*embed\.lossless=false"):
+        own_images.run(load(FolderJob, "embed_folder", mine))
+    told = own_images.run(load(FolderJob, "embed_folder", [*mine, "embed.lossless=false"]))
+    assert told.cache.manifest.rows == 4
