@@ -36,6 +36,7 @@ from pipelines.backbones.tower import (
 )
 from pipelines.config import UserError, digest
 from pipelines.data.storage import Storage
+from pipelines.data.stored_lists import read_list
 
 # (config, K) to the network: pixels to logits, which the last `nn.Linear` of it gives.
 Build: TypeAlias = Callable[[BackboneConfig, int], nn.Module]
@@ -140,7 +141,8 @@ def class_names(config: BackboneConfig) -> tuple[str, ...]:
     """
     given = config.class_names
     if isinstance(given, str):
-        given = _names_in(config, Path(given).expanduser())
+        is_reference = "#" in given
+        given = read_list(given) if is_reference else _names_in(config, Path(given).expanduser())
     names = tuple(given or ())
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"backbone {config.name}: class {twice[0]!r} stands twice in class_names")

@@ -52,8 +52,8 @@ class BackboneConfig(Section):
     )
     class_names: list[str] | str | None = Field(
         None,
-        description="the classes of an image classifier's last layer, in its order: names, or a "
-        "file with a name a line or a JSON list",
+        description="the classes of an image classifier's last layer, in its order: names, a "
+        "file with a name a line or a JSON list, or FILE#KEY",
     )
     rename: dict[str, str] = Field(
         {}, description="parameters of the file under other names: regular expression to name"

@@ -149,6 +149,7 @@ class ParquetSource(Section):
     image_column: str = Field("image", description="encoded bytes, or a struct with `bytes`")
     key_column: str = Field("key", description="a unique name; may be missing")
     class_column: str = Field("class_name", description="may be missing")
+    class_map: str | None = Field(None, description="FILE#KEY: class names by name in that column")
     domain: str | None = Field(None, description="the style of all images, over the column's")
 
     def fingerprint(self) -> str:
@@ -162,8 +163,13 @@ class ParquetSource(Section):
         Raises:
             UserError: where there is no Parquet file, or one without the image column.
         """
-        parts = [self._index_of(file) for file in self._files()]
-        return as_index(pa.concat_tables(parts), self.root, domain=self.domain)
+        table = pa.concat_tables([self._index_of(file) for file in self._files()])
+        if self.class_map is not None and "class_name" in table.column_names:
+            names = read_names(self.class_map)
+            known = [names.get(str(name), name) for name in table["class_name"].to_pylist()]
+            place = table.column_names.index("class_name")
+            table = table.set_column(place, "class_name", pa.array(known, pa.string()))
+        return as_index(table, self.root, domain=self.domain)
 
     def read(self, keys: Sequence[str]) -> list[bytes | Exception]:
         """See `Source`; reads each row group that holds one of the keys once."""

@@ -45,6 +45,19 @@ def parquet(pictures: Path, tmp_path: Path) -> Path:
     return tmp_path / "images.parquet"
 
 
+def test_classes_of_a_parquet_column_may_have_other_names(tmp_path: Path) -> None:
+    (tmp_path / "lists.json").write_text('{"names": {"moggy": "cat"}}')
+    pq.write_table(
+        pa.table({"image": [b"a", b"b"], "key": ["1", "2"], "class_name": ["moggy", "dog"]}),
+        tmp_path / "images.parquet",
+    )
+    source = ParquetSource(
+        root=str(tmp_path / "images.parquet"), class_map=f"{tmp_path}/lists.json#names"
+    )
+    assert source.index()["class_name"].to_pylist() == ["cat", "dog"]
+    assert source.read(["2"]) == [b"b"]
+
+
 def test_folder_names_classes_and_reads_bytes(folder: Path) -> None:
     source = FolderSource(root=str(folder), domain="photo")
     index = source.index()
