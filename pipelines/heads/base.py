@@ -346,6 +346,13 @@ class Predictor:
         chosen: NDArray[np.int64] = self.adjusted(logits).argmax(dim=1).numpy()
         return chosen
 
+    def class_logits(
+        self, features: NDArray[np.float32], local: NDArray[np.float32] | None = None
+    ) -> Tensor:
+        """Logits (N, K), float64, that name the class; arguments as `similarity` takes them."""
+        similarity = torch.from_numpy(self.similarity(features, local)).double()
+        return self.adjusted(similarity * self.logit_scale)
+
     def files(self) -> dict[str, bytes]:
         """The content of the files that hold this predictor."""
         description = {

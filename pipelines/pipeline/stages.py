@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipelines.compute.stamp import stamp
 from pipelines.config import to_yaml
 from pipelines.data import kept
+from pipelines.data.features import LOCAL
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult
 from pipelines.evaluate import against_default
@@ -29,6 +30,7 @@ from pipelines.methods import MethodConfig
 from pipelines.records import HeadKey, HeadRef, Params
 from pipelines.register import choose
 from pipelines.register import stage as register
+from pipelines.register.calibration import Calibration
 from pipelines.register.result import RegisterResult
 from pipelines.run import Run
 from pipelines.score import by_name as scoring
@@ -288,6 +290,19 @@ def _facts(run: Run) -> Facts:
     )
 
 
+def _calibration(run: Run, address: str) -> Calibration:
+    """Of a head's confidence; the softmax as it is where no ID validation image is given."""
+    if not {"validation", "test"} <= set(run.benchmark.sets):
+        return Calibration()
+    predictor = load_predictor(run.storage, address)
+    known = []
+    for name in ("validation", "test"):
+        images = run.sets.load(name)
+        local = run.sets.column(name, LOCAL) if predictor.takes_local else None
+        known.append((images.features, local, images.labels))
+    return Calibration.of(predictor, *known)
+
+
 def hand_register(run: Run) -> RegisterResult:
     """The champion as a candidate, with everything that its verdicts need."""
     method, name = choose.champion(
@@ -312,6 +327,7 @@ def hand_register(run: Run) -> RegisterResult:
         batch_size=run.config.embed.batch_size,
         facts={"run": run.id, "benchmark": run.benchmark.name},
         records=load_records(run.storage, needed),
+        calibration=_calibration(run, head.address),
     )
     return register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as

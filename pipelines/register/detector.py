@@ -70,6 +70,7 @@ class DetectorRecord(StoredRecord):
     score: str
     params: dict[str, int | float]
     threshold: float
+    temperature: float = 1.0
     decoding: Decoding = DEFAULT
     batch_size: int = 64
     backbone: BackboneConfig | None = None
@@ -87,6 +88,7 @@ class Detector:
         score: its name (`pipelines.score.by_name`).
         params: its parameters.
         threshold: an image with a lower score is out of distribution.
+        temperature: of the confidence, set on ID validation; no score or class depends on it.
         records: what was fitted for the score, by name.
         decoding: how bytes became pixels when the head was trained.
         batch_size: most images encoded at once.
@@ -98,6 +100,7 @@ class Detector:
     score: str
     params: Mapping[str, float]
     threshold: float
+    temperature: float = 1.0
     decoding: Decoding = DEFAULT
     batch_size: int = 64
     facts: Mapping[str, Value] = field(default_factory=dict)
@@ -114,6 +117,11 @@ class Detector:
     def needs_local(self) -> bool:
         """Whether a verdict needs local features beside an image's own."""
         return self.predictor.takes_local or reads_local([self.score])
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether an image's own features are not enough for a verdict."""
+        return self.needs_local or self.score in PERTURBED
 
     def judge_features(
         self,
@@ -134,7 +142,15 @@ class Detector:
         features = np.ascontiguousarray(features, dtype=np.float32)
         moved = {} if perturbed is None else {self.score: perturbed}
         scores_of = {self.score: self.params}
-        judged = judge(self.predictor, scores_of, features, self.records, local, moved)
+        judged = judge(
+            self.predictor,
+            scores_of,
+            features,
+            self.records,
+            local,
+            moved,
+            temperature=self.temperature,
+        )
         scores = judged[f"score_{self.score}"]
         columns = [
             pa.array(self.predictor.class_names, pa.string()).take(pa.array(judged["predicted"])),
@@ -179,6 +195,7 @@ class Detector:
             score=self.score,
             params=dict(self.params),
             threshold=self.threshold,
+            temperature=self.temperature,
             decoding=self.decoding,
             batch_size=self.batch_size,
             backbone=backbone,
@@ -216,6 +233,7 @@ class Detector:
             score=record.score,
             params=record.params,
             threshold=record.threshold,
+            temperature=record.temperature,
             decoding=record.decoding,
             batch_size=record.batch_size,
             facts=record.facts,

@@ -20,6 +20,7 @@ from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
 from pipelines.ood import FITTED_SCORES, SCORES
 from pipelines.records import Value
+from pipelines.register.calibration import Calibration
 from pipelines.register.config import RegisterConfig
 from pipelines.register.detector import ARTIFACT, VERDICTS, Detector, detector_digest
 from pipelines.register.result import RegisterResult
@@ -58,6 +59,7 @@ class Candidate:
         decoding: how bytes become pixels.
         batch_size: most images encoded at once.
         records: what was fitted for the score, by name.
+        calibration: of the confidence.
     """
 
     predictor: Predictor
@@ -72,6 +74,7 @@ class Candidate:
     decoding: Decoding = DEFAULT
     batch_size: int = 64
     records: Records = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -81,6 +84,7 @@ class Candidate:
             "threshold_low": f"{self.threshold.low:.17g}",
             "threshold_high": f"{self.threshold.high:.17g}",
             "threshold_images": str(self.threshold.num_images),
+            **self.calibration.tags,
         }
 
     def detector(self) -> Detector:
@@ -96,6 +100,7 @@ class Candidate:
             score=self.score,
             params=self.params,
             threshold=self.threshold.value,
+            temperature=self.calibration.temperature,
             decoding=self.decoding,
             batch_size=self.batch_size,
             facts=facts,
@@ -115,6 +120,7 @@ class Candidate:
                     for name, record in self.records.items()
                 },
                 "decoding": asdict(self.decoding),
+                "temperature": self.calibration.temperature,
                 "code": model_code(self.predictor.head, self.score).digest,
             }
         )
@@ -297,8 +303,8 @@ def _log(candidate: Candidate) -> tuple[Any, str]:
             code_paths=[str(PACKAGE)],
             pip_requirements=requirements(),
             signature=signature(),
-            # A model that reads local features takes images only, and there is none at hand.
-            input_example=None if detector.needs_local else example,
+            # There is no image at hand for a model that takes nothing else.
+            input_example=None if detector.needs_images else example,
         )
         return info, described
 

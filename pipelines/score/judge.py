@@ -28,6 +28,7 @@ def judge(
     records: Records = MappingProxyType({}),
     local: NDArray[np.float32] | None = None,
     perturbed: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    temperature: float = 1.0,
 ) -> dict[str, NDArray[Any]]:
     """Classes and scores of image features.
 
@@ -41,6 +42,7 @@ def judge(
         records: what was fitted for these scores, by name (`pipelines.score.by_name`).
         local: (N, P, D) local features, unit length, where the head or a score reads them.
         perturbed: (N, D) features of the images after its input step, by score of `PERTURBED`.
+        temperature: of the confidence alone (`pipelines.ood.calibration`).
 
     Returns:
         `predicted` int64 (N,), `confidence` float64 (N,), the largest softmax probability of the
@@ -59,7 +61,7 @@ def judge(
     with torch_threads(1):
         return {
             "predicted": adjusted.logits.argmax(dim=1).numpy(),
-            "confidence": _score("msp", adjusted, {}, records),
+            "confidence": _score("msp", adjusted, {"tau": temperature}, records),
             **{f"score_{n}": _score(n, inputs, p, records) for n, p in scores.items()},
         }
 
