@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_ood.detector
 import torch
 
 from pipelines.ood import FITTED_SCORES, ODIN, Mahalanobis, odin, odin_perturb, step_up
@@ -51,6 +52,56 @@ def test_what_is_climbed_is_the_mahalanobis_score():
     small[2] = 1e-6
     rise = (record(rows() + small) - record(rows() - small)) / 2e-6
     np.testing.assert_allclose(slope[:, 2], rise, rtol=1e-6)
+
+
+class Network(torch.nn.Module):
+    """Smooth features of images (N, 3, 2, 2), and a linear layer on them, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.mix = torch.nn.Parameter(torch.randn(12, 6, generator=generator, dtype=torch.float64))
+        self.weight, self.bias = layer()
+
+    def features(self, images):
+        return torch.tanh(images.flatten(1) @ self.mix)
+
+    def forward(self, images):
+        return self.features(images) @ self.weight.T + self.bias
+
+
+def pictures(number=30):
+    generator = torch.Generator().manual_seed(8)
+    return torch.rand(number, 3, 2, 2, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("eps", "tau"), [(0.0014, 1000.0), (0.05, 2.0)])
+def test_odin_is_that_of_pytorch_ood(eps, tau):
+    network = Network()
+    expected = -pytorch_ood.detector.ODIN(network, eps=eps, temperature=tau).predict(pictures())
+    record = ODIN.fit(network.weight, network.bias, tau=tau)
+    moved = step_up(pictures(), lambda x: record.slope_of(network.features(x)), eps)
+    with torch.no_grad():
+        np.testing.assert_allclose(record(network.features(moved)), expected, rtol=1e-12)
+
+
+def test_the_moved_mahalanobis_is_that_of_pytorch_ood():
+    network, labels, eps = Network(), torch.arange(30) % 3, 0.02
+    known = network.features(pictures()).detach()
+    theirs = pytorch_ood.detector.MahalanobisODIN(network.features, eps=eps)
+    theirs.fit_features(known.float(), labels)  # it keeps float32
+    theirs._base.mu, theirs._base.precision = (
+        theirs._base.mu.double(),
+        theirs._base.precision.double(),
+    )
+    others = pictures(50)[30:]
+    # Half of the distance, by a covariance that is not divided by the number of rows.
+    expected = -2 * 30 * theirs.predict(others)
+    record = Mahalanobis.fit(known, labels)
+    moved = step_up(others, lambda x: record.slope_of(network.features(x)), eps)
+    with torch.no_grad():
+        found = record(network.features(moved))
+    np.testing.assert_allclose(found, expected.detach(), rtol=2e-3)
 
 
 def test_an_image_without_a_slope_stays_where_it_is():
