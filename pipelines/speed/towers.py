@@ -85,13 +85,11 @@ def _channels_last(network: nn.Module, pixels: Tensor, place: Path) -> Encode:  
     return lambda x: network(x.contiguous(memory_format=torch.channels_last))
 
 
-def _fused(network: nn.Module, pixels: Tensor, place: Path) -> Encode:
-    """The fusion by oneDNN of convolution, normalisation and activation, in a frozen trace."""
-    _channels_last(network, pixels, place)
-    last = pixels.contiguous(memory_format=torch.channels_last)
-    traced = torch.jit.freeze(torch.jit.trace(network, last))  # type: ignore[no-untyped-call]
-    fused = torch.jit.optimize_for_inference(traced)
-    return lambda x: fused(x.contiguous(memory_format=torch.channels_last))
+def _folded(network: nn.Module, pixels: Tensor, place: Path) -> Encode:
+    """Batch normalisation folded into the convolutions before it."""
+    from torch.fx.experimental.optimization import fuse
+
+    return _channels_last(fuse(network), pixels, place)
 
 
 def _compiled(network: nn.Module, pixels: Tensor, place: Path) -> Encode:
@@ -146,7 +144,7 @@ def _openvino(network: nn.Module, pixels: Tensor, place: Path) -> Encode:  # noq
 WAYS: Mapping[str, Callable[[nn.Module, Tensor, Path], Encode]] = {
     PLAIN: _eager,
     "channels last": _channels_last,
-    "channels last, fused by oneDNN": _fused,
+    "channels last, normalisation folded": _folded,
     "channels last, torch.compile": _compiled,
     "bfloat16 weights": _bf16,
     "bfloat16 autocast": _autocast,

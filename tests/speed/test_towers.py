@@ -36,7 +36,7 @@ def test_every_way_is_measured_against_the_plain_loop_or_says_why_not(rows) -> N
     assert rows[PLAIN].ratio == pytest.approx(1.0)
     assert rows["onnxruntime"].ratio is None
     assert rows["onnxruntime"].note == "not measured: no_such_module not installed"
-    for way in (PLAIN, "channels last", "channels last, fused by oneDNN"):
+    for way in (PLAIN, "channels last", "channels last, normalisation folded"):
         (distance,) = re.findall(r"relative distance at most (\S+),", rows[way].note)
         assert float(distance) < 1e-5, way
     (distance,) = re.findall(r"relative distance at most (\S+),", rows["bfloat16 weights"].note)
