@@ -23,6 +23,7 @@ FIGURES = {
     "delta_energy_choice": "pipelines.experiments.delta_energy_choice",
     "results_all": "pipelines.experiments.results_all",
     "training_ablations": "pipelines.experiments.training_ablations",
+    "image_classifiers": "pipelines.experiments.image_classifiers",
 }
 
 
