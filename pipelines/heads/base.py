@@ -216,8 +216,7 @@ class HeadPlugin(Generic[ConfigT]):
         has_cosines: whether similarities are cosines, or play their part; not so for a network's
             own logits, and scores of cosines do not apply to those.
         takes_unit: whether it compares features, which then have unit length.
-        has_activations: whether features are a network's penultimate activations and `linear` the
-            layer after them, which activation shaping needs.
+        has_activations: whether features are penultimate activations, `linear` the layer after.
         encode_batch: (head, image_features, columns) to its output; a training step calls it in
             place of `Head.encode`, for what differs from judging (sampled prompts) or needs the
             whole batch (its mean feature). `columns` holds those of `Config.columns`, for the
@@ -243,17 +242,15 @@ class HeadPlugin(Generic[ConfigT]):
     @property
     def gives(self) -> frozenset[str]:
         """What a score may read of such a head, in the words of `SCORES` and `FITTED_SCORES`."""
-        given = {
-            "logits": True,
-            "features": True,
-            "perturbed_features": True,
+        given = {"logits", "features", "perturbed_features"}
+        further = {
             "similarity": self.has_cosines,
             "local_similarity": self.compared is not None,
             "negative_similarity": self.compared is not None,
             "weight": self.linear is not None,
             "activations": self.has_activations,
         }
-        return frozenset(name for name, is_given in given.items() if is_given)
+        return frozenset(given | {name for name, is_given in further.items() if is_given})
 
 
 @dataclass(frozen=True)
@@ -340,18 +337,14 @@ class Predictor:
             return logits
         return adjust_logits(logits, torch.tensor(self.class_prior), self.adjustment)
 
+    def class_logits(self, similarity: NDArray[np.float32]) -> Tensor:
+        """Logits (N, K), float64, whose largest names the class, of similarities (N, K)."""
+        return self.adjusted(torch.from_numpy(similarity).double() * self.logit_scale)
+
     def predicted(self, similarity: NDArray[np.float32]) -> NDArray[np.int64]:
         """The class (N,) of each row of similarities (N, K)."""
-        logits = torch.from_numpy(similarity).double() * self.logit_scale
-        chosen: NDArray[np.int64] = self.adjusted(logits).argmax(dim=1).numpy()
+        chosen: NDArray[np.int64] = self.class_logits(similarity).argmax(dim=1).numpy()
         return chosen
-
-    def class_logits(
-        self, features: NDArray[np.float32], local: NDArray[np.float32] | None = None
-    ) -> Tensor:
-        """Logits (N, K), float64, that name the class; arguments as `similarity` takes them."""
-        similarity = torch.from_numpy(self.similarity(features, local)).double()
-        return self.adjusted(similarity * self.logit_scale)
 
     def files(self) -> dict[str, bytes]:
         """The content of the files that hold this predictor."""

@@ -33,8 +33,11 @@ class Calibration:
     @classmethod
     def of(cls, predictor: Predictor, validation: Labelled, test: Labelled) -> Calibration:
         """Fitted to the validation images, measured on the test images."""
-        temperature = fit_temperature(predictor.class_logits(*validation[:2]), validation[2])
-        logits, labels = predictor.class_logits(*test[:2]), torch.as_tensor(test[2])
+        (known, known_labels), (logits, labels) = (
+            (predictor.class_logits(predictor.similarity(features, local)), torch.tensor(classes))
+            for features, local, classes in (validation, test)
+        )
+        temperature = fit_temperature(known, known_labels)
         right = logits.argmax(dim=1) == labels
         before, after = (
             expected_calibration_error(msp(logits, tau), right) for tau in (1.0, temperature)

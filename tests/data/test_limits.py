@@ -67,6 +67,7 @@ def test_a_compressed_tar_is_not_unpacked(tmp_path: Path) -> None:
     assert rest == "x.tar/(after 0 images)"
 
 
+@pytest.mark.slow
 def test_cells_of_parquet_are_measured_and_the_others_read(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     huge = b"\0" * (LIMITS.image_bytes + 1)

@@ -149,6 +149,7 @@ def test_every_kind_of_source_in_a_bucket(bucket: tuple[Path, str], pictures: Pa
     assert python(script, str(folder), AWS_ENDPOINT_URL=address, **keys) == "good\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("uri", "hint"),
     [("s3://bucket/data", "AWS_ACCESS_KEY_ID"), ("gs://bucket/data", "GOOGLE_APPLICATION_")],

@@ -70,6 +70,7 @@ def test_cell_masses_of_known_densities():
     assert figure.mode_bias(masses) == pytest.approx(0.75 - 1 / 9 + 0.25 - 1 / 9, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_both_models_differ_only_in_where_chains_start():
     points, labels = figure.data("grid", 0)
     assert points.shape == (9 * figure.PER_CROSS, 2)

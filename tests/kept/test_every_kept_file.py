@@ -36,9 +36,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 WORDS = (
     "preset=test",
     "training=in_process",
-    "methods=[zero_shot,ebm,balanced_energy]",
+    "methods=[zero_shot,balanced_energy]",
     "methods.balanced_energy.training.epochs=1",
-    "methods.ebm.training.epochs=2",
     "scores=[mcm,knn,neg_label]",
     "sweep.posthoc.budget=2",
 )

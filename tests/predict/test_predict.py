@@ -66,6 +66,7 @@ def test_a_huge_file_alone_or_in_a_folder_is_not_read(model: Path, tmp_path: Pat
     assert found[str(tmp_path / "fine.png")].error is None
 
 
+@pytest.mark.slow
 def test_members_cells_and_bombs_have_the_limits_of_embed(model: Path, tmp_path: Path) -> None:
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")

@@ -186,6 +186,7 @@ def test_a_pass_with_an_input_step_goes_the_same_way(
     assert np.abs(expected - plain.load(keys)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_only_missing_shards_are_made(
     first_run: FirstRun, pictures: Path, backbone: BackboneConfig
 ) -> None:

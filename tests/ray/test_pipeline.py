@@ -301,7 +301,7 @@ def test_a_mistake_is_lines_on_stderr_and_exit_status_2(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         "error: benchmark=digit: no such benchmark; allowed: cifar10, digits, imagenet, "
-        "imagenet_open, pacs, pacs_known_values, vlcs (did you mean digits?)",
+        "imagenet_open, imagenet_small, pacs, pacs_known_values, vlcs (did you mean digits?)",
         "error: shots='few': input should be a valid integer, unable to parse string as an integer",
         "error: seeds=0: input should be greater than or equal to 1",
     ]

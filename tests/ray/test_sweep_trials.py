@@ -204,9 +204,8 @@ def test_the_median_rule_ends_with_a_finished_choice(
     assert found.trials[chosen].status == "done"
 
 
-@pytest.mark.parametrize(
-    "objectives", [["accuracy", "fpr"], pytest.param(["auroc"], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("objectives", [["accuracy", "fpr"], ["auroc"]])
 def test_optuna_proposes_settings_of_the_space(
     sets: FeatureSets,  # noqa: F811
     backbone: BackboneConfig,

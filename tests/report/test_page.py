@@ -383,6 +383,7 @@ def test_what_the_choice_gained_is_a_table_and_a_line_for_each_criterion(evidenc
     assert "Chosen against default" not in text_table(evidence.metrics)
 
 
+@pytest.mark.slow
 def test_the_sweeps_evidence_is_told_and_drawn(evidence):
     sweep, surfaces = sweep_record()
     shown = Page(evidence.page(sweep=sweep, surfaces=surfaces))

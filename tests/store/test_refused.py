@@ -102,6 +102,7 @@ def test_a_storage_that_is_read_only(finished: Path, small_disk: Path) -> None:
     assert pipeline(storage).stdout.count("found, nothing to do") == 6
 
 
+@pytest.mark.slow
 def test_other_commands_on_a_storage_that_is_read_only(finished: Path, small_disk: Path) -> None:
     """A model judges as ever; features cannot be kept."""
     storage = Path(shutil.copytree(finished, small_disk / "storage"))
@@ -127,6 +128,7 @@ def test_other_commands_on_a_storage_that_is_read_only(finished: Path, small_dis
 AS_A_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unreadable",
     [

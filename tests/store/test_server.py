@@ -53,6 +53,7 @@ def other_server() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["nobody", "silent"])
 def test_it_is_asked_first_with_a_time_limit(
     server: str, tmp_path: Path, request: pytest.FixtureRequest

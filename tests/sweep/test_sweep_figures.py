@@ -29,6 +29,7 @@ def lines(figure: Figure, **wanted: Any) -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn_once_and_as_png() -> None:
     drawn = list(sweep_figures.drawn(*record()))
     assert [name for name, *_ in drawn] == [

@@ -26,6 +26,7 @@ def run(mlflow_store: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_files_and_what_the_parent_run_has(run: Any) -> None:
     sweep, surfaces = record()
     sweep_record.keep(run, sweep, surfaces, "benchmark=digits")
