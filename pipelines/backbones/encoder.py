@@ -162,6 +162,18 @@ def _drop_not_finite(encoded: Encoded) -> Encoded:
     return Encoded({name: c[finite] for name, c in encoded.columns.items()}, verdicts)
 
 
+def of_both(one: Encoded, other: Encoded) -> tuple[Encoded, Encoded]:
+    """The features of the images that are good in both passes over the same images."""
+    verdicts = [a or b for a, b in zip(one.verdicts, other.verdicts, strict=True)]
+
+    def kept(encoded: Encoded) -> Encoded:
+        pairs = zip(encoded.verdicts, verdicts, strict=True)
+        rows = np.array([both is None for own, both in pairs if own is None], dtype=bool)
+        return Encoded({name: c[rows] for name, c in encoded.columns.items()}, verdicts)
+
+    return kept(one), kept(other)
+
+
 def _unread(error: Exception) -> Rejected:
     if isinstance(error, Rejected):
         return error

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.backbones.description import BackboneConfig
-from pipelines.backbones.encoder import FEATURE, LOCAL, Encoder, Preparer
+from pipelines.backbones.encoder import FEATURE, LOCAL, Encoder, Preparer, of_both
 from pipelines.backbones.network import load
 from pipelines.backbones.tower import Tower
 from pipelines.config import UserError
@@ -168,11 +168,14 @@ class Detector:
         keys = [str(number) for number in range(len(contents))]
         preparer = Preparer(self.network.crop, self.decoding)
         batches = list(preparer.batches(keys, contents, size))
-        encoded = Encoder(self.network, size, self.needs_local).encode(batches)
-        columns, perturbed = encoded.columns, None
+        encoded, perturbed = Encoder(self.network, size, self.needs_local).encode(batches), None
         if self.score in PERTURBED:
             step = input_step(self.score, self.params, self.records)
-            perturbed = Encoder(self.network, size, step=step).encode(batches).columns[FEATURE]
+            encoded, moved = of_both(
+                encoded, Encoder(self.network, size, step=step).encode(batches)
+            )
+            perturbed = moved.columns[FEATURE]
+        columns = encoded.columns
         judged = self.judge_features(columns[FEATURE], columns.get(LOCAL), perturbed)
         verdicts = iter(judged.to_pylist())
         nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from pipelines.backbones import network
 from pipelines.backbones.clip import Clip
 from pipelines.backbones.description import BackboneConfig
-from pipelines.backbones.encoder import Encoder, Preparer
+from pipelines.backbones.encoder import Encoded, Encoder, Preparer, of_both
 from pipelines.backbones.input_step import InputStep
 from pipelines.compute.cluster import ComputeConfig
+from pipelines.data.images import Rejected
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
 from pipelines.embed import stage as embed
@@ -231,3 +232,14 @@ def test_a_row_that_is_not_finite_stops_no_other(backbone_files: Files) -> None:
             return torch.cat([found[:1] * float("nan"), found[1:]])
 
     assert torch.equal(step_of().perturb(Broken(), pixels)[1], alone[1])
+
+
+def test_rows_of_two_passes_stay_those_of_one_image() -> None:
+    bad, worse = Rejected("not_finite", "no number"), Rejected("empty", "no bytes")
+    rows = np.arange(4, dtype=np.float32)[:, None]
+    plain = Encoded({"feature": rows[[0, 2, 3]]}, [None, bad, None, None, worse])
+    moved = Encoded({"feature": -rows[[0, 1, 3]]}, [None, None, bad, None, worse])
+    one, other = of_both(plain, moved)
+    assert one.columns["feature"].tolist() == [[0.0], [3.0]]
+    assert other.columns["feature"].tolist() == [[0.0], [-3.0]]
+    assert one.verdicts == other.verdicts == [None, bad, bad, None, worse]
