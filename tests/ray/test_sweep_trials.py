@@ -46,17 +46,23 @@ def coop(epochs: int = 2) -> MethodConfig:
     return config
 
 
+# A trial takes the whole cluster. Schedulers compare a trial with those before it: which they are
+# must not depend on whose process starts first.
+IN_TURN = ComputeConfig(trial_cpus=4)
+
+
 def run(
     sets: FeatureSets,  # noqa: F811
     backbone: BackboneConfig,
     epochs: int = 2,
     methods: Mapping[str, MethodConfig] | None = None,
     storage: Storage | None = None,
+    compute: ComputeConfig | None = None,
     **settings: Any,
 ) -> SweepResult:
     config = SweepConfig(posthoc={"budget": 4}, **settings)
     inputs = inputs_of(sets, backbone, methods or {"coop": coop(epochs)}, storage)
-    return sweep.run(inputs, config, compute=ComputeConfig())[0]
+    return sweep.run(inputs, config, compute=compute or ComputeConfig())[0]
 
 
 def inputs_of(
@@ -173,7 +179,7 @@ def test_asha_stops_the_weak_early(
     lrs = [0.05, 1e-9, 2e-9, 3e-9, 4e-9, 5e-9]
     found = run(
         sets, backbone, epochs=9, space={"coop": {"training.lr": lrs}}, scheduler="asha",
-        grace_epochs=1, objectives=["accuracy"],
+        grace_epochs=1, objectives=["accuracy"], compute=IN_TURN,
     )  # fmt: skip
     assert {"done", "stopped"} == set(statuses(found))
     stopped = [t for t in found.trials if t.status == "stopped"]
@@ -194,7 +200,7 @@ def test_the_median_rule_ends_with_a_finished_choice(
     lrs = [0.05, 0.04, 0.03, 1e-9, 2e-9, 3e-9]
     found = run(
         sets, backbone, epochs=9, space={"coop": {"training.lr": lrs}}, scheduler="median",
-        grace_epochs=1, objectives=["accuracy"],
+        grace_epochs=1, objectives=["accuracy"], compute=IN_TURN,
     )  # fmt: skip
     assert "failed" not in statuses(found)
     # The three that hardly learn come last, below the median of those before them.

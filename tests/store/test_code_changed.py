@@ -63,7 +63,7 @@ def test_parts_of_two_versions_never_meet(finished: Path, tmp_path: Path) -> Non
     assert len(list(killed.glob(PARTS))) == 1  # of the old code
     file = tree / "pipelines" / "ood" / "scores.py"
     text = file.read_text()
-    old = "lambda block: _max_softmax(block, tau),\n        similarity="
+    old = "lambda block: max_softmax(block, tau),\n        similarity="
     assert text.count(old) == 1
     file.write_text(text.replace(old, old.replace("block, tau)", "block, tau) * -1")))
     for storage in (killed, undisturbed):
