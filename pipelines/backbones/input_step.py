@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipelines.backbones.tower import Tower
-from pipelines.ood import Climbable, move, record_state, step_up
+from pipelines.ood import DifferentiableScore, move, record_state, step_up
 from pipelines.records import Record
 
 
@@ -36,7 +36,7 @@ class InputStep:
         eps: size of the step, in units of a pixel in [0, 1], as in the authors' code.
     """
 
-    score: Climbable
+    score: DifferentiableScore
     eps: float
 
     def identity(self) -> StepIdentity:
@@ -50,9 +50,9 @@ class InputStep:
         """8-bit RGB (N, H, W, 3) -> normalised pixels (N, 3, H, W) after the step."""
         score = move(self.score, tower.device)
 
-        def slope_of(unit: Tensor) -> Tensor:
+        def score_of(unit: Tensor) -> Tensor:
             features = tower.features(tower.standardize(unit))
             # A row that is not finite is rejected after encoding, and stops no other one here.
-            return score.slope_of(torch.nan_to_num(features))
+            return score.differentiable(torch.nan_to_num(features))
 
-        return tower.standardize(step_up(tower.to_unit(pixels), slope_of, self.eps))
+        return tower.standardize(step_up(tower.to_unit(pixels), score_of, self.eps))

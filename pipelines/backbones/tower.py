@@ -7,6 +7,7 @@ A kind of backbone is a file in `pipelines/backbones/kinds/` that ends in
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,7 +31,7 @@ OnProgress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
+class Tower(ABC):
     """A frozen image tower, ready to encode.
 
     Attributes:
@@ -81,9 +82,9 @@ class Tower:
         """The second half of `normalize`: (N, 3, H, W) in [0, 1] -> normalised, differentiably."""
         return (unit - self.mean) / self.std
 
+    @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (N, 3, H, W) -> features (N, D), float32, in the gradient mode set."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> F
         if (linear := predictor.plugin.linear) is not None:
             arrays["weight"], arrays["bias"] = linear(predictor)
     row = FITTED_SCORES[fit.score]
-    # The size of an input step is no parameter of the record that is climbed.
+    # The size of an input step is no parameter of the record itself.
     params = {k: int(v) if k == "k" else v for k, v in fit.params.items() if k in row.parameters}
     return row.fit(arrays, **params)
 

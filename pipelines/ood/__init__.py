@@ -23,7 +23,7 @@ from pipelines.ood.energy_correction import (
     sgld,
 )
 from pipelines.ood.fitted_scores import FITTED_SCORES
-from pipelines.ood.input_steps import ODIN, Climbable, odin, odin_perturb, step_up
+from pipelines.ood.input_steps import ODIN, DifferentiableScore, odin, odin_perturb, step_up
 from pipelines.ood.losses import (
     LOSSES,
     balance_weight,
@@ -89,7 +89,7 @@ __all__ = [
     "Bounded",
     "ClassCounts",
     "ClassStatistics",
-    "Climbable",
+    "DifferentiableScore",
     "EnergyCorrection",
     "EnergyMoments",
     "EnergySettings",

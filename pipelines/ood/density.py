@@ -61,7 +61,7 @@ class Mahalanobis:
         """Scores (N,), at most 0."""
         return _nearest_class(self.gaussians, features, _as_given)
 
-    def slope_of(self, rows: Tensor) -> Tensor:
+    def differentiable(self, rows: Tensor) -> Tensor:
         """The score (B,), differentiable (Lee et al. 2018, eq. 4)."""
         return -self.gaussians.squared_distances(rows.to(self.gaussians.means)).amin(dim=1)
 

@@ -1,9 +1,9 @@
-"""Scores of images that were moved towards the known first: ODIN, and Mahalanobis moved likewise.
+"""Scores of images that took a step towards the known images first (Liang 2018, Lee 2018).
 
-Both take one step x + eps * sign(grad_x S(h(x))) up a score S of the features h(x) and judge the
-moved image: a known image follows the step farther than an unknown one. So each is a fitted record
-S that can be climbed (`Climbable`); who has the pixels takes the step (`step_up`) and scores the
-features of what comes out.
+ODIN and the perturbed Mahalanobis score both take one step x + eps * sign(grad_x S(h(x))) up a
+score S of the features h(x), and judge the image after it: a known image gains more by the step
+than an unknown one. Each of them is a fitted record S with a gradient (`DifferentiableScore`). The
+caller that has the pixels takes the step (`step_up`) and scores the features of its result.
 """
 
 import math
@@ -19,13 +19,13 @@ from pipelines.ood.linear_layer import LinearLayer
 from pipelines.ood.scores import max_softmax
 
 
-class Climbable(Protocol):
-    """A fitted record whose score has a slope."""
+class DifferentiableScore(Protocol):
+    """A fitted record whose score has a gradient."""
 
     def __call__(self, features: Array, /) -> Tensor:
         """Scores float64 (N,) of features (N, D), HIGH for in-distribution."""
 
-    def slope_of(self, rows: Tensor) -> Tensor:
+    def differentiable(self, rows: Tensor) -> Tensor:
         """(B,) of features (B, D): the score, or what rises with it, differentiable."""
 
 
@@ -54,7 +54,7 @@ class ODIN:
         """Scores (N,) in (1/K, 1]."""
         return self.layer.walk(features, lambda rows: odin(self.layer.logits(rows), self.tau))
 
-    def slope_of(self, rows: Tensor) -> Tensor:
+    def differentiable(self, rows: Tensor) -> Tensor:
         """The logarithm of the score (B,), differentiable."""
         return max_softmax(self.layer.logits(rows.to(self.layer.weight)), self.tau).log()
 

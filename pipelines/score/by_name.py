@@ -35,7 +35,7 @@ from pipelines.heads.comparisons import (
 from pipelines.ood import (
     FITTED_SCORES,
     SCORES,
-    Climbable,
+    DifferentiableScore,
     EnergyCorrection,
     FeatureEBM,
     combine,
@@ -258,7 +258,7 @@ def input_step(score: str, params: Params, records: Records) -> InputStep:
         records: what was fitted, by name.
     """
     eps = params.get("eps", FITTED_SCORES[score].settings["eps"])
-    return InputStep(cast("Climbable", records[score]), eps)
+    return InputStep(cast("DifferentiableScore", records[score]), eps)
 
 
 def _scoring(records: Records, score: str) -> FittedRecord:

@@ -30,7 +30,7 @@ def test_odin_is_the_softmax_of_the_layers_logits(tau):
     found = FITTED_SCORES["odin"].fit({"weight": weight, "bias": bias}, tau=tau)
     np.testing.assert_allclose(found(rows()), expected, rtol=1e-12)
     np.testing.assert_allclose(odin(np.array(logits), tau), expected, rtol=1e-12)
-    np.testing.assert_allclose(found.slope_of(rows()).exp(), expected, rtol=1e-12)
+    np.testing.assert_allclose(found.differentiable(rows()).exp(), expected, rtol=1e-12)
 
 
 def test_odin_without_an_offset_and_its_mistakes():
@@ -41,13 +41,13 @@ def test_odin_without_an_offset_and_its_mistakes():
         ODIN.fit(weight, tau=0.0)
 
 
-def test_what_is_climbed_is_the_mahalanobis_score():
+def test_what_has_the_gradient_is_the_mahalanobis_score():
     labels = torch.arange(40) % 3
     record = Mahalanobis.fit(rows() + labels[:, None], labels)
     inputs = rows().requires_grad_()
-    climbed = record.slope_of(inputs)
-    np.testing.assert_allclose(climbed.detach(), record(rows()), rtol=1e-12)
-    (slope,) = torch.autograd.grad(climbed.sum(), inputs)
+    score = record.differentiable(inputs)
+    np.testing.assert_allclose(score.detach(), record(rows()), rtol=1e-12)
+    (slope,) = torch.autograd.grad(score.sum(), inputs)
     small = torch.zeros(6, dtype=torch.float64)
     small[2] = 1e-6
     rise = (record(rows() + small) - record(rows() - small)) / 2e-6
@@ -80,7 +80,7 @@ def test_odin_is_that_of_pytorch_ood(eps, tau):
     network = Network()
     expected = -pytorch_ood.detector.ODIN(network, eps=eps, temperature=tau).predict(pictures())
     record = ODIN.fit(network.weight, network.bias, tau=tau)
-    moved = step_up(pictures(), lambda x: record.slope_of(network.features(x)), eps)
+    moved = step_up(pictures(), lambda x: record.differentiable(network.features(x)), eps)
     with torch.no_grad():
         np.testing.assert_allclose(record(network.features(moved)), expected, rtol=1e-12)
 
@@ -98,7 +98,7 @@ def test_the_moved_mahalanobis_is_that_of_pytorch_ood():
     # Half of the distance, by a covariance that is not divided by the number of rows.
     expected = -2 * 30 * theirs.predict(others)
     record = Mahalanobis.fit(known, labels)
-    moved = step_up(others, lambda x: record.slope_of(network.features(x)), eps)
+    moved = step_up(others, lambda x: record.differentiable(network.features(x)), eps)
     with torch.no_grad():
         found = record(network.features(moved))
     np.testing.assert_allclose(found, expected.detach(), rtol=2e-3)
