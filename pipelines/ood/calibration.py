@@ -1,7 +1,6 @@
 """Temperature scaling: one number that makes a softmax as sure as it is right."""
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from pipelines.ood.checks import Array, as_tensor
@@ -28,6 +27,8 @@ def fit_temperature(logits: Array, labels: Values) -> float:
     Raises:
         ValueError: no rows, shapes that do not fit, NaN, or a label outside [0, K).
     """
+    from scipy.optimize import brentq  # 0.3 s, which the record of a finished run need not wait for
+
     rows = as_tensor(logits, "logits", rank=2).detach().double()
     known = class_labels(labels, rows.shape[1]).to(rows.device)
     if not len(rows) or len(known) != len(rows):
