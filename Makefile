@@ -65,7 +65,7 @@ format: setup  ## rewrite the code in house style
 	@ruff check --fix .
 
 lock: | $(filter .tools/bin/uv,$(UV))  ## write requirements.lock anew from pyproject.toml
-	@$(UV) pip compile pyproject.toml --group dev --universal --generate-hashes \
+	@$(UV) pip compile pyproject.toml --group dev --extra onnxruntime --universal --generate-hashes \
 	  --no-header --no-annotate --quiet --output-file requirements.lock
 
 clean:  ## remove what demo wrote (the set-up stays)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.backbones.input_step import InputStep
-from pipelines.backbones.tower import Tower
+from pipelines.backbones.tower import Encode, Tower
 from pipelines.data.images import DEFAULT, Decoding, Rejected, decode
 
 Pixels = NDArray[np.uint8]  # (H, W, 3): the evaluation crop
@@ -101,12 +101,14 @@ class Encoder:
             of the batch in its last bit.
         local_features: whether to keep local features too, see `pipelines.backbones.local`.
         step: an input step, taken before encoding; None: the images as they are.
+        engine: encodes in place of the tower, see `pipelines.backbones.onnx_engine`.
     """
 
     tower: Tower
     batch_size: int
     local_features: bool = False
     step: InputStep | None = None
+    engine: Encode | None = None
 
     def encode(self, batches: Iterable[list[Prepared]]) -> Encoded:
         """Features of everything in `batches`.
@@ -147,7 +149,7 @@ class Encoder:
         if self.local_features:
             outputs: tuple[Tensor, ...] = self.tower.encode_with_local(ready)
         else:
-            outputs = (self.tower.encode_image(ready),)
+            outputs = ((self.engine or self.tower.encode_image)(ready),)
         return tuple(output[: len(pixels)] for output in outputs)
 
 

@@ -28,6 +28,8 @@ DTYPES: dict[str, torch.dtype] = {
 Crop: TypeAlias = Callable[[Image.Image], Image.Image]
 # Called with (steps done, in all) where a backbone has to be trained.
 OnProgress: TypeAlias = Callable[[int, int], None]
+# Normalised pixels (N, 3, H, W) to features (N, D), without gradients.
+Encode: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

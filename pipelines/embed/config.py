@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from PIL import ImageColor
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.config import Section
 from pipelines.data import images
@@ -31,6 +31,11 @@ class EmbedConfig(Section):
         "from lossless ones (backbone.preprocessing.lossless)",
     )
     local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
+    engine: Literal["torch", "onnxruntime"] = Field(
+        "torch",
+        description="what runs the image tower; onnxruntime, an extra, is the faster one for "
+        "convolutions on a CPU",
+    )
     decode: Literal["auto", "actors", "tasks"] = Field(
         "auto",
         description="where images are decoded: in the encoding actors, or in separate tasks "
@@ -42,6 +47,12 @@ class EmbedConfig(Section):
     def _known_colour(cls, value: str) -> str:
         ImageColor.getrgb(value)  # raises ValueError
         return value
+
+    @model_validator(mode="after")
+    def _engine_gives_what_is_kept(self) -> Self:
+        if self.local_features and self.engine != "torch":
+            raise ValueError(f"engine={self.engine} gives no local features; engine=torch does")
+        return self
 
     def decoding(self, lossless_to: int = 0) -> images.Decoding:
         """The part that decides how bytes become pixels.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.backbones import network
+from pipelines.backbones import network, onnx_engine
 from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.input_step import InputStep
@@ -151,9 +151,11 @@ def embed_sources(
         on_progress: called after each shard with images done, all images, rejected images.
 
     Raises:
-        UserError: for an empty source, an unknown or doubled key among `keys`, or more bad
-            images than `settings.max_rejected`.
+        UserError: for an empty source, an unknown or doubled key among `keys`, more bad
+            images than `settings.max_rejected`, or an engine that cannot do this.
     """
+    if settings.engine == "onnxruntime":
+        onnx_engine.check(backbone, on_gpu=compute.embed_gpus > 0)
     chosen = keys or {}
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
@@ -175,14 +177,21 @@ def embed_sources(
     return {name: caches[name] for name in sources}
 
 
-def feature_code(source: Source, backbone: BackboneConfig, step: InputStep | None = None) -> Code:
+def feature_code(
+    source: Source,
+    backbone: BackboneConfig,
+    step: InputStep | None = None,
+    settings: EmbedConfig | None = None,
+) -> Code:
     """The code that can decide a feature, from the plan of shards to the bytes that are written."""
     kind = type(source)
     of_project = kind.__module__.partition(".")[0] in PACKAGES
     # A source of another package says in its fingerprint all that decides its images.
     read: list[Entry] = [kind.read] if of_project else []
-    up: list[Entry] = [] if step is None else [type(step.score)]
-    return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read, *up)
+    more: list[Entry] = [] if step is None else [type(step.score)]
+    if settings is not None and settings.engine == "onnxruntime":
+        more.append(onnx_engine.engine)
+    return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read, *more)
 
 
 def _identity(
@@ -204,7 +213,7 @@ def _identity(
         step=None if step is None else step.identity(),
         source=source.fingerprint(),
         keys=chosen,
-        code=feature_code(source, backbone, step).digest,
+        code=feature_code(source, backbone, step, settings).digest,
     )
 
 
@@ -219,6 +228,7 @@ def _work(
         local_features=settings.local_features,
         threads=compute.embed_threads,
         device="cuda" if compute.embed_gpus else "cpu",
+        engine=onnx_engine.engine if settings.engine == "onnxruntime" else None,
     )
 
 

@@ -8,7 +8,7 @@ Both ways cut the same batches, so they write the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Prepared, Preparer, image_hash
 from pipelines.backbones.input_step import InputStep
 from pipelines.backbones.threads import torch_threads
+from pipelines.backbones.tower import Encode, Tower
 from pipelines.data import features
 from pipelines.data.features import Receipt
 from pipelines.data.images import Decoding, Rejected
@@ -72,7 +73,10 @@ class ShardReceipt(Record):
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker needs to know; small enough to send."""
+    """What every worker needs to know; small enough to send.
+
+    `engine` makes, of the tower, a batch size and a number of threads, what encodes in its place.
+    """
 
     backbone: BackboneConfig
     storage: Storage
@@ -82,6 +86,7 @@ class Work:
     threads: int
     device: str
     step: InputStep | None = None
+    engine: Callable[[Tower, int, int], Encode] | None = None
 
 
 class ShardPreparer:
@@ -130,7 +135,8 @@ class ShardEncoder:
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Load the model on the work's device."""
         loaded = network.load(work.backbone, device=work.device)
-        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.step)
+        made = work.engine and work.engine(loaded, work.batch_size, work.threads)
+        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.step, made)
         self.preparer = Preparer(loaded.crop, work.how, work.threads)
         self.work = work
         self.sources = sources

@@ -2,8 +2,8 @@
 
 Each way of running a network is measured in turns with all others, on the same pixels at the same
 number of threads, and its features are compared with those of the plain float32 loop. Weights are
-random: they decide no speed. onnxruntime and OpenVINO are yardsticks, not dependencies; where
-they are not installed their rows say so.
+random: they decide no speed. onnxruntime is an extra (`embed.engine=onnxruntime`), OpenVINO a
+yardstick; where they are not installed their rows say so.
 """
 
 from __future__ import annotations
@@ -116,10 +116,12 @@ def _autocast(network: nn.Module, pixels: Tensor, place: Path) -> Encode:
 
 
 def _onnxruntime(network: nn.Module, pixels: Tensor, place: Path) -> Encode:
-    import onnxruntime  # type: ignore[import-not-found]
+    import onnxruntime
 
     path = place / "network.onnx"
-    torch.onnx.export(network, (pixels,), str(path), dynamo=False)
+    program = torch.onnx.export(network, (pixels,), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -151,8 +153,8 @@ WAYS: Mapping[str, Callable[[nn.Module, Tensor, Path], Encode]] = {
     "onnxruntime": _onnxruntime,
     "OpenVINO": _openvino,
 }
-# What a way needs that is no dependency of this project.
-NEEDS = {"onnxruntime": ("onnx", "onnxruntime"), "OpenVINO": ("openvino",)}
+# What a way needs that need not be installed.
+NEEDS = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript"), "OpenVINO": ("openvino",)}
 
 
 def run(*, scale: float = 1.0, only: str = "") -> list[Row]:

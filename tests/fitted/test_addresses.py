@@ -19,6 +19,7 @@ from pipelines.data.digits import DigitsSource
 from pipelines.data.sources import FolderSource
 from pipelines.embed import stage as embed
 from pipelines.embed import text
+from pipelines.embed.config import EmbedConfig
 from pipelines.finetune import outlier_prior
 from pipelines.fitted import class_statistics, negative_words, record
 from pipelines.score import code as score_code
@@ -41,10 +42,13 @@ KINDS: dict[str, Callable[[], code_digest.Code]] = {
     "text": lambda: text.text_code(MINI),
     "features of digits": lambda: embed.feature_code(DigitsSource(), MINI),
     "features of a folder": lambda: embed.feature_code(FolderSource(root="images"), MINI),
+    "features by onnxruntime": lambda: embed.feature_code(
+        DigitsSource(), MINI, settings=EmbedConfig(engine="onnxruntime")
+    ),
 }
 SCORES = {"scores mcm", "scores delta_energy+knn"}
 OF_STATISTICS = {"statistics", "fit gaussian_mixture", "fit energy_correction"}
-FEATURES = {"features of digits", "features of a folder"}
+FEATURES = {"features of digits", "features of a folder", "features by onnxruntime"}
 
 # File, a line of it, what stands there instead; the kinds whose code changes.
 EDITS = {
@@ -133,7 +137,13 @@ EDITS = {
         "data/digits.py",
         "def read(self, keys: Sequence[str])",
         "def read(self, keys: Sequence[str], edited: int = 1)",
-        {"features of digits"},
+        {"features of digits", "features by onnxruntime"},
+    ),
+    "an engine": (
+        "backbones/onnx_engine.py",
+        "inter_op_num_threads = threads, 1",
+        "inter_op_num_threads = threads, 2",
+        {"features by onnxruntime"},
     ),
     "encoding of images": (
         "backbones/encoder.py",

@@ -324,3 +324,26 @@ def test_text_features_are_normalised_means_of_unit_features(
     monkeypatch.setattr(embed.network, "load", None)
     again = text_features(["cat", "dog"], ["a {}.", "{}"], backbone, storage)
     assert np.array_equal(again, features)
+
+
+@pytest.mark.slow
+def test_an_engine_gives_the_same_features_under_an_address_of_their_own(
+    ray_cluster: None,
+    backbone_files: dict[str, tuple[Path, Path]],
+    pictures: Path,
+    storage: Storage,
+) -> None:
+    architecture, weights = backbone_files["resnet"]
+    backbone = BackboneConfig(name="tiny", config=str(architecture), path=str(weights))
+    source = mixed(pictures)
+    one = {"compute": ComputeConfig(num_cpus=4, embed_workers=1)}
+    of_torch = run(source, backbone, storage, **one)
+    settings = SETTINGS.model_copy(update={"engine": "onnxruntime"})
+    cache = run(source, backbone, storage, settings=settings, **one)
+    assert cache.address != of_torch.address
+    features, expected = (c.load(c.keys().to_pylist()) for c in (cache, of_torch))
+    assert features.shape == expected.shape == (8, 16)
+    assert np.abs(features - expected).max() < 1e-5
+    assert not np.array_equal(features, expected)  # it was the engine
+    with pytest.raises(UserError, match=r"compute\.embed_gpus=0"):
+        run(source, backbone, storage, settings=settings, compute=ComputeConfig(embed_gpus=1))
