@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 from PIL import ImageColor
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.config import Section
 from pipelines.data import images
 from pipelines.data.limits import LIMITS
+
+Engine: TypeAlias = Literal["torch", "onnxruntime"]
 
 
 class EmbedConfig(Section):
@@ -31,7 +33,7 @@ class EmbedConfig(Section):
         "from lossless ones (backbone.preprocessing.lossless)",
     )
     local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
-    engine: Literal["torch", "onnxruntime"] = Field(
+    engine: Engine = Field(
         "torch",
         description="what runs the image tower; onnxruntime, an extra, is the faster one for "
         "convolutions on a CPU",

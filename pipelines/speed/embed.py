@@ -34,7 +34,7 @@ from pipelines.config import UserError, digest
 from pipelines.data.index_table import as_index
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
-from pipelines.embed.config import EmbedConfig
+from pipelines.embed.config import EmbedConfig, Engine
 from pipelines.embed.stage import embed_source
 from pipelines.speed.measure import PeakMemory, Row
 
@@ -72,19 +72,21 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and the images it is measured on."""
+    """A model and the images it is measured on.
+
+    Attributes:
+        name: in the rows.
+        backbone: for `embed`.
+        images: what is encoded.
+        batch: images of a call.
+        share: of the bare loop's images/s that is asked for.
+    """
 
     name: str
-    architecture: str  # JSON file
-    weights: str
+    backbone: BackboneConfig
     images: Repeated
     batch: int
-    share: float  # of the bare loop's images/s that is asked for
-
-    @property
-    def backbone(self) -> BackboneConfig:
-        """For `embed`."""
-        return BackboneConfig(name=self.name, config=self.architecture, path=self.weights)
+    share: float
 
 
 def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
@@ -120,16 +122,15 @@ def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
 
 
 def _decoding(place: Path, _scale: float) -> Iterator[Row]:
-    return _decoders(_photos(place)[1])
+    return _decoders(photographs(place)[1])
 
 
 def _vit(place: Path, scale: float) -> Iterator[Row]:
     """Images/s of ViT-B-32 on photographs."""
-    name, files = _photos(place)
-    architecture = open_clip.get_model_config("ViT-B-32")
-    paths = _random_weights(place, architecture)
+    name, files = photographs(place)
+    backbone = random_weights(place, open_clip.get_model_config("ViT-B-32"))
     images = Repeated(files, _number(320, 16, scale))
-    return _throughput(Subject(f"ViT-B-32, {name}", *paths, images, 16, 0.95), place)
+    return _throughput(Subject(f"ViT-B-32, {name}", backbone, images, 16, 0.95), place)
 
 
 def _resnet(place: Path, scale: float) -> Iterator[Row]:
@@ -148,7 +149,7 @@ def _throughput(subject: Subject, place: Path) -> Iterator[Row]:
     with connect(ComputeConfig(num_cpus=4)):
         for _ in range(REPEATS):
             for number in (1, 2):
-                rate, start = _embed(subject, place, workers=number)
+                rate, start = embed_rate(subject, place, workers=number)
                 ours[number].append(rate)
                 starts.append(start)
                 bare[number].append(_bare_processes(subject, number))
@@ -173,7 +174,7 @@ def _shared(*parts: str) -> Path:
     return Path(os.environ.get("ENERGY_OOD_SHARED", "../shared"), *parts)
 
 
-def _photos(place: Path) -> tuple[str, tuple[str, ...]]:
+def photographs(place: Path) -> tuple[str, tuple[str, ...]]:
     """Photographs with what to call them."""
     found = sorted(str(path.resolve()) for path in _shared("data", "photos").glob("*.JPEG"))
     if found:
@@ -186,8 +187,8 @@ def _small(place: Path, number: int) -> Subject:
     files = _shared("models", "mini-rn-64.json"), _shared("models", "mini-rn-64.safetensors")
     table = _shared("data", "pacs_photo.parquet")
     if not all(path.exists() for path in (*files, table)):
-        paths, images = _random_weights(place, RESNET), _generated(place, 96, 128)
-        return Subject("small ResNet, generated", *paths, Repeated(images, number), 64, 0.85)
+        made, images = random_weights(place, RESNET), Repeated(_generated(place, 96, 128), number)
+        return Subject("small ResNet, generated", made, images, 64, 0.85)
     source = ParquetSource(root=str(table))
     names = []
     keys = source.index()["key"].to_pylist()
@@ -197,17 +198,17 @@ def _small(place: Path, number: int) -> Subject:
             path.write_bytes(content)
             names.append(str(path))
     architecture, weights = (str(path.resolve()) for path in files)
-    repeated = Repeated(tuple(names), number)
-    return Subject("mini_rn_64, PACS photo", architecture, weights, repeated, 64, 0.85)
+    backbone = BackboneConfig(name="mini_rn_64", config=architecture, path=weights)
+    return Subject("mini_rn_64, PACS photo", backbone, Repeated(tuple(names), number), 64, 0.85)
 
 
-def _random_weights(place: Path, architecture: dict[str, Any]) -> tuple[str, str]:
-    """An architecture and seeded random weights as files: speed does not depend on them."""
+def random_weights(place: Path, architecture: dict[str, Any]) -> BackboneConfig:
+    """An architecture with seeded random weights: speed does not depend on them."""
     paths = place / "model.json", place / "model.safetensors"
     paths[0].write_text(json.dumps(architecture))
     torch.manual_seed(0)
     save_file(open_clip.CLIP(**json.loads(json.dumps(architecture))).state_dict(), paths[1])
-    return str(paths[0]), str(paths[1])
+    return BackboneConfig(name="random", config=str(paths[0]), path=str(paths[1]))
 
 
 def _generated(place: Path, height: int, width: int, number: int = 50) -> tuple[str, ...]:
@@ -229,9 +230,9 @@ def _generated(place: Path, height: int, width: int, number: int = 50) -> tuple[
 def _bare(subject: Subject, threads: int, rates: Any = None) -> float:
     """Steady images/s of a plain loop: read, decode, transform, stack, encode."""
     torch.set_num_threads(threads)
-    architecture = json.loads(Path(subject.architecture).read_text())
+    architecture = json.loads(Path(str(subject.backbone.config)).read_text())
     model = open_clip.CLIP(**architecture).eval()
-    model.load_state_dict(load_file(subject.weights))
+    model.load_state_dict(load_file(str(subject.backbone.path)))
     size = architecture["vision_cfg"]["image_size"]
     transform = open_clip.image_transform(size, is_train=False)
     keys = subject.images.index()["key"].to_pylist()
@@ -242,7 +243,7 @@ def _bare(subject: Subject, threads: int, rates: Any = None) -> float:
             pixels = [transform(Image.open(io.BytesIO(c))) for c in contents]  # type: ignore[arg-type]
             model.encode_image(torch.stack(pixels), normalize=True).numpy()
             seen.append((time.perf_counter(), min(start + subject.batch, len(keys))))
-    rate = _rate(seen)
+    rate = steady_rate(seen)
     if rates is not None:
         rates.put(rate)
     return rate
@@ -261,10 +262,17 @@ def _bare_processes(subject: Subject, number: int) -> float:
     return float(total)
 
 
-def _embed(
-    subject: Subject, place: Path, *, workers: int, shard_rows: int | None = None
+def embed_rate(
+    subject: Subject,
+    place: Path,
+    *,
+    workers: int,
+    shard_rows: int | None = None,
+    engine: Engine = "torch",
 ) -> tuple[float, float]:
     """Steady images/s of `embed` at one thread a worker, and the seconds until its first shard."""
+    # A shard a batch: the time of every batch is seen, and each pays for its own file.
+    rows = shard_rows or subject.batch
     seen: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory(dir=place) as folder:
         begin = time.perf_counter()
@@ -273,15 +281,14 @@ def _embed(
             subject.name,
             subject.backbone,
             Storage.open(folder),
-            # A shard a batch: the time of every batch is seen, and each pays for its own file.
-            settings=EmbedConfig(batch_size=subject.batch, shard_rows=shard_rows or subject.batch),
+            settings=EmbedConfig(batch_size=subject.batch, shard_rows=rows, engine=engine),
             compute=ComputeConfig(embed_workers=workers, embed_threads=1),
             on_progress=lambda done, *_: seen.append((time.perf_counter(), done)),
         )
-    return _rate(seen), seen[0][0] - begin
+    return steady_rate(seen), seen[0][0] - begin
 
 
-def _rate(seen: Sequence[tuple[float, int]]) -> float:
+def steady_rate(seen: Sequence[tuple[float, int]]) -> float:
     """Images/s after the first tenth of the images."""
     start = next(item for item in seen if item[1] >= 0.1 * seen[-1][1])
     return (seen[-1][1] - start[1]) / (seen[-1][0] - start[0])
@@ -364,7 +371,7 @@ def _memory(place: Path, scale: float) -> Iterator[Row]:
         larger = replace(subject, images=replace(subject.images, number=number))
         # A Ray of its own for each: nothing of the first is left when the second begins.
         with connect(ComputeConfig(num_cpus=4)), PeakMemory() as peak:
-            _embed(larger, place, workers=1, shard_rows=200)
+            embed_rate(larger, place, workers=1, shard_rows=200)
         peaks.append(peak.largest)
     note = f"{peaks[1] / 2**20:.0f} against {peaks[0] / 2**20:.0f} MiB (PSS), object store apart"
     name = f"peak memory at {sizes[1]:,} images"

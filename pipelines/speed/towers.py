@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Encode = Callable[[Tensor], Tensor]
 REPEATS = 5
-PLAIN = "channels first"
+PLAIN, CHANNELS_LAST = "channels first", "channels last"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _openvino(network: nn.Module, pixels: Tensor, place: Path) -> Encode:  # noq
 # Each makes, of a fresh network, the call that is measured.
 WAYS: Mapping[str, Callable[[nn.Module, Tensor, Path], Encode]] = {
     PLAIN: _eager,
-    "channels last": _channels_last,
+    CHANNELS_LAST: _channels_last,
     "channels last, normalisation folded": _folded,
     "channels last, torch.compile": _compiled,
     "bfloat16 weights": _bf16,

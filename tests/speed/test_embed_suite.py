@@ -15,7 +15,7 @@ from pipelines.speed.measure import PeakMemory
 def test_the_rate_is_of_what_comes_after_the_first_tenth() -> None:
     # A slow start (20 images in 100 s), then 180 images in 60 s.
     seen = [(100.0, 20), (120.0, 80), (160.0, 200)]
-    assert embed._rate(seen) == pytest.approx(180 / 60)
+    assert embed.steady_rate(seen) == pytest.approx(180 / 60)
 
 
 @pytest.mark.parametrize(("scale", "number"), [(1.0, 320), (0.5, 160), (1e-6, 64)])
