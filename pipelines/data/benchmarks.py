@@ -189,8 +189,7 @@ def open_benchmark(
         UserError: for a missing or empty source, a label outside the class list, a class
             without images, or sets that must not share images or classes but do.
     """
-    used = {source for chosen in config.sets.values() for source in chosen.source}
-    sources = {name: _first(name, given) for name, given in config.sources.items() if name in used}
+    sources = _found_sources(config)
     rows = {name: _rows(name, source) for name, source in sources.items()}
     sets, classes = {}, {}
     problems: list[str] = []
@@ -230,6 +229,30 @@ class _Row:
     class_name: str | None
     domain: str | None
     split: str
+
+
+def _found_sources(config: BenchmarkConfig) -> dict[str, Source]:
+    """The sources that some set uses.
+
+    Raises:
+        ConfigError: of all that are not there, with the words that leave their sets out.
+    """
+    users: dict[str, list[str]] = defaultdict(list)
+    for set_name, chosen in config.sets.items():
+        for source in chosen.source:
+            users[source].append(set_name)
+    sources: dict[str, Source] = {}
+    problems = []
+    for name, sets in users.items():
+        try:
+            sources[name] = _first(name, config.sources[name])
+        except UserError as error:
+            words = " ".join(f'"benchmark.sets.{set_name}=null"' for set_name in sets)
+            needed = any(SetName.parse(s).role in ID_ROLES for s in sets)
+            problems.append(f"{error}" if needed else f"{error}, or leave it out: {words}")
+    if problems:
+        raise ConfigError(problems)
+    return {name: sources[name] for name in config.sources if name in sources}
 
 
 def _first(name: str, candidates: Sequence[Source]) -> Source:

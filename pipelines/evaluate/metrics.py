@@ -85,8 +85,14 @@ class Detection(Record):
 
 
 class SetDetection(Detection):
-    """The same for one OOD set, with the areas under precision and recall of either side."""
+    """The same for one OOD set, and what is asked with the OOD images positive.
 
+    Attributes:
+        fpr_ood: the share of ID images rejected where the target of OOD images is rejected.
+        aupr_id, aupr_ood: areas under precision and recall of either side.
+    """
+
+    fpr_ood: Spread
     aupr_id: Spread
     aupr_ood: Spread
 
@@ -103,7 +109,8 @@ class MetricRow(Record):
         ood_accuracy: mean over the shifted sets; None where there is none.
         shifted: accuracy on each shifted set.
         ece: expected calibration error on ID test.
-        auroc, fpr, aupr_id, aupr_ood: by group of OOD sets, unweighted means over its sets.
+        auroc, fpr, fpr_ood, aupr_id, aupr_ood: by group of OOD sets, unweighted means over its
+            sets.
         sets: detection of each OOD set.
         full_spectrum: detection with the shifted images counted as ID; None without OOD sets.
         threshold: set on ID validation.
@@ -122,6 +129,7 @@ class MetricRow(Record):
     ece: Spread
     auroc: dict[str, Spread]
     fpr: dict[str, Spread]
+    fpr_ood: dict[str, Spread]
     aupr_id: dict[str, Spread]
     aupr_ood: dict[str, Spread]
     sets: dict[str, SetDetection]

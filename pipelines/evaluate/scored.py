@@ -16,7 +16,13 @@ from pipelines.ood import Interval, paired_delta_interval
 from pipelines.records import HeadKey, SetName
 
 # The metrics of `pipelines.ood.METRICS` that tables show, by their short names.
-FIGURES = {"auroc": "auroc", "fpr": "fpr_at_tpr", "aupr_id": "aupr_id", "aupr_ood": "aupr_ood"}
+FIGURES = {
+    "auroc": "auroc",
+    "fpr": "fpr_at_tpr",
+    "fpr_ood": "fpr_at_tpr_ood",
+    "aupr_id": "aupr_id",
+    "aupr_ood": "aupr_ood",
+}
 DIFFERENCES: tuple[DifferenceMetric, ...] = ("auroc", "fpr")
 
 # The scores of ID and of OOD images.

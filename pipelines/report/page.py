@@ -91,7 +91,7 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
         main=tables.table(metrics, tables.main_columns(metrics)),
         shifted=tables.once_per_method(tables.table(metrics, tables.shifted_columns(metrics))),
         by_set=tables.table(metrics, tables.set_columns(metrics)),
-        further=tables.table(metrics, tables.further_columns()),
+        further=tables.table(metrics, tables.further_columns(metrics)),
         thresholds=tables.table(metrics, tables.accepted_columns(metrics)),
         threshold_of={(row.method, row.score): row.threshold for row in metrics.rows},
         compared=tables.comparison_table(metrics),

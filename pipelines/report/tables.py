@@ -208,9 +208,10 @@ def accepted_columns(metrics: Metrics) -> list[Column]:
     ]
 
 
-def further_columns() -> list[Column]:
-    """AUPR both ways, full-spectrum detection (shifted counts as ID) and calibration."""
+def further_columns(metrics: Metrics) -> list[Column]:
+    """FPR and AUPR the other way round, detection with shifted images as ID, and calibration."""
     return [
+        Column(fpr_name(metrics), "OOD positive", lambda row: row.fpr_ood.get(MEAN)),
         Column("AUPR, mean of sets", "ID positive", lambda row: row.aupr_id.get(MEAN)),
         Column("AUPR, mean of sets", "OOD positive", lambda row: row.aupr_ood.get(MEAN)),
         Column(

@@ -172,6 +172,7 @@ class TestRow:
         functions = {
             "auroc": auroc,
             "fpr": fpr,
+            "fpr_ood": lambda a, b: fpr(-b, -a),
             "aupr_id": lambda a, b: average_precision_score(
                 np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[a, b]
             ),

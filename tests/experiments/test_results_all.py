@@ -17,7 +17,8 @@ def row(method, score, auroc, is_criterion=True):
         id_accuracy=value(0.5), ood_accuracy=value(0.4), ece=value(0.0),
         auroc={"mean": value(auroc), "far": value(0.0)},
         fpr={"mean": value(1 - auroc), "far": value(0.0)},
-        aupr_id={}, aupr_ood={}, threshold=Threshold(value=0, low=0, high=0, num_images=1),
+        fpr_ood={}, aupr_id={}, aupr_ood={},
+        threshold=Threshold(value=0, low=0, high=0, num_images=1),
         **nothing,
     )  # fmt: skip
 

@@ -110,7 +110,7 @@ def metrics_row(tables: list[pa.Table], method: str, score: str, names: list[str
         grouped["mean"] = list(unknown)
     shifted = [n for n in names if n.startswith("shifted/")]
     threshold = each[0]["threshold"]
-    aupr = {"aupr_id": spread([0.9]), "aupr_ood": spread([0.8])}
+    more = {"fpr_ood": spread([0.3]), "aupr_id": spread([0.9]), "aupr_ood": spread([0.8])}
     by_group = {
         metric: {g: over(*(f"{metric} {n}" for n in of)) for g, of in grouped.items()}
         for metric in ("auroc", "fpr")
@@ -125,7 +125,7 @@ def metrics_row(tables: list[pa.Table], method: str, score: str, names: list[str
         ood_accuracy=over(*(f"accuracy {n}" for n in shifted)) if shifted else None,
         shifted={n: over(f"accuracy {n}") for n in shifted},
         sets={
-            n: SetDetection(auroc=over(f"auroc {n}"), fpr=over(f"fpr {n}"), **aupr) for n in unknown
+            n: SetDetection(auroc=over(f"auroc {n}"), fpr=over(f"fpr {n}"), **more) for n in unknown
         },
         full_spectrum=Detection(auroc=spread([0.7]), fpr=spread([0.6])),
         ece=spread([0.05]),
@@ -134,7 +134,7 @@ def metrics_row(tables: list[pa.Table], method: str, score: str, names: list[str
         ),
         tpr={n: over(f"tpr {n}") for n in ["test", *shifted]},
         validation_fpr={n: over(f"tpr {n}") for n in unknown},
-        **{name: {"mean": value} for name, value in aupr.items()},
+        **{name: {"mean": value} for name, value in more.items()},
         **by_group,
     )
 
