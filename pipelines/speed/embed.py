@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.config import UserError, digest
+from pipelines.data.features import FeatureCache
 from pipelines.data.index_table import as_index
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
@@ -273,19 +274,28 @@ def embed_rate(
     """Steady images/s of `embed` at one thread a worker, and the seconds until its first shard."""
     # A shard a batch: the time of every batch is seen, and each pays for its own file.
     rows = shard_rows or subject.batch
-    seen: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        begin = time.perf_counter()
-        embed_source(
+        begin = time.time()
+        cache = embed_source(
             subject.images,
             subject.name,
             subject.backbone,
             Storage.open(folder),
             settings=EmbedConfig(batch_size=subject.batch, shard_rows=rows, engine=engine),
             compute=ComputeConfig(embed_workers=workers, embed_threads=1),
-            on_progress=lambda done, *_: seen.append((time.perf_counter(), done)),
         )
+        seen = _written(Path(folder), cache)
     return steady_rate(seen), seen[0][0] - begin
+
+
+def _written(folder: Path, cache: FeatureCache) -> list[tuple[float, int]]:
+    """When each shard's file was written, and the images so far.
+
+    The files tell: the driver hears of several shards at once, the first among them late.
+    """
+    files = {file.name: file for file in folder.rglob("*.parquet")}
+    times = sorted((files[s.file].stat().st_mtime, s.rows) for s in cache.manifest.shards)
+    return [(when, sum(rows for _, rows in times[: n + 1])) for n, (when, _) in enumerate(times)]
 
 
 def steady_rate(seen: Sequence[tuple[float, int]]) -> float:

@@ -80,16 +80,23 @@ def _classifier(
 
 @dataclass(frozen=True)
 class Measured:
-    """A network of `suite=towers`, as a backbone and on a number of photographs."""
+    """A network of `suite=towers`, as a backbone and on a number of photographs.
+
+    Attributes:
+        make: the backbone, its weights in a folder.
+        images: how many are encoded.
+        shard_rows: images of a file; a second's work and more, as files usually are.
+    """
 
     make: Callable[[Path], BackboneConfig]
     images: int
+    shard_rows: int = BATCH
 
 
 NETWORKS: Mapping[str, Measured] = {
     "ViT-B-32": Measured(_vit, 160),
     "ResNet-50": Measured(_resnet, 192),
-    "EfficientNet-Lite0": Measured(_efficientnet, 640),
+    "EfficientNet-Lite0": Measured(_efficientnet, 960, 6 * BATCH),
 }
 
 
@@ -117,7 +124,8 @@ def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
 
 def _rows(name: str, place: Path, scale: float) -> Iterator[Row]:
     torch.manual_seed(0)
-    number = max(4, round(scale * NETWORKS[name].images / BATCH)) * BATCH
+    shard = NETWORKS[name].shard_rows
+    number = max(4, round(scale * NETWORKS[name].images / shard)) * shard
     kind, files = embed.photographs(place)
     images = Repeated(files, number)
     subject = Subject(name, NETWORKS[name].make(place), images, BATCH, SHARE)
@@ -127,7 +135,7 @@ def _rows(name: str, place: Path, scale: float) -> Iterator[Row]:
     bare: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(REPEATS):
         for engine in engines:
-            rate, _ = embed.embed_rate(subject, place, workers=1, engine=engine)
+            rate, _ = embed.embed_rate(subject, place, workers=1, engine=engine, shard_rows=shard)
             ours[engine].append(rate)
         for way in ways:
             bare[way].append(_bare_process(name, images, way))
