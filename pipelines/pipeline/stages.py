@@ -220,7 +220,7 @@ def _features_after_step(
         compute=run.config.compute,
         keys=keys,
         step=scoring.input_step(name, params, record),
-        on_progress=lambda done, total, _: run.observer.progress(done, total, f"images for {name}"),
+        on_progress=lambda done, total, _: run.observer.progress(done, total, f"images, {name}"),
     )
     return {source: cache.address for source, cache in caches.items()}
 

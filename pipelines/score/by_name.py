@@ -165,6 +165,11 @@ def reads_head(score: str) -> bool:
     return not reads(score) <= {"features", "perturbed_features"}
 
 
+def needs_every_class(score: str) -> bool:
+    """Whether a score is fitted to the training images of each class."""
+    return any("labels" in FITTED_SCORES[n].inputs for n in parts(score) if n in FITTED_SCORES)
+
+
 def applies(score: str, head: str) -> bool:
     """Whether a head of that name gives all that the score reads."""
     return reads(score) <= HEADS[head].gives

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.backbones import classifier, network
 from pipelines.config import ConfigError, UserError
+from pipelines.data.benchmark_config import BenchmarkConfig
 from pipelines.data.benchmarks import Benchmark, open_benchmark
 from pipelines.evaluate.config import CompareConfig
 from pipelines.finetune.data import columns_of
@@ -48,6 +49,9 @@ class PipelineConfig(RunWords):
         # What needs a classifier's activations is made for it, and so are densities of features.
         is_network = any(HEADS[method.head.name].has_activations for method in methods)
         every = [*posthoc.USABLE, scoring.NEG_LABEL, *local, *(FITTED_SCORES if is_network else ())]
+        benchmark = info.data.get("benchmark")
+        if isinstance(benchmark, BenchmarkConfig) and not benchmark.every_class:
+            every = [name for name in every if not scoring.needs_every_class(name)]
         return [n for n in every if any(scoring.applies(n, m.head.name) for m in methods)]
 
     @field_validator("scores")
@@ -108,6 +112,12 @@ def open_checked(config: PipelineConfig) -> Benchmark:
         f"{', '.join(n for n in HEADS if scoring.applies(name, n))}"
         for name in config.scores
         if not any(scoring.applies(name, head) for head in heads)
+    ]
+    problems += [
+        f"scores: {name} is fitted to the training images of every class, and benchmark "
+        f"{config.benchmark.name!r} shows only some (benchmark.every_class=false); leave it out"
+        for name in config.scores
+        if not config.benchmark.every_class and scoring.needs_every_class(name)
     ]
     try:
         found = open_benchmark(config.benchmark, shots=config.shots, imbalance=config.imbalance)

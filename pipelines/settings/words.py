@@ -14,7 +14,7 @@ from pydantic import Field
 from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import ConfigError, Section, load
-from pipelines.data.benchmarks import BenchmarkConfig
+from pipelines.data.benchmark_config import BenchmarkConfig
 from pipelines.embed.config import EmbedConfig
 from pipelines.evaluate.config import CompareConfig, EvaluateConfig
 from pipelines.register.config import RegisterConfig

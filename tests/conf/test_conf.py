@@ -25,7 +25,9 @@ GROUPS = ("backbone", "benchmark", "compute", "method", "sweep")
 # A preset for each sweep that is about a method or two.
 ABOUT_METHODS = ("balanced", "delta_energy", "margins", "prompts", "templates")
 OF_CLASSIFIERS = {"classifier"}
-RESULTS = ("results_all", "results_densities", "results_digits", "results_pacs")
+RESULTS = (
+    "results_all", "results_densities", "results_digits", "results_networks", "results_pacs",
+)  # fmt: skip
 PRESETS = (*ABOUT_METHODS, "paper", *RESULTS, "test")
 # Files that a job loads by another name than its own.
 OTHERS = ("embed_folder",)

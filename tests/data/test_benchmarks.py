@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from pipelines import config
 from pipelines.config import UserError, compose
-from pipelines.data.benchmarks import Benchmark, BenchmarkConfig, open_benchmark
+from pipelines.data.benchmark_config import BenchmarkConfig
+from pipelines.data.benchmarks import Benchmark, open_benchmark
 from pipelines.data.schema import NO_LABEL
 from pipelines.records import SetName
 
@@ -195,6 +196,11 @@ class TestMistakes:
         sets = {"shifted/sketch": None}
         message = mistake(described(folder, class_names=["cat", "dog", "emu"], sets=sets))
         assert message == "set 'train' of benchmark 'toy': no image of class emu"
+
+    def test_a_benchmark_may_say_that_it_shows_only_some_classes(self, folder: Path) -> None:
+        changes = {"class_names": ["cat", "dog", "emu"], "sets": {"shifted/sketch": None}}
+        found = open_benchmark(described(folder, **changes, every_class=False))
+        assert set(found.sets["train"].labels) == set(found.sets["test"].labels) == {0, 1}
 
     def test_a_label_outside_the_class_list(self, folder: Path) -> None:
         (folder / "photo" / "cow").mkdir()

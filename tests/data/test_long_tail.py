@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from pipelines.config import UserError
-from pipelines.data.benchmarks import BenchmarkConfig, open_benchmark
+from pipelines.data.benchmark_config import BenchmarkConfig
+from pipelines.data.benchmarks import open_benchmark
 from pipelines.data.long_tail import largest, profile
 
 CLASSES = ("ant", "bee", "cat")

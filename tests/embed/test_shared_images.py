@@ -18,7 +18,7 @@ from PIL import Image
 from pipelines import pipeline
 from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError, load
-from pipelines.data.benchmarks import BenchmarkConfig
+from pipelines.data.benchmark_config import BenchmarkConfig
 from pipelines.embed import leaks
 from pipelines.embed import stage as embed
 from pipelines.embed.result import EmbedResult

@@ -47,6 +47,10 @@ def test_what_a_classifier_cannot_do_is_said_before_any_work(backbone: str, tmp_
     asked = (
         (("methods=[coop]", "scores=[mcm]"), "methods.coop: head=coop needs a vision-language"),
         (("methods=[classifier]", "scores=[mcm]"), "scores: mcm applies to no method of this run"),
+        (
+            ("methods=[classifier]", "scores=[energy+ssd]", "benchmark.every_class=false"),
+            "scores: energy+ssd is fitted to the training images of every class, and benchmark",
+        ),
         (("methods=[classifier]", "scores=[msp]", "backbone=mini"), "needs an image classifier"),
         (
             ("methods=[classifier]", "scores=[msp]", "backbone.class_names=[a,b,c,d,e,f,two]"),

@@ -54,3 +54,13 @@ def test_a_word_that_plugins_refuse_is_told_together_with_the_others(word: str, 
 def test_every_key_of_a_run_is_known_without_plugins() -> None:
     assert list(RunWords.model_fields) == list(PipelineConfig.model_fields)
     refuse_wrong_words("pipeline", ["methods=all", "scores=all", "preset=test"])
+
+
+def test_all_scores_of_a_benchmark_with_some_classes_are_those_not_fitted_to_classes() -> None:
+    words = ["methods=[classifier]", "backbone=cifar10_resnet20", "scores=all", "sweep=none"]
+    every = load(PipelineConfig, "pipeline", words).scores
+    some = load(PipelineConfig, "pipeline", [*words, "benchmark.every_class=false"]).scores
+    assert set(every) - set(some) == {
+        "mahalanobis", "ssd", "relative_mahalanobis", "gaussian_mixture", "perturbed_mahalanobis",
+    }  # fmt: skip
+    assert set(some) < set(every)
