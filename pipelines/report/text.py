@@ -54,10 +54,7 @@ def _markdown_cells(row: Row) -> list[str]:
 def _text_lines(of: Table, with_std: bool, gap: int) -> list[str]:
     """The header's two lines and the body, every line of one width."""
     body = [[shown(value, with_std) for value in row.values] for row in of.rows]
-    widths = [
-        max(len(column.name), *(len(cells[i]) for cells in body))
-        for i, column in enumerate(of.columns)
-    ]
+    widths = _widths(of, body, gap)
     stub = 2 + max(len(text) for row in of.rows for text in (row.score, row.method))
     lines = [" " * stub + _spanned(of, widths, gap)]
     lines.append("score".ljust(stub) + aligned([c.name for c in of.columns], widths, gap))
@@ -70,12 +67,24 @@ def _text_lines(of: Table, with_std: bool, gap: int) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+def _widths(of: Table, body: Sequence[Sequence[str]], gap: int) -> list[int]:
+    """Of each column: its cells fit, and so does the head of its group over the whole group."""
+    widths = [
+        max(len(column.name), *(len(cells[i]) for cells in body))
+        for i, column in enumerate(of.columns)
+    ]
+    at = 0
+    for head, count in of.heads:
+        widths[at] += max(0, len(head) + 1 - sum(widths[at : at + count]) - gap * count)
+        at += count
+    return widths
+
+
 def _spanned(of: Table, widths: Sequence[int], gap: int) -> str:
     """The line of column groups, each over the right edge of the columns it spans."""
     line, at = "", 0
     for head, count in of.heads:
-        width = sum(widths[at : at + count]) + gap * count
-        line += head.rjust(width) if len(head) < width else head[: width - 1].rjust(width)
+        line += head.rjust(sum(widths[at : at + count]) + gap * count)
         at += count
     return line
 

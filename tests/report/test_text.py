@@ -85,3 +85,15 @@ def test_the_markdown_table_has_the_same_numbers(evidence):
     assert [("**" in line) for line in lines[2:]] == [
         (m, s) in LABELS for m in METHODS for s in SCORES
     ]
+
+
+def test_the_head_of_a_narrow_group_of_columns_is_not_cut(evidence):
+    def only_mean(row):
+        return {name: {"mean": getattr(row, name)["mean"]} for name in ("auroc", "fpr")}
+
+    rows = tuple(r.model_copy(update=only_mean(r)) for r in evidence.metrics.rows)
+    text = text_table(evidence.metrics.model_copy(update={"rows": rows}))
+    heads, columns, *_ = text.splitlines()
+    assert heads.endswith("FPR at 95 % TPR")
+    assert columns.endswith("mean")
+    assert len(heads) == len(columns)
