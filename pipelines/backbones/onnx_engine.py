@@ -37,12 +37,12 @@ class _Features(nn.Module):
         return self.tower.features(pixels)
 
 
-def check(backbone: BackboneConfig, *, on_gpu: bool) -> None:
+def check(backbone: BackboneConfig, *, on_gpu: bool, local_features: bool) -> None:
     """Refuse what this engine cannot do, before any work.
 
     Raises:
-        UserError: where a package is missing, the work is to be done on a GPU, or the tower's
-            numbers are not float32.
+        UserError: where a package is missing, the work is to be done on a GPU, local features are
+            to be kept, or the tower's numbers are not float32.
     """
     word = "embed.engine=onnxruntime"
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
@@ -52,6 +52,11 @@ def check(backbone: BackboneConfig, *, on_gpu: bool) -> None:
         )
     if on_gpu:
         raise UserError(f"{word} works on the CPU: compute.embed_gpus=0, or embed.engine=torch")
+    if local_features:
+        raise UserError(
+            f"{word} gives no local features, which a method or a score of this run reads; "
+            "embed.engine=torch does"
+        )
     if backbone.precision != "fp32":
         raise UserError(
             f"{word} computes in float32, came backbone.precision={backbone.precision}; "

@@ -111,6 +111,10 @@ class Tower(ABC):
         return self.encode_with_local(pixels)[1].shape[1]
 
 
+# Of a tower on the CPU, a batch size and a number of threads: what encodes in the tower's place.
+MakeEngine: TypeAlias = Callable[[Tower, int, int], Encode]
+
+
 @dataclass(frozen=True)
 class BackboneKind:
     """The record of a kind of backbone: what its file gives.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 from PIL import ImageColor
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from pipelines.config import Section
 from pipelines.data import images
@@ -49,12 +49,6 @@ class EmbedConfig(Section):
     def _known_colour(cls, value: str) -> str:
         ImageColor.getrgb(value)  # raises ValueError
         return value
-
-    @model_validator(mode="after")
-    def _engine_gives_what_is_kept(self) -> Self:
-        if self.local_features and self.engine != "torch":
-            raise ValueError(f"engine={self.engine} gives no local features; engine=torch does")
-        return self
 
     def decoding(self, lossless_to: int = 0) -> images.Decoding:
         """The part that decides how bytes become pixels.

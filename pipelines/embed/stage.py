@@ -19,6 +19,7 @@ from pipelines.backbones import network, onnx_engine
 from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.input_step import InputStep
+from pipelines.backbones.tower import MakeEngine
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.compute.shard_map import dataset_of, quiet_ray_data
@@ -154,8 +155,7 @@ def embed_sources(
         UserError: for an empty source, an unknown or doubled key among `keys`, more bad
             images than `settings.max_rejected`, or an engine that cannot do this.
     """
-    if settings.engine == "onnxruntime":
-        onnx_engine.check(backbone, on_gpu=compute.embed_gpus > 0)
+    _check_engine(settings, backbone, compute)
     chosen = keys or {}
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
@@ -181,7 +181,7 @@ def feature_code(
     source: Source,
     backbone: BackboneConfig,
     step: InputStep | None = None,
-    settings: EmbedConfig | None = None,
+    engine: Entry | None = None,
 ) -> Code:
     """The code that can decide a feature, from the plan of shards to the bytes that are written."""
     kind = type(source)
@@ -189,8 +189,7 @@ def feature_code(
     # A source of another package says in its fingerprint all that decides its images.
     read: list[Entry] = [kind.read] if of_project else []
     more: list[Entry] = [] if step is None else [type(step.score)]
-    if settings is not None and settings.engine == "onnxruntime":
-        more.append(onnx_engine.engine)
+    more += [] if engine is None else [engine]
     return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read, *more)
 
 
@@ -213,7 +212,7 @@ def _identity(
         step=None if step is None else step.identity(),
         source=source.fingerprint(),
         keys=chosen,
-        code=feature_code(source, backbone, step, settings).digest,
+        code=feature_code(source, backbone, step, _engine(settings)).digest,
     )
 
 
@@ -228,8 +227,20 @@ def _work(
         local_features=settings.local_features,
         threads=compute.embed_threads,
         device="cuda" if compute.embed_gpus else "cpu",
-        engine=onnx_engine.engine if settings.engine == "onnxruntime" else None,
+        engine=_engine(settings),
     )
+
+
+def _check_engine(settings: EmbedConfig, backbone: BackboneConfig, compute: ComputeConfig) -> None:
+    """Refuse, before any work, an engine that cannot do it."""
+    if _engine(settings) is not None:
+        on_gpu = compute.embed_gpus > 0
+        onnx_engine.check(backbone, on_gpu=on_gpu, local_features=settings.local_features)
+
+
+def _engine(settings: EmbedConfig) -> MakeEngine | None:
+    """What makes the encoder of a worker's tower; None: torch runs the tower itself."""
+    return onnx_engine.engine if settings.engine == "onnxruntime" else None
 
 
 @dataclass(frozen=True)

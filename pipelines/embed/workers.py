@@ -8,7 +8,7 @@ Both ways cut the same batches, so they write the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Prepared, Preparer, image_hash
 from pipelines.backbones.input_step import InputStep
 from pipelines.backbones.threads import torch_threads
-from pipelines.backbones.tower import Encode, Tower
+from pipelines.backbones.tower import MakeEngine
 from pipelines.data import features
 from pipelines.data.features import Receipt
 from pipelines.data.images import Decoding, Rejected
@@ -73,10 +73,7 @@ class ShardReceipt(Record):
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker needs to know; small enough to send.
-
-    `engine` makes, of the tower, a batch size and a number of threads, what encodes in its place.
-    """
+    """What every worker needs to know; small enough to send."""
 
     backbone: BackboneConfig
     storage: Storage
@@ -86,7 +83,7 @@ class Work:
     threads: int
     device: str
     step: InputStep | None = None
-    engine: Callable[[Tower, int, int], Encode] | None = None
+    engine: MakeEngine | None = None
 
 
 class ShardPreparer:

@@ -30,14 +30,14 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig, connect
-from pipelines.config import UserError, digest
+from pipelines.config import digest
 from pipelines.data.features import FeatureCache
 from pipelines.data.index_table import as_index
 from pipelines.data.sources import ParquetSource
 from pipelines.data.storage import Storage
 from pipelines.embed.config import EmbedConfig, Engine
 from pipelines.embed.stage import embed_source
-from pipelines.speed.measure import PeakMemory, Row
+from pipelines.speed.measure import PeakMemory, Row, named
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +108,7 @@ def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
     """
     if not 0 < scale <= 1:
         raise ValueError(f"scale must lie in (0, 1], came {scale}")
-    chosen = [part for part in PARTS if only in part]
-    if not chosen:
-        raise UserError(f"only={only}: no such part; allowed: {', '.join(PARTS)}")
+    chosen = named(PARTS, only, "part")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for part in chosen:

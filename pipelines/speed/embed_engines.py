@@ -1,8 +1,9 @@
 """`embed` against the best bare loop: channels last in torch, onnxruntime, or OpenVINO.
 
-Every loop reads, decodes, crops and encodes the same photographs on one thread; the bare ones are
-processes of their own, without Ray and without a file written. Rates are steady ones, all take
-turns, and medians are compared. onnxruntime and OpenVINO are measured where they are installed.
+A bare loop is a process that reads, decodes, crops and encodes the photographs on one thread,
+without Ray and without writing a file; `embed` does the same with one worker of one thread. The
+loops take turns, start-up is left out of their rates, and medians are compared.
+onnxruntime and OpenVINO are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ from torch import nn
 
 from pipelines.backbones.description import BackboneConfig, Preprocessing
 from pipelines.compute.cluster import ComputeConfig, connect
-from pipelines.config import UserError
 from pipelines.embed.config import Engine
 from pipelines.speed import embed, towers
 from pipelines.speed.embed import Repeated, Subject
-from pipelines.speed.measure import Row
+from pipelines.speed.measure import Row, named
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Measured:
     Attributes:
         make: the backbone, its weights in a folder.
         images: how many are encoded.
-        shard_rows: images of a file; a second's work and more, as files usually are.
+        shard_rows: images of a file of features, so many that a file takes a second to fill.
     """
 
     make: Callable[[Path], BackboneConfig]
@@ -110,11 +110,8 @@ def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
     Raises:
         UserError: no network's name holds `only`.
     """
-    chosen = [name for name in NETWORKS if only.lower() in name.lower()]
-    if not chosen:
-        raise UserError(f"only={only}: no such network; allowed: {', '.join(NETWORKS)}")
     rows: list[Row] = []
-    for name in chosen:
+    for name in named(NETWORKS, only, "network"):
         with tempfile.TemporaryDirectory() as folder, connect(ComputeConfig(num_cpus=4)):
             for row in _rows(name, Path(folder), scale):
                 log.info("%s: ratio %s", row.name, row.ratio)
@@ -172,10 +169,10 @@ def _bare(name: str, images: Repeated, way: str, answers: Any) -> None:
     transform = open_clip.image_transform(tower.size, is_train=False)
     keys = images.index()["key"].to_pylist()
     seen: list[tuple[float, int]] = []
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder:
         example = torch.zeros(BATCH, 3, tower.size, tower.size)
-        with torch.inference_mode(mode=False):
-            encode = towers.WAYS[way](network, example.clone(), Path(folder))
+        encode = towers.WAYS[way](network, example, Path(folder))
+    with torch.inference_mode():
         for start in range(0, len(keys), BATCH):
             contents = images.read(keys[start : start + BATCH])
             pixels = [transform(Image.open(io.BytesIO(c))) for c in contents]  # type: ignore[arg-type]

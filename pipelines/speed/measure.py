@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pipelines.config import UserError
+
 Call = Callable[[], object]
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -43,6 +45,19 @@ class Row:
         if self.ratio is None or self.limit is None:
             return None
         return self.ratio <= self.limit
+
+
+def named(names: Iterable[str], only: str, what: str) -> list[str]:
+    """Those of `names` that hold `only`, in capitals or not.
+
+    Raises:
+        UserError: none does; `what` says what they are.
+    """
+    known = list(names)
+    chosen = [name for name in known if only.lower() in name.lower()]
+    if not chosen:
+        raise UserError(f"only={only}: no such {what}; allowed: {', '.join(known)}")
+    return chosen
 
 
 def compare(

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.threads import torch_threads
 from pipelines.backbones.tower import reduce_precision
-from pipelines.config import UserError
-from pipelines.speed.measure import Row, seconds_of
+from pipelines.speed.measure import Row, named, seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -167,9 +166,7 @@ def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
     Raises:
         UserError: no network's name holds `only`.
     """
-    chosen = [name for name in NETWORKS if only.lower() in name.lower()]
-    if not chosen:
-        raise UserError(f"only={only}: no such network; allowed: {', '.join(NETWORKS)}")
+    chosen = named(NETWORKS, only, "network")
     threads = len(os.sched_getaffinity(0))
     with torch_threads(threads), torch.inference_mode():
         return [row for name in chosen for row in _rows(name, scale, threads)]

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines.backbones import network, onnx_engine
@@ -19,7 +18,6 @@ from pipelines.backbones.kinds import cifar
 from pipelines.backbones.tower import Tower
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
-from pipelines.embed.config import EmbedConfig
 from tests.backbones.test_classifier import as_trained, config_of, loaded
 
 BATCH = 3
@@ -86,16 +84,20 @@ def test_a_tower_that_onnxruntime_computes_otherwise_is_refused(
 
 def test_what_cannot_be_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     config = BackboneConfig(name="mine")
-    onnx_engine.check(config, on_gpu=False)
+
+    def check(config: BackboneConfig, *, on_gpu: bool = False, local: bool = False) -> None:
+        onnx_engine.check(config, on_gpu=on_gpu, local_features=local)
+
+    check(config)
     with pytest.raises(UserError, match=r"compute\.embed_gpus=0"):
-        onnx_engine.check(config, on_gpu=True)
+        check(config, on_gpu=True)
     with pytest.raises(UserError, match=r"came backbone\.precision=bf16"):
-        onnx_engine.check(config.model_copy(update={"precision": "bf16"}), on_gpu=False)
-    with pytest.raises(ValidationError, match="engine=onnxruntime gives no local features"):
-        EmbedConfig(engine="onnxruntime", local_features=True)
+        check(config.model_copy(update={"precision": "bf16"}))
+    with pytest.raises(UserError, match="engine=onnxruntime gives no local features"):
+        check(config, local=True)
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name)
     )
     with pytest.raises(UserError, match="needs onnxscript: pip install onnxscript, or embed"):
-        onnx_engine.check(config, on_gpu=False)
+        check(config)

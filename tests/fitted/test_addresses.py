@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from pipelines import code_digest
+from pipelines.backbones import onnx_engine
 from pipelines.backbones.description import BackboneConfig
 from pipelines.data.digits import DigitsSource
 from pipelines.data.sources import FolderSource
 from pipelines.embed import stage as embed
 from pipelines.embed import text
-from pipelines.embed.config import EmbedConfig
 from pipelines.finetune import outlier_prior
 from pipelines.fitted import class_statistics, negative_words, record
 from pipelines.score import code as score_code
@@ -43,7 +43,7 @@ KINDS: dict[str, Callable[[], code_digest.Code]] = {
     "features of digits": lambda: embed.feature_code(DigitsSource(), MINI),
     "features of a folder": lambda: embed.feature_code(FolderSource(root="images"), MINI),
     "features by onnxruntime": lambda: embed.feature_code(
-        DigitsSource(), MINI, settings=EmbedConfig(engine="onnxruntime")
+        DigitsSource(), MINI, engine=onnx_engine.engine
     ),
 }
 SCORES = {"scores mcm", "scores delta_energy+knn"}

@@ -347,3 +347,6 @@ def test_an_engine_gives_the_same_features_under_an_address_of_their_own(
     assert not np.array_equal(features, expected)  # it was the engine
     with pytest.raises(UserError, match=r"compute\.embed_gpus=0"):
         run(source, backbone, storage, settings=settings, compute=ComputeConfig(embed_gpus=1))
+    local = settings.model_copy(update={"local_features": True})
+    with pytest.raises(UserError, match="gives no local features"):
+        run(source, backbone, storage, settings=local)
