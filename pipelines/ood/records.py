@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, get_origin
+from typing import Any, Protocol, TypeVar, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -99,6 +99,10 @@ def record_state(record: Any) -> dict[str, Tensor]:
     for name, value in vars(record).items():
         if dataclasses.is_dataclass(value):
             state |= {f"{name}.{key}": tensor for key, tensor in record_state(value).items()}
+        elif isinstance(value, tuple) and dataclasses.is_dataclass(value[0]):
+            for place, part in enumerate(value):
+                own = record_state(part)
+                state |= {f"{name}.{place}.{key}": tensor for key, tensor in own.items()}
         elif isinstance(value, tuple):
             state |= {f"{name}.{place}": part.contiguous() for place, part in enumerate(value)}
         else:
@@ -121,10 +125,22 @@ def record_from_state(record: type[R], state: Mapping[str, Tensor]) -> R:
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             values[field.name] = record_from_state(kind, own)
         elif get_origin(kind) is tuple and own:
-            values[field.name] = tuple(own[str(place)] for place in range(len(own)))
+            values[field.name] = _tuple_from_state(get_args(kind)[0], own)
         elif field.name not in state:
             raise ValueError(f"the state of a {record.__name__} lacks {field.name}")
         else:
             value = state[field.name]
             values[field.name] = value if kind is Tensor else kind(value.item())
     return record(**values)
+
+
+def _tuple_from_state(kind: type[Any], state: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """Tensors, or records of that kind, by the places they had."""
+    places = range(len({key.partition(".")[0] for key in state}))
+    if not dataclasses.is_dataclass(kind):
+        return tuple(state[str(place)] for place in places)
+    parts = [
+        {k.removeprefix(f"{place}."): v for k, v in state.items() if k.startswith(f"{place}.")}
+        for place in places
+    ]
+    return tuple(record_from_state(kind, part) for part in parts)
