@@ -1,5 +1,6 @@
 """Scores of several layers of a network as one (Lee et al. 2018, "feature ensemble")."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,20 +27,20 @@ class LayerEnsemble:
 
     @classmethod
     def fit(
-        cls, layers: Array, labels: Values, sizes: Values, *, shrinkage: float | None = None
+        cls, layers: Array, labels: Values, sizes: Sequence[int], *, shrinkage: float | None = None
     ) -> Self:
         """Fit to the layers' activations side by side.
 
         Args:
             layers: (N, W), mean activations over all places of an image, layer after layer.
             labels: (N,) ints.
-            sizes: (L,) ints, the channels of each layer; their sum is W.
+            sizes: L, the channels of each layer; their sum is W.
             shrinkage: of each layer's covariance, see `pipelines.ood.gaussians`.
 
         Raises:
             ValueError: Sizes do not add up, a layer's score is constant, or as `Mahalanobis`.
         """
-        widths = [int(size) for size in sizes]
+        widths = list(map(int, sizes))
         rows = feature_rows(layers)
         if not widths or min(widths) < 1 or sum(widths) != rows.shape[1]:
             raise ValueError(f"layers of sizes {widths} are not the {rows.shape[1]} columns given")

@@ -219,7 +219,7 @@ def _features_after_step(
         settings=run.config.embed.model_copy(update={"local_features": False}),
         compute=run.config.compute,
         keys=keys,
-        step=scoring.input_step(name, params, record),
+        pixel_pass=scoring.input_step(name, params, record),
         on_progress=lambda done, total, _: run.observer.progress(done, total, f"images, {name}"),
     )
     return {source: cache.address for source, cache in caches.items()}

@@ -172,7 +172,7 @@ class Detector:
         if self.score in PERTURBED:
             step = input_step(self.score, self.params, self.records)
             encoded, moved = of_both(
-                encoded, Encoder(self.network, size, step=step).encode(batches)
+                encoded, Encoder(self.network, size, pixel_pass=step).encode(batches)
             )
             perturbed = moved.columns[FEATURE]
         columns = encoded.columns
