@@ -27,20 +27,25 @@ class LayerEnsemble:
 
     @classmethod
     def fit(
-        cls, layers: Array, labels: Values, sizes: Sequence[int], *, shrinkage: float | None = None
+        cls,
+        layers: Array,
+        labels: Values,
+        layer_sizes: Sequence[int],
+        *,
+        shrinkage: float | None = None,
     ) -> Self:
         """Fit to the layers' activations side by side.
 
         Args:
             layers: (N, W), mean activations over all places of an image, layer after layer.
             labels: (N,) ints.
-            sizes: L, the channels of each layer; their sum is W.
+            layer_sizes: L, the channels of each layer; their sum is W.
             shrinkage: of each layer's covariance, see `pipelines.ood.gaussians`.
 
         Raises:
             ValueError: Sizes do not add up, a layer's score is constant, or as `Mahalanobis`.
         """
-        widths = list(map(int, sizes))
+        widths = list(map(int, layer_sizes))
         rows = feature_rows(layers)
         if not widths or min(widths) < 1 or sum(widths) != rows.shape[1]:
             raise ValueError(f"layers of sizes {widths} are not the {rows.shape[1]} columns given")

@@ -30,7 +30,8 @@ class FittedScore:
         record: The class, fitted by `record.fit`.
         inputs: Names of the arrays that `fit` needs.
         input: What the fitted record scores: `features`, `logits`, `activations` or
-            `perturbed_features`, those of images that took a step up the record's own score.
+            `perturbed_features`, those of images that took a step up the record's own score, or
+            `layers`, the activations of a network's layers side by side.
         settings: What a user sets of it, with defaults: parameters of `fit`, and the size `eps` of
             that step in units of a pixel in [0, 1].
     """
@@ -42,13 +43,13 @@ class FittedScore:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The names of all arrays that fitting and scoring take, but for the labels."""
-        return frozenset({*self.inputs, self.input} - {"labels"})
+        """The names of all arrays of images that fitting and scoring take."""
+        return frozenset({*self.inputs, self.input} - {"labels", "layer_sizes"})
 
     @property
-    def perturbs(self) -> bool:
-        """Whether it judges images after a step, so that it needs a pass over the pixels."""
-        return self.input == "perturbed_features"
+    def has_own_pass(self) -> bool:
+        """Whether what it judges needs a pass over the pixels beside that of the features."""
+        return self.input in ("perturbed_features", "layers")
 
     @property
     def parameters(self) -> Mapping[str, float | str | None]:

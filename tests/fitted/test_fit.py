@@ -265,7 +265,7 @@ def every(data, storage):
 
 def moved(rows):
     """In place of the features after each score's input step."""
-    return dict.fromkeys(scoring.PERTURBED, -rows)
+    return dict.fromkeys(scoring.OWN_PASS, -rows)
 
 
 def test_a_rows_fitted_scores_have_the_same_bits_in_any_batch(every):
@@ -275,7 +275,7 @@ def test_a_rows_fitted_scores_have_the_same_bits_in_any_batch(every):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
 
     def judged(some):
-        return judge(head, scores, some, records, perturbed=moved(some))
+        return judge(head, scores, some, records, passes=moved(some))
 
     whole, order = judged(rows), random.permutation(600)
     shuffled = judged(rows[order])
@@ -298,16 +298,14 @@ def test_a_saved_detector_judges_by_its_record(every, tmp_path):
         assert again.judge_features(rows).equals(detector.judge_features(rows))
         np.testing.assert_array_equal(
             again.judge_features(rows)["score"].to_numpy(),
-            judge(head, scores, rows, records, perturbed=moved(rows))[f"score_{name}"],
+            judge(head, scores, rows, records, passes=moved(rows))[f"score_{name}"],
         )
     odin = Detector(head, None, "odin", {}, -1.0, records={"odin": records["odin"]})
     odin.save(tmp_path / "odin")
     again = Detector.load(tmp_path / "odin")
     with pytest.raises(UserError, match="give images, not features"):
         again.judge_features(rows)
-    assert again.judge_features(rows, perturbed=rows).equals(
-        odin.judge_features(rows, perturbed=rows)
-    )
+    assert again.judge_features(rows, passes=rows).equals(odin.judge_features(rows, passes=rows))
 
 
 def test_ssd_and_the_mixture_rank_alike_here(every, data):
