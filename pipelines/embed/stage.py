@@ -148,8 +148,7 @@ def embed_sources(
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
         keys: which images of a source; all where a name is missing.
-        pixel_pass: what is encoded in place of the images as they are; its features have an
-            address of their own.
+        pixel_pass: what is encoded in place of the images, under an address of its own.
         on_progress: called after each shard with images done, all images, rejected images.
 
     Raises:

@@ -33,9 +33,9 @@ def added(
         benchmark: its images.
         backbone: resolved; it names the layers.
         storage: holds cache/features.
-        settings: how images become features.
-        compute: number of actors and what each takes.
-        on_progress: called with images done, all images, rejected images.
+        settings: as `pipelines.embed.stage.embed_sources`.
+        compute: as there.
+        on_progress: as there.
 
     Raises:
         UserError: where an image has features and no activations.
@@ -53,13 +53,12 @@ def added(
         pixel_pass=LayerPass(backbone.layers),
         on_progress=on_progress,
     )
-    sets = FeatureSets(benchmark, caches).for_training()
-    layers = sets.load("train").features
+    sets = FeatureSets(benchmark, caches)
+    layers = sets.for_training().load("train").features
     if len(layers) != len(data.features):
         raise UserError(
             f"backbone {backbone.name}: of {len(data.features)} training images with features, "
-            f"{len(layers)} have finite activations of its layers; leave out the scores that read "
-            "layers"
+            f"{len(layers)} have finite activations of its layers; leave out layer_mahalanobis"
         )
     return replace(
         data,

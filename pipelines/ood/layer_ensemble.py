@@ -60,7 +60,7 @@ class LayerEnsemble:
     def __call__(self, layers: Array) -> Tensor:
         """Scores (N,), at most 0, of activations (N, W)."""
         widths = [len(one.gaussians.center) for one in self.layers]
-        parts = torch.split(feature_rows(layers), widths, dim=1)
+        parts = torch.split(feature_rows(layers, sum(widths)), widths, dim=1)
         scores = [
             weight * one(part)
             for weight, one, part in zip(self.weights, self.layers, parts, strict=True)

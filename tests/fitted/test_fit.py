@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,9 @@ def sets(storage):
 
 @pytest.fixture(scope="module")
 def data(sets, storage):
-    return fit.load_data(sets, storage, mode="in_process")
+    found = fit.load_data(sets, storage, mode="in_process")
+    sizes = (2, found.features.shape[1] - 2)
+    return replace(found, layers=-found.features, layer_sizes=sizes, layers_address="layers")
 
 
 def predictor(name="zero_shot"):
@@ -99,7 +103,8 @@ def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, s
     (address,) = run(plan.values(), data, storage)
     record = fitted_records.load_record(storage, name, address)
     options = {"normalize": True} if name == "gaussian_mixture" else params
-    wanted = FITTED_SCORES[name].fit({"features": data.features, "labels": data.labels}, **options)
+    arrays = {n: getattr(data, n) for n in ("features", "labels", "layers", "layer_sizes")}
+    wanted = FITTED_SCORES[name].fit(arrays, **options)
     queries = data.features[::3] + np.float32(0.05)
     torch.testing.assert_close(record(queries), wanted(queries), rtol=1e-6, atol=1e-6)
     before = storage.read_bytes("cache", "fitted", address, "record.safetensors")
@@ -107,6 +112,15 @@ def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, s
     assert run(plan.values(), data, storage) == [address]
     assert storage.local("cache", "fitted", address, "manifest.json").stat().st_mtime_ns == written
     assert fit.scoring.to_bytes(record) == before
+
+
+def test_layers_decide_the_address_of_what_is_fitted_to_them_alone(data):
+    other = replace(data, layers_address="others")
+    plan = fit_plan.plan(
+        {"layer_mahalanobis": {}, "ssd": {}}, method=ZERO_SHOT, methods={}, seed=0, head="none"
+    )
+    moved = [fit.address_of(one, data) != fit.address_of(one, other) for one in plan.values()]
+    assert moved == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["zero_shot", "linear_probe"])
@@ -305,7 +319,8 @@ def test_a_saved_detector_judges_by_its_record(every, tmp_path):
     again = Detector.load(tmp_path / "odin")
     with pytest.raises(UserError, match="give images, not features"):
         again.judge_features(rows)
-    assert again.judge_features(rows, passes=rows).equals(odin.judge_features(rows, passes=rows))
+    judged = odin.judge_features(rows, own_pass=rows)
+    assert again.judge_features(rows, own_pass=rows).equals(judged)
 
 
 def test_ssd_and_the_mixture_rank_alike_here(every, data):
