@@ -12,8 +12,8 @@ import importlib.metadata
 import json
 import pickle
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -74,18 +74,44 @@ class ImageClassifier(Tower):
         weight: W (K, D) of that layer, float32.
         bias: b (K,).
         class_names: K names, one a row of W.
+        places: the layers that `layers` gives, and their channels.
     """
 
     network: nn.Module
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     class_names: tuple[str, ...]
+    places: Mapping[str, int] = field(default_factory=dict)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (N, 3, H, W) -> penultimate activations (N, D), float32."""
         ready = pixels.to(self.device, self.dtype, memory_format=torch.channels_last)
         features: Tensor = self.network(ready)
         return features.to(torch.float32)
+
+    @torch.inference_mode()
+    def layers(self, pixels: Tensor) -> Tensor:
+        """Mean activations over all places of an image, (N, W), layer after layer, float32."""
+        if not self.places:
+            return super().layers(pixels)
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                seen[name] = output.to(torch.float32).mean(dim=(2, 3))
+
+            return hook
+
+        hooks = [
+            self.network.get_submodule(name).register_forward_hook(keep(name))
+            for name in self.places
+        ]
+        try:
+            self.features(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([seen[name] for name in self.places], dim=1)
 
 
 def classifier_kind(build: Build, library: str | None = None) -> BackboneKind:
@@ -205,6 +231,7 @@ def load(
     place, layer = _last_linear(network, config)
     weight, bias = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
     network.set_submodule(place, nn.Identity())
+    _check_layers(network, config, how.size)
     reduce_precision(network, dtype)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return ImageClassifier(
@@ -221,7 +248,36 @@ def load(
         weight=weight,
         bias=bias,
         class_names=names,
+        places=config.layers,
     )
+
+
+def _check_layers(network: nn.Module, config: BackboneConfig, size: int) -> None:
+    """Refuse layers that the network has not, or that give other channels than is said."""
+    known = dict(network.named_modules())
+    word = f"backbone {config.name}: backbone.layers"
+    if absent := [name for name in config.layers if name not in known]:
+        raise UserError(
+            f"{word}: no place {absent[0]!r} in {config.model}; there are "
+            f"{', '.join(name for name in known if name and '.' not in name)} and what is in them"
+        )
+    shapes: dict[str, torch.Size] = {}
+    hooks = [
+        known[name].register_forward_hook(
+            lambda _m, _i, output, name=name: shapes.update({name: output.shape})
+        )
+        for name in config.layers
+    ]
+    if hooks:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, size, size))
+    for hook in hooks:
+        hook.remove()
+    for name, channels in config.layers.items():
+        if len(shapes[name]) != 4 or shapes[name][1] != channels:
+            raise UserError(
+                f"{word}: {name} gives {tuple(shapes[name])[1:]} an image, not ({channels}, H, W)"
+            )
 
 
 def _last_linear(network: nn.Module, config: BackboneConfig) -> tuple[str, nn.Linear]:

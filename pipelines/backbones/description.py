@@ -55,6 +55,11 @@ class BackboneConfig(Section):
         description="the classes of an image classifier's last layer, in its order: names, a "
         "file with a name a line or a JSON list, or FILE#KEY",
     )
+    layers: dict[str, int] = Field(
+        {},
+        description="of an image classifier: places in the network, in its order, and their "
+        "channels, whose mean activations layer_mahalanobis reads",
+    )
     rename: dict[str, str] = Field(
         {}, description="parameters of the file under other names: regular expression to name"
     )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipelines.backbones.input_step import InputStep
+from pipelines.backbones.pixel_pass import PixelPass
 from pipelines.backbones.tower import Encode, Tower
 from pipelines.data.images import DEFAULT, Decoding, Rejected, decode
 
@@ -100,14 +100,14 @@ class Encoder:
         batch_size: every batch is padded to it, since a network's result depends on the size
             of the batch in its last bit.
         local_features: whether to keep local features too, see `pipelines.backbones.local`.
-        step: an input step, taken before encoding; None: the images as they are.
+        pixel_pass: what is encoded in place of the images as they are.
         engine: encodes in place of the tower, see `pipelines.backbones.onnx_engine`.
     """
 
     tower: Tower
     batch_size: int
     local_features: bool = False
-    step: InputStep | None = None
+    pixel_pass: PixelPass | None = None
     engine: Encode | None = None
 
     def encode(self, batches: Iterable[list[Prepared]]) -> Encoded:
@@ -130,7 +130,9 @@ class Encoder:
     def _queue(self, images: Sequence[Pixels]) -> dict[str, Tensor]:
         """Start the work on at most `batch_size` images; features on the model's device."""
         if not images:
-            dim, device = self.tower.embed_dim, self.tower.device
+            own = self.pixel_pass
+            dim = self.tower.embed_dim if own is None else own.width(self.tower)
+            device = self.tower.device
             shapes: dict[str, tuple[int, ...]] = {FEATURE: (0, dim)}
             if self.local_features:
                 shapes[LOCAL] = (0, self.tower.num_local, dim)
@@ -145,11 +147,13 @@ class Encoder:
         batch = torch.from_numpy(full)
         if self.tower.device.type == "cuda":
             batch = batch.pin_memory()
-        ready = self.step.perturb(self.tower, batch) if self.step else self.tower.normalize(batch)
-        if self.local_features:
-            outputs: tuple[Tensor, ...] = self.tower.encode_with_local(ready)
+        outputs: tuple[Tensor, ...]
+        if self.pixel_pass is not None:
+            outputs = (self.pixel_pass.encode(self.tower, batch),)
+        elif self.local_features:
+            outputs = self.tower.encode_with_local(self.tower.normalize(batch))
         else:
-            outputs = ((self.engine or self.tower.encode_image)(ready),)
+            outputs = ((self.engine or self.tower.encode_image)(self.tower.normalize(batch)),)
         return tuple(output[: len(pixels)] for output in outputs)
 
 

@@ -14,17 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pipelines.backbones.pixel_pass import StepIdentity
 from pipelines.backbones.tower import Tower
 from pipelines.ood import DifferentiableScore, move, record_state, step_up
-from pipelines.records import Record
-
-
-class StepIdentity(Record):
-    """What of a step decides a feature's value; `record` is a digest of the score's numbers."""
-
-    score: str
-    record: str
-    eps: int | float
 
 
 @dataclass(frozen=True)
@@ -45,6 +37,14 @@ class InputStep:
         state = {name: tensor.clone() for name, tensor in record_state(self.score).items()}
         content = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
         return StepIdentity(score=type(self.score).__name__, record=content, eps=self.eps)
+
+    def width(self, tower: Tower) -> int:
+        """Numbers of an image."""
+        return tower.embed_dim
+
+    def encode(self, tower: Tower, pixels: Tensor) -> Tensor:
+        """8-bit RGB (N, H, W, 3) -> features (N, D) after the step."""
+        return tower.encode_image(self.perturb(tower, pixels))
 
     def perturb(self, tower: Tower, pixels: Tensor) -> Tensor:
         """8-bit RGB (N, H, W, 3) -> normalised pixels (N, 3, H, W) after the step."""

@@ -104,6 +104,14 @@ class Tower(ABC):
             "vision-language model"
         )
 
+    def layers(self, pixels: Tensor) -> Tensor:  # noqa: ARG002
+        """Normalised pixels (N, 3, H, W) -> mean activations of its layers side by side (N, W).
+
+        Raises:
+            UserError: where the backbone names no layers (`backbone.layers`).
+        """
+        raise UserError(f"backbone {self.name}: it names no layers (backbone.layers)")
+
     @property
     def num_local(self) -> int:
         """P, the number of local features of an image."""

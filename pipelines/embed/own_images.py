@@ -120,7 +120,7 @@ def _run(config: FolderJob, on_progress: Progress | None) -> Done:
         storage,
         settings=config.embed,
         compute=config.compute,
-        step=step,
+        pixel_pass=step,
         on_progress=on_progress,
     )
     return Done(cache, text)

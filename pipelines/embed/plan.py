@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import JsonValue
 
-from pipelines.backbones.input_step import StepIdentity
+from pipelines.backbones.pixel_pass import LayersIdentity, StepIdentity
 from pipelines.config import UserError, digest
 from pipelines.data.features import Receipt
 from pipelines.data.index_table import check_keys
@@ -30,7 +30,7 @@ class FeatureIdentity(Record):
         backbone: the fields that decide a feature (`pipelines.backbones.network.identity`).
         device: cpu or cuda.
         settings: the fields of `EmbedConfig` that change a feature, by name.
-        step: the input step, where one is taken.
+        pixel_pass: what is encoded in place of the images as they are.
         source: the fingerprint of the images.
         keys: `all`, or a digest of those that were chosen.
         code: the digest of what computes.
@@ -39,7 +39,7 @@ class FeatureIdentity(Record):
     backbone: dict[str, str]
     device: str
     settings: dict[str, bool | int | float | str]
-    step: StepIdentity | None = None
+    pixel_pass: StepIdentity | LayersIdentity | None = None
     source: str
     keys: str
     code: str

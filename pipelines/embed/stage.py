@@ -19,6 +19,7 @@ from pipelines.backbones import network, onnx_engine
 from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.input_step import InputStep
+from pipelines.backbones.pixel_pass import PixelPass
 from pipelines.backbones.tower import MakeEngine
 from pipelines.code_digest import PACKAGES, Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
@@ -109,7 +110,7 @@ def embed_source(
     settings: EmbedConfig,
     compute: ComputeConfig,
     keys: Sequence[str] | None = None,
-    step: InputStep | None = None,
+    pixel_pass: PixelPass | None = None,
     on_progress: Progress | None = None,
 ) -> FeatureCache:
     """The features of one source (or of `keys` of it); see `embed_sources`."""
@@ -121,7 +122,7 @@ def embed_source(
         settings=settings,
         compute=compute,
         keys=chosen,
-        step=step,
+        pixel_pass=pixel_pass,
         on_progress=on_progress,
     )[name]
 
@@ -134,7 +135,7 @@ def embed_sources(
     settings: EmbedConfig,
     compute: ComputeConfig,
     keys: Mapping[str, Sequence[str]] | None = None,
-    step: InputStep | None = None,
+    pixel_pass: PixelPass | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, FeatureCache]:
     """The features of several sources, from the cache or made by one pool of actors.
@@ -148,7 +149,7 @@ def embed_sources(
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
         keys: which images of a source; all where a name is missing.
-        step: takes an input step first: separate features, under another address.
+        pixel_pass: what is encoded in place of the images, under an address of its own.
         on_progress: called after each shard with images done, all images, rejected images.
 
     Raises:
@@ -160,7 +161,7 @@ def embed_sources(
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     for name, source in sources.items():
-        identity = _identity(source, chosen.get(name), backbone, settings, compute, step)
+        identity = _identity(source, chosen.get(name), backbone, settings, compute, pixel_pass)
         cache = features.find(storage, identity.address)
         if cache is not None:
             caches[name] = cache
@@ -170,7 +171,7 @@ def embed_sources(
             )
     if plans:
         tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
-        work = replace(_work(backbone, storage, settings, compute), step=step)
+        work = replace(_work(backbone, storage, settings, compute), pixel_pass=pixel_pass)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
         caches |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
@@ -180,7 +181,7 @@ def embed_sources(
 def feature_code(
     source: Source,
     backbone: BackboneConfig,
-    step: InputStep | None = None,
+    pixel_pass: PixelPass | None = None,
     engine: Entry | None = None,
 ) -> Code:
     """The code that can decide a feature, from the plan of shards to the bytes that are written."""
@@ -188,7 +189,7 @@ def feature_code(
     of_project = kind.__module__.partition(".")[0] in PACKAGES
     # A source of another package says in its fingerprint all that decides its images.
     read: list[Entry] = [kind.read] if of_project else []
-    more: list[Entry] = [] if step is None else [type(step.score)]
+    more: list[Entry] = [type(pixel_pass.score)] if isinstance(pixel_pass, InputStep) else []
     more += [] if engine is None else [engine]
     return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read, *more)
 
@@ -199,7 +200,7 @@ def _identity(
     backbone: BackboneConfig,
     settings: EmbedConfig,
     compute: ComputeConfig,
-    step: InputStep | None,
+    pixel_pass: PixelPass | None,
 ) -> FeatureIdentity:
     """All that changes a byte of one source's cache."""
     chosen = "all"
@@ -209,10 +210,10 @@ def _identity(
         backbone=network.identity(backbone),
         device="cuda" if compute.embed_gpus else "cpu",
         settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
-        step=None if step is None else step.identity(),
+        pixel_pass=None if pixel_pass is None else pixel_pass.identity(),
         source=source.fingerprint(),
         keys=chosen,
-        code=feature_code(source, backbone, step, _engine(settings)).digest,
+        code=feature_code(source, backbone, pixel_pass, _engine(settings)).digest,
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.backbones import network
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.encoder import Encoder, Prepared, Preparer, image_hash
-from pipelines.backbones.input_step import InputStep
+from pipelines.backbones.pixel_pass import PixelPass
 from pipelines.backbones.threads import torch_threads
 from pipelines.backbones.tower import MakeEngine
 from pipelines.data import features
@@ -82,7 +82,7 @@ class Work:
     local_features: bool
     threads: int
     device: str
-    step: InputStep | None = None
+    pixel_pass: PixelPass | None = None
     engine: MakeEngine | None = None
 
 
@@ -133,7 +133,7 @@ class ShardEncoder:
         """Load the model on the work's device."""
         loaded = network.load(work.backbone, device=work.device)
         made = work.engine and work.engine(loaded, work.batch_size, work.threads)
-        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.step, made)
+        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.pixel_pass, made)
         self.preparer = Preparer(loaded.crop, work.how, work.threads)
         self.work = work
         self.sources = sources

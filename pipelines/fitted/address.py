@@ -6,6 +6,7 @@ from pipelines.config import digest
 from pipelines.fitted.plan import FitData, ScoreFit
 from pipelines.fitted.record import fit_code
 from pipelines.methods.energy_models import density_fields
+from pipelines.score import by_name as scoring
 
 
 def address(fit: ScoreFit, data: FitData) -> str:
@@ -19,6 +20,7 @@ def address(fit: ScoreFit, data: FitData) -> str:
             "head": fit.head,
             "parts": part_addresses(fit, data),
             "data": data.address,
+            "layers": data.layers_address if scoring.reads_layers([fit.score]) else None,
             "code": fit_code(fit.score).digest,
         }
     )

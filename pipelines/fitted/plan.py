@@ -24,6 +24,9 @@ class FitData:
         statistics: of the features at unit length, merged from their shards.
         address: digest of the images, labels and features.
         local: (N, P, D) local features, where a head takes them.
+        layers: (N, W) activations of the backbone's layers, where a score reads them.
+        layer_sizes: the channels of each layer.
+        layers_address: of the layers' features.
     """
 
     features: NDArray[np.float32]
@@ -31,6 +34,9 @@ class FitData:
     statistics: ClassStatistics
     address: str
     local: NDArray[np.float32] | None = None
+    layers: NDArray[np.float32] | None = None
+    layer_sizes: tuple[int, ...] = ()
+    layers_address: str = ""
 
 
 @dataclass(frozen=True)

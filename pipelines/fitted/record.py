@@ -21,7 +21,6 @@ from pipelines.methods import METHODS
 from pipelines.methods.energy_models import EnergyModelConfig
 from pipelines.methods.gaussian_mixture import Config as MixtureConfig
 from pipelines.ood import FITTED_SCORES, GaussianMixture
-from pipelines.ood.checks import Array
 from pipelines.ood.energy_training import EnergyTrainer, EpochReport, TrainerState
 from pipelines.ood.records import FittedRecord
 from pipelines.score import by_name as scoring
@@ -71,7 +70,8 @@ def without_training(
 
 def _closed_form(fit: ScoreFit, data: FitData, predictor: Predictor | None) -> FittedRecord:
     """A density of the features, or of the head's logits on them."""
-    arrays: dict[str, Array | None] = {"features": data.features, "labels": data.labels}
+    arrays: dict[str, Any] = {"features": data.features, "labels": data.labels}
+    arrays |= {"layers": data.layers, "layer_sizes": data.layer_sizes}
     if fit.head is not None:
         assert predictor is not None
         inputs = scoring.inputs_of(predictor, data.features, data.local)

@@ -83,7 +83,7 @@ def search(
     for score in scoring.with_parts(scores):
         if (
             score in plain
-            or score in (*scoring.COMPARING, *scoring.PERTURBED)
+            or score in (*scoring.COMPARING, *scoring.OWN_PASS)
             or not scoring.applies(score, context.predictor.head)
         ):
             continue

@@ -242,7 +242,7 @@ class HeadPlugin(Generic[ConfigT]):
     @property
     def gives(self) -> frozenset[str]:
         """What a score may read of such a head, in the words of `SCORES` and `FITTED_SCORES`."""
-        given = {"logits", "features", "perturbed_features"}
+        given = {"logits", "features", "perturbed_features", "layers"}
         further = {
             "similarity": self.has_cosines,
             "local_similarity": self.compared is not None,

@@ -9,6 +9,7 @@ from pipelines.ood.density import (
     ViM,
 )
 from pipelines.ood.input_steps import ODIN
+from pipelines.ood.layer_ensemble import LayerEnsemble
 from pipelines.ood.linear_layer import DICE, FDBD, VRA, AshB, AshP, AshS, NNGuide, ReAct, Scale
 from pipelines.ood.nearest_neighbours import KNN
 from pipelines.ood.records import FittedScore
@@ -38,6 +39,9 @@ FITTED_SCORES: Table[FittedScore] = Table(
         ),
         "perturbed_mahalanobis": FittedScore(
             Mahalanobis, _GAUSSIAN, "perturbed_features", {"eps": 0.0014}
+        ),
+        "layer_mahalanobis": FittedScore(
+            LayerEnsemble, ("layers", "labels", "layer_sizes"), "layers"
         ),
         "fdbd": FittedScore(FDBD, _OF_LAYER, "activations"),
     }

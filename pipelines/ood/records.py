@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, get_origin
+from typing import Any, Protocol, TypeVar, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class FittedScore:
         record: The class, fitted by `record.fit`.
         inputs: Names of the arrays that `fit` needs.
         input: What the fitted record scores: `features`, `logits`, `activations` or
-            `perturbed_features`, those of images that took a step up the record's own score.
+            `perturbed_features`, those of images that took a step up the record's own score, or
+            `layers`, the activations of a network's layers side by side.
         settings: What a user sets of it, with defaults: parameters of `fit`, and the size `eps` of
             that step in units of a pixel in [0, 1].
     """
@@ -42,13 +43,13 @@ class FittedScore:
 
     @property
     def reads(self) -> frozenset[str]:
-        """The names of all arrays that fitting and scoring take, but for the labels."""
-        return frozenset({*self.inputs, self.input} - {"labels"})
+        """The names of all arrays of images that fitting and scoring take."""
+        return frozenset({*self.inputs, self.input} - {"labels", "layer_sizes"})
 
     @property
-    def perturbs(self) -> bool:
-        """Whether it judges images after a step, so that it needs a pass over the pixels."""
-        return self.input == "perturbed_features"
+    def has_own_pass(self) -> bool:
+        """Whether what it judges needs a pass over the pixels beside that of the features."""
+        return self.input in ("perturbed_features", "layers")
 
     @property
     def parameters(self) -> Mapping[str, float | str | None]:
@@ -99,6 +100,10 @@ def record_state(record: Any) -> dict[str, Tensor]:
     for name, value in vars(record).items():
         if dataclasses.is_dataclass(value):
             state |= {f"{name}.{key}": tensor for key, tensor in record_state(value).items()}
+        elif isinstance(value, tuple) and dataclasses.is_dataclass(value[0]):
+            for place, part in enumerate(value):
+                own = record_state(part)
+                state |= {f"{name}.{place}.{key}": tensor for key, tensor in own.items()}
         elif isinstance(value, tuple):
             state |= {f"{name}.{place}": part.contiguous() for place, part in enumerate(value)}
         else:
@@ -121,10 +126,22 @@ def record_from_state(record: type[R], state: Mapping[str, Tensor]) -> R:
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             values[field.name] = record_from_state(kind, own)
         elif get_origin(kind) is tuple and own:
-            values[field.name] = tuple(own[str(place)] for place in range(len(own)))
+            values[field.name] = _tuple_from_state(get_args(kind)[0], own)
         elif field.name not in state:
             raise ValueError(f"the state of a {record.__name__} lacks {field.name}")
         else:
             value = state[field.name]
             values[field.name] = value if kind is Tensor else kind(value.item())
     return record(**values)
+
+
+def _tuple_from_state(kind: type[Any], state: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """Tensors, or records of that kind, by the places they had."""
+    places = range(len({key.partition(".")[0] for key in state}))
+    if not dataclasses.is_dataclass(kind):
+        return tuple(state[str(place)] for place in places)
+    parts = [
+        {k.removeprefix(f"{place}."): v for k, v in state.items() if k.startswith(f"{place}.")}
+        for place in places
+    ]
+    return tuple(record_from_state(kind, part) for part in parts)

@@ -184,8 +184,8 @@ def hand_score(run: Run) -> ScoreResult:
         of = choices if head.key.variant == "chosen" else defaults
         kind = run.config.methods[head.key.method].head.name
         scores = against_default.applicable(kind, of[head.key.method].scores, head.fitted)
-        perturbed = _perturbed(run, scores, head.fitted)
-        heads.append(HeadScores(**dict(head), scores=scores, perturbed=perturbed))
+        passes = _passes(run, scores, head.fitted)
+        heads.append(HeadScores(**dict(head), scores=scores, passes=passes))
     return score.run(
         heads,
         run.sets,
@@ -195,18 +195,18 @@ def hand_score(run: Run) -> ScoreResult:
     )
 
 
-def _perturbed(
+def _passes(
     run: Run, scores: Mapping[str, Params], fitted: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """The addresses of the features of scores that judge images after a step, made where missing.
+    """The addresses of what scores with a pass of their own judge, made where it is missing.
 
-    Heads that share a score's record and the size of its step share a pass over the pixels.
+    Heads that share a score's record and parameters share a pass over the pixels.
     """
-    perturbing = [name for name in scores if name in scoring.PERTURBED]
-    return {name: _features_after_step(run, name, scores[name], fitted) for name in perturbing}
+    wanted = [name for name in scores if name in scoring.OWN_PASS]
+    return {name: _features_of_pass(run, name, scores[name], fitted) for name in wanted}
 
 
-def _features_after_step(
+def _features_of_pass(
     run: Run, name: str, params: Params, fitted: Mapping[str, str]
 ) -> dict[str, str]:
     """The addresses of the features that one such score judges, by source."""
@@ -219,7 +219,7 @@ def _features_after_step(
         settings=run.config.embed.model_copy(update={"local_features": False}),
         compute=run.config.compute,
         keys=keys,
-        step=scoring.input_step(name, params, record),
+        pixel_pass=scoring.pixel_pass(name, params, record, run.backbone),
         on_progress=lambda done, total, _: run.observer.progress(done, total, f"images, {name}"),
     )
     return {source: cache.address for source, cache in caches.items()}

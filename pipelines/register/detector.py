@@ -32,10 +32,10 @@ from pipelines.data.storage import Storage
 from pipelines.heads import Predictor
 from pipelines.records import StoredRecord, Value
 from pipelines.score.by_name import (
-    PERTURBED,
+    OWN_PASS,
     Records,
     from_bytes,
-    input_step,
+    pixel_pass,
     reads_local,
     to_bytes,
 )
@@ -121,26 +121,26 @@ class Detector:
     @property
     def needs_images(self) -> bool:
         """Whether an image's own features are not enough for a verdict."""
-        return self.needs_local or self.score in PERTURBED
+        return self.needs_local or self.score in OWN_PASS
 
     def judge_features(
         self,
         features: NDArray[np.float32],
         local: NDArray[np.float32] | None = None,
-        perturbed: NDArray[np.float32] | None = None,
+        own_pass: NDArray[np.float32] | None = None,
     ) -> pa.Table:
         """Verdicts (`VERDICTS`) on image features (N, D), of unit length where the head takes such.
 
         Args:
             features: of N images.
             local: (N, P, D) unit local features, where a verdict `needs_local`.
-            perturbed: (N, D) features of the images after the score's input step, if it takes one.
+            own_pass: (N, W) what the score's own pass over the pixels gave, if it has one.
 
         Raises:
             UserError: where they are needed and missing.
         """
         features = np.ascontiguousarray(features, dtype=np.float32)
-        moved = {} if perturbed is None else {self.score: perturbed}
+        passes = {} if own_pass is None else {self.score: own_pass}
         scores_of = {self.score: self.params}
         judged = judge(
             self.predictor,
@@ -148,7 +148,7 @@ class Detector:
             features,
             self.records,
             local,
-            moved,
+            passes,
             temperature=self.temperature,
         )
         scores = judged[f"score_{self.score}"]
@@ -168,15 +168,16 @@ class Detector:
         keys = [str(number) for number in range(len(contents))]
         preparer = Preparer(self.network.crop, self.decoding)
         batches = list(preparer.batches(keys, contents, size))
-        encoded, perturbed = Encoder(self.network, size, self.needs_local).encode(batches), None
-        if self.score in PERTURBED:
-            step = input_step(self.score, self.params, self.records)
-            encoded, moved = of_both(
-                encoded, Encoder(self.network, size, step=step).encode(batches)
+        encoded, own_pass = Encoder(self.network, size, self.needs_local).encode(batches), None
+        if self.score in OWN_PASS:
+            assert self.backbone is not None  # it has just encoded
+            how = pixel_pass(self.score, self.params, self.records, self.backbone)
+            encoded, other = of_both(
+                encoded, Encoder(self.network, size, pixel_pass=how).encode(batches)
             )
-            perturbed = moved.columns[FEATURE]
+            own_pass = other.columns[FEATURE]
         columns = encoded.columns
-        judged = self.judge_features(columns[FEATURE], columns.get(LOCAL), perturbed)
+        judged = self.judge_features(columns[FEATURE], columns.get(LOCAL), own_pass)
         verdicts = iter(judged.to_pylist())
         nothing = {**dict.fromkeys(VERDICTS.names), "threshold": self.threshold}
         rows = [

@@ -29,7 +29,7 @@ from pipelines.data.storage import Storage
 from pipelines.embed.result import EmbedResult
 from pipelines.evaluate.metrics import Metrics
 from pipelines.finetune.cache import entry as head_entry
-from pipelines.fitted import fit
+from pipelines.fitted import fit, layer_features
 from pipelines.fitted import negative_words as negative_classes
 from pipelines.fitted.negative_words import read_words
 from pipelines.fitted.plan import FitData
@@ -304,7 +304,20 @@ class Run:
         if not scoring.any_fitted(self.config.scores):
             return None
         local = any(LOCAL in m.head.columns for m in self.config.methods.values())
-        return fit.load_data(self.sets, self.storage, mode=self.config.training, local=local)
+        data = fit.load_data(self.sets, self.storage, mode=self.config.training, local=local)
+        if not scoring.reads_layers(self.config.scores):
+            return data
+        return layer_features.added(
+            data,
+            self.benchmark,
+            self.backbone,
+            self.storage,
+            settings=self.config.embed,
+            compute=self.config.compute,
+            on_progress=lambda done, total, _: self.observer.progress(
+                done, total, "images, layers"
+            ),
+        )
 
     @cached_property
     def mined(self) -> dict[str, str]:

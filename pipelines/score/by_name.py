@@ -8,7 +8,8 @@ sum's own record is a `Combination`, and its parts' records stand beside it.
 
 Some scores read more than a head's similarities and the features, and are in no sum: `gl_mcm`
 compares local features with the classes, `neg_label` compares images with words that are no class
-(its record), and those of `PERTURBED` judge images after an input step (`odin`).
+(its record), and those of `OWN_PASS` have a pass over the pixels of their own: images after an
+input step (`odin`), or the activations of layers (`layer_mahalanobis`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.input_step import InputStep
+from pipelines.backbones.pixel_pass import LayerPass, PixelPass
 from pipelines.config import UserError
 from pipelines.heads import HEADS, Predictor
 from pipelines.heads.comparisons import (
@@ -56,8 +59,8 @@ PLAIN = tuple(n for n, entry in SCORES.items() if entry.inputs in (("similarity"
 GL_MCM, NEG_LABEL = "gl_mcm", "neg_label"
 _COMPARED = {"local_similarity", "negative_similarity"}
 COMPARING = tuple(n for n, entry in SCORES.items() if _COMPARED & set(entry.inputs))
-# Scores of images after a step up the score, which have a pass over the pixels of their own.
-PERTURBED = tuple(name for name, row in FITTED_SCORES.items() if row.perturbs)
+# Scores that have a pass over the pixels of their own.
+OWN_PASS = tuple(name for name, row in FITTED_SCORES.items() if row.has_own_pass)
 # Networks trained by SGLD; all other fitted scores have a closed form.
 TRAINED: Table[type[Any]] = Table(
     {"energy_correction": EnergyCorrection, "feature_ebm": FeatureEBM}
@@ -101,15 +104,15 @@ class Inputs:
     # For the scores in COMPARING: the head, and local features (N, P, D), unit length, as stored.
     predictor: Predictor | None = None
     local: NDArray[np.float32] | None = None
-    # By score of PERTURBED: (N, D) features of the images after the score's own input step.
-    perturbed: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    # By score of OWN_PASS: (N, W) what its pass over the pixels gave.
+    passes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def inputs_of(
     predictor: Predictor,
     features: Any,
     local: Any = None,
-    perturbed: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    passes: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> Inputs:
     """What every score reads of features (N, D) under a head.
 
@@ -117,12 +120,12 @@ def inputs_of(
         predictor: the head.
         features: of N images.
         local: (N, P, D) their local features, where the head or a score reads them.
-        perturbed: (N, D) features of the images after its input step, by score of PERTURBED.
+        passes: (N, W) what its own pass over the pixels gave, by score of OWN_PASS.
     """
     similarity = torch.from_numpy(predictor.similarity(features, local)).double()
     logits = similarity * predictor.logit_scale
     # A copy: arrays that Parquet hands out are read-only.
-    return Inputs(torch.tensor(features), similarity, logits, predictor, local, perturbed)
+    return Inputs(torch.tensor(features), similarity, logits, predictor, local, passes)
 
 
 def parts(score: str) -> tuple[str, ...]:
@@ -162,7 +165,12 @@ def reads(score: str) -> frozenset[str]:
 
 def reads_head(score: str) -> bool:
     """Whether a fitted score's record depends on the head, not on the features alone."""
-    return not reads(score) <= {"features", "perturbed_features"}
+    return not reads(score) <= {"features", "perturbed_features", "layers"}
+
+
+def reads_layers(scores: Iterable[str]) -> bool:
+    """Whether one of the scores reads the activations of the backbone's layers."""
+    return any("layers" in reads(score) for score in scores)
 
 
 def needs_every_class(score: str) -> bool:
@@ -191,9 +199,9 @@ def joined_params(given: Mapping[str, Params]) -> dict[str, float]:
 def problem(score: str) -> str | None:
     """What is wrong with a score's name, or None."""
     name = ScoreName.parse(score)
-    known = [*PLAIN, *(n for n in FITTED if n not in PERTURBED)]
+    known = [*PLAIN, *(n for n in FITTED if n not in OWN_PASS)]
     if not name.is_sum:
-        known += [*COMPARING, *PERTURBED]
+        known += [*COMPARING, *OWN_PASS]
     unknown = [part for part in name.parts if part not in known]
     if unknown:
         example = ScoreName(parts=("energy", "knn"))
@@ -239,29 +247,32 @@ def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> 
     if score in SCORES:
         return SCORES[score](similarity=inputs.similarity, logits=inputs.logits, **params).double()
     record = _scoring(records, score)
-    if score in PERTURBED:
-        return record(_perturbed(score, inputs))
+    if score in OWN_PASS:
+        return record(_own_pass(score, inputs))
     scored = FITTED_SCORES[score].input if score in FITTED_SCORES else "features"
     return record(inputs.logits if scored == "logits" else inputs.features)
 
 
-def _perturbed(score: str, inputs: Inputs) -> NDArray[np.float32]:
-    """The features of the images after the score's input step."""
-    if score not in inputs.perturbed:
+def _own_pass(score: str, inputs: Inputs) -> NDArray[np.float32]:
+    """What the score's own pass over the pixels gave."""
+    if score not in inputs.passes:
         raise UserError(
-            f"score {score} judges images after a step of their pixels: give images, not features"
+            f"score {score} needs a pass over the pixels of its own: give images, not features"
         )
-    return inputs.perturbed[score]
+    return inputs.passes[score]
 
 
-def input_step(score: str, params: Params, records: Records) -> InputStep:
-    """The step that images take before a score of PERTURBED judges them.
+def pixel_pass(score: str, params: Params, records: Records, backbone: BackboneConfig) -> PixelPass:
+    """The pass over the pixels of a score of OWN_PASS.
 
     Args:
         score: its name.
         params: its parameters.
         records: what was fitted, by name.
+        backbone: resolved; it names the layers that are read.
     """
+    if FITTED_SCORES[score].input == "layers":
+        return LayerPass(backbone.layers)
     eps = params.get("eps", FITTED_SCORES[score].settings["eps"])
     return InputStep(cast("DifferentiableScore", records[score]), eps)
 

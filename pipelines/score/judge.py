@@ -27,7 +27,7 @@ def judge(
     features: NDArray[np.float32],
     records: Records = MappingProxyType({}),
     local: NDArray[np.float32] | None = None,
-    perturbed: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    passes: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     temperature: float = 1.0,
 ) -> dict[str, NDArray[Any]]:
     """Classes and scores of image features.
@@ -41,7 +41,7 @@ def judge(
         features: (N, D), of unit length where the head compares them.
         records: what was fitted for these scores, by name (`pipelines.score.by_name`).
         local: (N, P, D) local features, unit length, where the head or a score reads them.
-        perturbed: (N, D) features of the images after its input step, by score of `PERTURBED`.
+        passes: (N, W) what its own pass over the pixels gave, by score of `OWN_PASS`.
         temperature: of the confidence alone (`pipelines.ood.calibration`).
 
     Returns:
@@ -55,7 +55,7 @@ def judge(
         UserError: where local features, or those after a step, are read and there are none.
     """
     _check(features, is_unit=predictor.plugin.takes_unit)
-    inputs = inputs_of(predictor, features, local, perturbed)
+    inputs = inputs_of(predictor, features, local, passes)
     adjusted = replace(inputs, logits=predictor.adjusted(inputs.logits))
     # Work cut by threads is cut where a row may lie; blocks are small, so threads gain nothing.
     with torch_threads(1):
@@ -100,7 +100,7 @@ def _score(
             predictor=inputs.predictor,
             # Local features are large: only for the score that reads them.
             local=_padded_array(inputs.local, rows) if name == GL_MCM else None,
-            perturbed=_padded_arrays(inputs.perturbed, name, rows),
+            passes=_padded_arrays(inputs.passes, name, rows),
         )
         scores = score_rows(name, block, params, records)
         result[rows] = scores.numpy()[: len(result) - start]
@@ -122,8 +122,8 @@ def _padded_array(values: NDArray[np.float32] | None, rows: slice) -> NDArray[np
 
 
 def _padded_arrays(
-    perturbed: Mapping[str, NDArray[np.float32]], score: str, rows: slice
+    passes: Mapping[str, NDArray[np.float32]], score: str, rows: slice
 ) -> dict[str, NDArray[np.float32]]:
     """The features after that score's input step, where it takes one."""
-    block = _padded_array(perturbed.get(score), rows)
+    block = _padded_array(passes.get(score), rows)
     return {} if block is None else {score: block}

@@ -12,8 +12,8 @@ class HeadScores(HeadRef):
 
     # Whole numbers stay whole: DeltaEnergy's c counts classes.
     scores: dict[str, dict[str, int | float]]
-    # By score of images after an input step, then by source: the address of their features.
-    perturbed: dict[str, dict[str, str]] = Field(default_factory=dict)
+    # By score with a pass over the pixels of its own, then by source: the address of its features.
+    passes: dict[str, dict[str, str]] = Field(default_factory=dict)
 
 
 class ScoreTable(StoredRecord):

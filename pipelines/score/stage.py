@@ -102,7 +102,7 @@ def address(head: HeadScores, sets: FeatureSets, storage: Storage) -> str:
             "head": head.address,
             "scores": head.scores,
             "fitted": head.fitted,
-            "perturbed": head.perturbed,
+            "passes": head.passes,
             "sets": sets.address(sets.names(*SCORED_ROLES)),
             "code": score_code(file, head.scores, score_shard).digest,
         }
@@ -173,22 +173,22 @@ def score_shard(shard: SourceShard, work: _Work) -> dict[str, Part]:
     about = _about(rows, work.members)
     for place, (head, predictor) in heads.items():
         records = load_records(storage, head.fitted)
-        perturbed = _perturbed(head, shard.source, rows, storage)
-        columns = judge(predictor, head.scores, rows.features, records, rows.local, perturbed)
+        passes = _passes(head, shard.source, rows, storage)
+        columns = judge(predictor, head.scores, rows.features, records, rows.local, passes)
         arrays = {name: pa.array(values) for name, values in columns.items()}
         kept.write_table(storage, pa.table({**about, **arrays}), *FOLDER, place, name)
         parts[place] = _read_part(storage, place, name)
     return parts
 
 
-def _perturbed(
+def _passes(
     head: HeadScores, source: str, rows: ShardRows, storage: Storage
 ) -> dict[str, NDArray[np.float32]]:
     """The features of the shard's images after the input step of each score that takes one."""
     keys = rows.keys.to_pylist()
     return {
         score: FeatureCache(storage, addresses[source]).load(keys)
-        for score, addresses in head.perturbed.items()
+        for score, addresses in head.passes.items()
         if keys
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.backbones import classifier, network
+from pipelines.backbones.description import BackboneConfig
 from pipelines.config import ConfigError, UserError
 from pipelines.data.benchmark_config import BenchmarkConfig
 from pipelines.data.benchmarks import Benchmark, open_benchmark
@@ -52,6 +53,9 @@ class PipelineConfig(RunWords):
         benchmark = info.data.get("benchmark")
         if isinstance(benchmark, BenchmarkConfig) and not benchmark.every_class:
             every = [name for name in every if not scoring.needs_every_class(name)]
+        backbone = info.data.get("backbone")
+        if not (isinstance(backbone, BackboneConfig) and backbone.layers):
+            every = [name for name in every if not scoring.reads_layers([name])]
         return [n for n in every if any(scoring.applies(n, m.head.name) for m in methods)]
 
     @field_validator("scores")
@@ -118,6 +122,12 @@ def open_checked(config: PipelineConfig) -> Benchmark:
         f"{config.benchmark.name!r} shows only some (benchmark.every_class=false); leave it out"
         for name in config.scores
         if not config.benchmark.every_class and scoring.needs_every_class(name)
+    ]
+    problems += [
+        f"scores: {name} reads layers of the network, and backbone {config.backbone.name!r} names "
+        "none; backbone.layers={PLACE: CHANNELS, ...} does"
+        for name in config.scores
+        if not config.backbone.layers and scoring.reads_layers([name])
     ]
     try:
         found = open_benchmark(config.benchmark, shots=config.shots, imbalance=config.imbalance)

@@ -191,7 +191,7 @@ def _choice(chosen: FinishedTrial, shared: Shared) -> Choice:
     setting of it would be a pass over the pixels.
     """
     chosen_setting = choice.choice_of(chosen)
-    kept = shared.scores if shared.judged_on == "held_out_classes" else scoring.PERTURBED
+    kept = shared.scores if shared.judged_on == "held_out_classes" else scoring.OWN_PASS
     num_train = len(shared.data.features)
     defaults = posthoc.method_defaults(
         chosen_setting.setting, [s for s in shared.scores if s in kept], num_train=num_train

@@ -15,7 +15,9 @@ from torchvision import models
 from pipelines.backbones import network
 from pipelines.backbones.classifier import ImageClassifier
 from pipelines.backbones.description import BackboneConfig, Preprocessing
+from pipelines.backbones.encoder import Encoder
 from pipelines.backbones.kinds import cifar
+from pipelines.backbones.pixel_pass import LayerPass
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
 
@@ -154,3 +156,52 @@ def test_local_features_are_said_to_be_missing(tmp_path: Path) -> None:
     safetensors.torch.save_file(cifar.NETWORKS["resnet20"](5).state_dict(), path)
     with pytest.raises(UserError, match="no local features"):
         loaded(config_of("cifar", "resnet20", path), tmp_path).encode_with_local(torch.zeros(1))
+
+
+def test_layers_are_mean_activations_side_by_side(tmp_path: Path) -> None:
+    model = cifar.NETWORKS["resnet20"](5)
+    as_trained(model)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    config = config_of("cifar", "resnet20", path, layers={"layer3": 64, "layer1": 16})
+    ours = loaded(config, tmp_path)
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first = model.layer1(model.bn1(model.conv1(pixels)).relu())
+        last = model.layer3(model.layer2(first))
+    expected = torch.cat([last.mean(dim=(2, 3)), first.mean(dim=(2, 3))], dim=1)
+    torch.testing.assert_close(ours.layers(pixels), expected, rtol=1e-4, atol=0)
+    images = (255 * pixels).byte().permute(0, 2, 3, 1)
+    how = LayerPass(config.layers)
+    assert how.width(ours) == 80
+    found = Encoder(ours, 4, pixel_pass=how).encode([list(images.numpy())]).columns["feature"]
+    np.testing.assert_allclose(found, ours.layers(ours.normalize(images)), rtol=1e-4)
+    assert Encoder(ours, 4, pixel_pass=how).encode([]).columns["feature"].shape == (0, 80)
+    # The order is what stands side by side, so it is in the address.
+    assert how.identity() != LayerPass({"layer1": 16, "layer3": 64}).identity()
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"layer9": 16}, r"no place 'layer9' in resnet20; there are conv1, bn1, layer1, layer2"),
+        ({"layer1": 17}, r"layer1 gives \(16, 32, 32\) an image, not \(17, H, W\)"),
+        ({"linear": 64}, r"linear gives \(64,\) an image, not \(64, H, W\)"),
+    ],
+)
+def test_layers_that_the_network_has_not_are_refused(
+    layers: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    model = as_trained(cifar.NETWORKS["resnet20"](5))
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    config = config_of("cifar", "resnet20", tmp_path / "weights.safetensors", layers=layers)
+    with pytest.raises(UserError, match=rf"mine: backbone\.layers: {message}"):
+        loaded(config, tmp_path)
+
+
+def test_a_backbone_without_layers_says_so(tmp_path: Path) -> None:
+    model = as_trained(cifar.NETWORKS["resnet20"](5))
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    ours = loaded(config_of("cifar", "resnet20", tmp_path / "weights.safetensors"), tmp_path)
+    with pytest.raises(UserError, match="it names no layers"):
+        ours.layers(torch.zeros(1, 3, 32, 32))

@@ -110,7 +110,7 @@ def test_features_are_those_of_the_moved_image(
     keys = [str(number) for number in range(6)]
     batches = [list(batch) for batch in Preparer(loaded.crop).batches(keys, contents, 4)]
     step = step_of(scale=loaded.logit_scale)
-    encoded = Encoder(loaded, 4, step=step).encode(batches)
+    encoded = Encoder(loaded, 4, pixel_pass=step).encode(batches)
     features = encoded.columns["feature"]
     assert [None if v is None else v.reason for v in encoded.verdicts] == [None] * 5 + ["empty"]
     good = [item for batch in batches for item in batch[:5] if isinstance(item, np.ndarray)]
@@ -130,7 +130,7 @@ def test_features_are_those_of_the_moved_image(
     np.testing.assert_allclose(step.score(features), scores, rtol=1e-5)
     plain = Encoder(loaded, 4).encode(batches).columns["feature"]
     assert np.abs(plain - features).max() > 1e-3
-    still = Encoder(loaded, 4, step=step_of(eps=0.0)).encode(batches).columns["feature"]
+    still = Encoder(loaded, 4, pixel_pass=step_of(eps=0.0)).encode(batches).columns["feature"]
     np.testing.assert_allclose(still, plain, rtol=0, atol=1e-6)
 
 
@@ -202,7 +202,7 @@ def test_its_shards_have_an_address_of_their_own(
             storage,
             settings=EmbedConfig(batch_size=8, shard_rows=16),
             compute=ComputeConfig(),
-            step=step,
+            pixel_pass=step,
         )
         caches.append(cache)
     assert len(set(made)) == len(ways)

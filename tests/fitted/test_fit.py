@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,9 @@ def sets(storage):
 
 @pytest.fixture(scope="module")
 def data(sets, storage):
-    return fit.load_data(sets, storage, mode="in_process")
+    found = fit.load_data(sets, storage, mode="in_process")
+    sizes = (2, found.features.shape[1] - 2)
+    return replace(found, layers=-found.features, layer_sizes=sizes, layers_address="layers")
 
 
 def predictor(name="zero_shot"):
@@ -99,7 +103,8 @@ def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, s
     (address,) = run(plan.values(), data, storage)
     record = fitted_records.load_record(storage, name, address)
     options = {"normalize": True} if name == "gaussian_mixture" else params
-    wanted = FITTED_SCORES[name].fit({"features": data.features, "labels": data.labels}, **options)
+    arrays = {n: getattr(data, n) for n in ("features", "labels", "layers", "layer_sizes")}
+    wanted = FITTED_SCORES[name].fit(arrays, **options)
     queries = data.features[::3] + np.float32(0.05)
     torch.testing.assert_close(record(queries), wanted(queries), rtol=1e-6, atol=1e-6)
     before = storage.read_bytes("cache", "fitted", address, "record.safetensors")
@@ -107,6 +112,15 @@ def test_a_record_of_features_is_the_scores_own_and_is_found_again(name, data, s
     assert run(plan.values(), data, storage) == [address]
     assert storage.local("cache", "fitted", address, "manifest.json").stat().st_mtime_ns == written
     assert fit.scoring.to_bytes(record) == before
+
+
+def test_layers_decide_the_address_of_what_is_fitted_to_them_alone(data):
+    other = replace(data, layers_address="others")
+    plan = fit_plan.plan(
+        {"layer_mahalanobis": {}, "ssd": {}}, method=ZERO_SHOT, methods={}, seed=0, head="none"
+    )
+    moved = [fit.address_of(one, data) != fit.address_of(one, other) for one in plan.values()]
+    assert moved == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["zero_shot", "linear_probe"])
@@ -265,7 +279,7 @@ def every(data, storage):
 
 def moved(rows):
     """In place of the features after each score's input step."""
-    return dict.fromkeys(scoring.PERTURBED, -rows)
+    return dict.fromkeys(scoring.OWN_PASS, -rows)
 
 
 def test_a_rows_fitted_scores_have_the_same_bits_in_any_batch(every):
@@ -275,7 +289,7 @@ def test_a_rows_fitted_scores_have_the_same_bits_in_any_batch(every):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
 
     def judged(some):
-        return judge(head, scores, some, records, perturbed=moved(some))
+        return judge(head, scores, some, records, passes=moved(some))
 
     whole, order = judged(rows), random.permutation(600)
     shuffled = judged(rows[order])
@@ -298,16 +312,15 @@ def test_a_saved_detector_judges_by_its_record(every, tmp_path):
         assert again.judge_features(rows).equals(detector.judge_features(rows))
         np.testing.assert_array_equal(
             again.judge_features(rows)["score"].to_numpy(),
-            judge(head, scores, rows, records, perturbed=moved(rows))[f"score_{name}"],
+            judge(head, scores, rows, records, passes=moved(rows))[f"score_{name}"],
         )
     odin = Detector(head, None, "odin", {}, -1.0, records={"odin": records["odin"]})
     odin.save(tmp_path / "odin")
     again = Detector.load(tmp_path / "odin")
     with pytest.raises(UserError, match="give images, not features"):
         again.judge_features(rows)
-    assert again.judge_features(rows, perturbed=rows).equals(
-        odin.judge_features(rows, perturbed=rows)
-    )
+    judged = odin.judge_features(rows, own_pass=rows)
+    assert again.judge_features(rows, own_pass=rows).equals(judged)
 
 
 def test_ssd_and_the_mixture_rank_alike_here(every, data):

@@ -43,12 +43,13 @@ def problem(num_rows=200, num_columns=6, seed=0, dtype=torch.float64):
     far = 3 * torch.randn(20, num_columns, generator=generator, dtype=dtype)
     arrays = {"features": features, "labels": labels, "weight": weight, "bias": bias}
     arrays |= {"logits": features @ weight.T + bias, "perturbed_features": features}
+    arrays |= {"layers": features, "layer_sizes": torch.tensor([1, num_columns - 1])}
     return arrays | {"activations": features.abs()}, far
 
 
 def scored(row, arrays, features):
     """What a row of the table reads of features."""
-    if row.input in ("features", "perturbed_features"):
+    if row.input in ("features", "perturbed_features", "layers"):
         return features
     if row.input == "activations":
         return features.abs()

@@ -37,6 +37,7 @@ def backbone(tmp_path: Path) -> str:
         "path": str(tmp_path / "weights.safetensors"),
         "class_names": NAMES,
         "preprocessing": {"size": 32, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "layers": {"layer1": 16, "layer3": 64},
     }
     (tmp_path / "seeded.yaml").write_text(json.dumps(about))
     return f"backbone=@{tmp_path}/seeded.yaml"
@@ -68,8 +69,8 @@ def test_what_a_classifier_cannot_do_is_said_before_any_work(backbone: str, tmp_
 def test_from_images_to_a_registered_model(backbone: str, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     words = (backbone, "methods=[classifier]", "scores=all", "sweep=none", "seeds=1", "shots=null")
-    few = ("evaluate.num_resamples=100", "register_as.score=odin", f"storage={storage}")
-    done = job_here("pipeline", *words, *few)
+    few = ("evaluate.num_resamples=100", f"storage={storage}")
+    done = job_here("pipeline", *words, *few, "register_as.score=odin")
     assert done.returncode == 0, done.stdout + done.stderr
     (metrics,) = storage.glob("runs/*/metrics.json")
     rows = json.loads(metrics.read_text())["rows"]
@@ -81,15 +82,20 @@ def test_from_images_to_a_registered_model(backbone: str, tmp_path: Path) -> Non
     judged = job("predict", f"source={image}", f"storage={storage}")
     assert judged.returncode == 0, judged.stdout + judged.stderr
     assert any(name in judged.stdout for name in NAMES)
-    # The registered model takes ODIN's input step too: it gives the score of the table.
     (head,) = json.loads((metrics.parent / "score.json").read_text())["heads"]
     parts = [pq.read_table(p) for p in storage.glob(f"cache/scores/{head['address']}/*.parquet")]
     (row,) = pa.concat_tables(parts).slice(0, 1).to_pylist()
     (content,) = DigitsSource().read([row["key"]])
     assert isinstance(content, bytes)
-    detector = load_detector("models:/energy-ood@champion", Storage.open(str(storage)))
-    assert detector.score == "odin"
-    (verdict,) = detector.judge_images([content]).to_pylist()
-    # Batches of other sizes: the last bit of a feature, and so the sign of a slope near zero.
-    assert verdict["score"] == pytest.approx(row["score_odin"], rel=1e-4)
-    assert len(list(storage.glob("cache/features/*/manifest.json"))) == 3
+    # A registered model makes its score's own pass over the pixels, and gives the table's score.
+    for score in ("odin", "layer_mahalanobis"):
+        if score != "odin":
+            done = job_here("pipeline", *words, *few, f"register_as.score={score}")
+            assert done.returncode == 0, done.stdout + done.stderr
+        detector = load_detector("models:/energy-ood@champion", Storage.open(str(storage)))
+        assert detector.score == score
+        (verdict,) = detector.judge_images([content]).to_pylist()
+        # Batches of other sizes: the last bit of a feature, so the sign of a slope near zero.
+        assert verdict["score"] == pytest.approx(row[f"score_{score}"], rel=1e-4)
+    # Images as they are, after two steps, and their layers; the layers of the training images.
+    assert len(list(storage.glob("cache/features/*/manifest.json"))) == 5

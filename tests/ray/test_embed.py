@@ -171,13 +171,13 @@ def test_a_pass_with_an_input_step_goes_the_same_way(
     keys = source.index()["key"].to_pylist()[:10]
     text = np.eye(3, 16, dtype=np.float32)
     step = InputStep(ODIN.fit(text, tau=5.0), eps=0.02)
-    cache = run(source, backbone, first_run.storage, keys=keys, step=step)
+    cache = run(source, backbone, first_run.storage, keys=keys, pixel_pass=step)
     plain = first_run.caches["all"]
     assert cache.address not in {cache.address for cache in first_run.caches.values()}
     threads = torch.get_num_threads()
     torch.set_num_threads(COMPUTE.embed_threads)
     loaded = network.load(backbone)
-    encoder = Encoder(loaded, 4, step=step)
+    encoder = Encoder(loaded, 4, pixel_pass=step)
     parts = [keys[:8], keys[8:]]
     batches = [Preparer(loaded.crop).batches(part, source.read(part), 4) for part in parts]
     expected = np.concatenate([encoder.encode(part).columns["feature"] for part in batches])

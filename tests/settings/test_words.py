@@ -62,5 +62,6 @@ def test_all_scores_of_a_benchmark_with_some_classes_are_those_not_fitted_to_cla
     some = load(PipelineConfig, "pipeline", [*words, "benchmark.every_class=false"]).scores
     assert set(every) - set(some) == {
         "mahalanobis", "ssd", "relative_mahalanobis", "gaussian_mixture", "perturbed_mahalanobis",
+        "layer_mahalanobis",
     }  # fmt: skip
     assert set(some) < set(every)
