@@ -213,7 +213,7 @@ def test_its_shards_have_an_address_of_their_own(
     for one in range(len(ways)):
         for other in range(one):
             assert not np.allclose(columns[one], columns[other], rtol=0, atol=1e-6)
-    assert set(caches[1].manifest.about["step"]) == {"score", "record", "eps"}
+    assert set(caches[1].manifest.about["pixel_pass"]) == {"score", "record", "eps"}
 
 
 def test_a_row_that_is_not_finite_stops_no_other(backbone_files: Files) -> None:

@@ -68,7 +68,7 @@ def test_odin_makes_features_of_its_own(words: list[str]) -> None:
     assert moved.cache.address == again.cache.address != plain.cache.address
     keys = plain.cache.keys().to_pylist()
     assert np.abs(plain.cache.load(keys) - moved.cache.load(keys)).max() > 1e-4
-    assert moved.cache.manifest.about["step"]["score"] == "ODIN"
+    assert moved.cache.manifest.about["pixel_pass"]["score"] == "ODIN"
 
 
 def test_mistakes(words: list[str], tmp_path: Path) -> None:
