@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+from pipelines.backbones import precision
 from pipelines.backbones.description import BackboneConfig, file_hash
 from pipelines.backbones.tower import BackboneKind, Crop, OnProgress, Tower
 from pipelines.data.storage import Storage
@@ -30,18 +31,23 @@ def has_text(config: BackboneConfig) -> bool:
 
 
 def resolve(
-    config: BackboneConfig, storage: Storage, on_progress: OnProgress | None = None
+    config: BackboneConfig,
+    storage: Storage,
+    on_progress: OnProgress | None = None,
+    *,
+    device: str = "cpu",
 ) -> BackboneConfig:
-    """The same backbone with its files named; trains or downloads what is missing.
+    """The same backbone with its files and precision named; trains or downloads what is missing.
 
     Runs on the driver; calling it twice changes nothing. `on_progress` is called with (steps
-    done, in all), from (0, all) on, where a backbone has to be trained.
+    done, in all), from (0, all) on, where a backbone has to be trained. `device` is where the
+    tower will run, for `precision=auto`.
 
     Raises:
         UserError: where no weights can be found, or they do not fit the architecture's
-            activation (OpenAI's weights need QuickGELU).
+            activation (OpenAI's weights need QuickGELU); see `pipelines.backbones.precision`.
     """
-    return _kind(config).resolve(config, storage, on_progress)
+    return precision.settle(_kind(config).resolve(config, storage, on_progress), device)
 
 
 def identity(config: BackboneConfig) -> dict[str, str]:

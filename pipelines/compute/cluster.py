@@ -40,6 +40,11 @@ class ComputeConfig(Section):
     max_failures: int = Field(2, ge=0, description="restarts of a failed Ray Train run")
 
     @property
+    def embed_device(self) -> str:
+        """Where encoding actors run the tower: "cpu" or "cuda"."""
+        return "cuda" if self.embed_gpus else "cpu"
+
+    @property
     def at_once(self) -> int | None:
         """Busy processes that make sense at a time; None: as many as the cluster has CPUs for.
 

@@ -99,7 +99,7 @@ def _run(config: FolderJob, on_progress: Progress | None) -> Done:
     names = None if config.class_names is None else read_class_names(config.class_names)
     prompts = _templates(config.templates)
     source.index()  # an empty folder is said before a backbone is looked for
-    backbone = network.resolve(config.backbone, storage)
+    backbone = network.resolve(config.backbone, storage, device=config.compute.embed_device)
     text = None
     if names is not None:
         if not network.has_text(backbone):

@@ -208,7 +208,7 @@ def _identity(
         chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
     return FeatureIdentity(
         backbone=network.identity(backbone),
-        device="cuda" if compute.embed_gpus else "cpu",
+        device=compute.embed_device,
         settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
         pixel_pass=None if pixel_pass is None else pixel_pass.identity(),
         source=source.fingerprint(),
@@ -227,7 +227,7 @@ def _work(
         batch_size=settings.batch_size,
         local_features=settings.local_features,
         threads=compute.embed_threads,
-        device="cuda" if compute.embed_gpus else "cpu",
+        device=compute.embed_device,
         engine=_engine(settings),
     )
 

@@ -24,6 +24,7 @@ FIGURES = {
     "results_all": "pipelines.experiments.results_all",
     "training_ablations": "pipelines.experiments.training_ablations",
     "image_classifiers": "pipelines.experiments.image_classifiers",
+    "precision": "pipelines.experiments.precision",
 }
 
 

@@ -110,7 +110,12 @@ class Run:
         storage = Storage.open(config.storage)
         benchmark = open_checked(config)
         with locked(storage, "backbone", "another process makes the backbone ready: waiting"):
-            backbone = network.resolve(config.backbone, storage, backbone_training(observer))
+            backbone = network.resolve(
+                config.backbone,
+                storage,
+                backbone_training(observer),
+                device=config.compute.embed_device,
+            )
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(network.identity(backbone))
         if scoring.NEG_LABEL in config.scores:
