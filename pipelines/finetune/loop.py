@@ -13,14 +13,12 @@ A method's own losses never choose.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pipelines.backbones.threads import torch_threads
 from pipelines.finetune.data import (
     Checkpoint,
     EpochReport,
@@ -37,7 +35,6 @@ from pipelines.finetune.state import (
     close_epoch,
     finish,
     judge,
-    learning_rate,
     losses_of,
     predictor_of,
     rate_of,
@@ -47,6 +44,7 @@ from pipelines.finetune.state import (
 from pipelines.heads import Predictor
 from pipelines.heads.base import Backbone
 from pipelines.heads.parallel import Workers
+from pipelines.methods.optimization import deterministic
 
 __all__ = [
     "Checkpoint",
@@ -56,7 +54,6 @@ __all__ = [
     "TrainingData",
     "TrainingJob",
     "check",
-    "learning_rate",
     "train_in_process",
 ]
 
@@ -176,11 +173,3 @@ def _resume(run: TrainingRun, checkpoint: Checkpoint | None) -> None:
     run.history = state["history"]
     run.best_epoch = state["best_epoch"]
     run.best = {name: value.to(device) for name, value in state["best"].items()}
-
-
-@contextmanager
-def deterministic(threads: int) -> Iterator[None]:
-    """For the block a fixed number of threads and a random state of its own; both are put back."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch_threads(threads), torch.random.fork_rng(devices=devices):
-        yield

@@ -24,7 +24,8 @@ from pipelines.heads.base import LOCAL, Backbone
 from pipelines.heads.initial import initial_head
 from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS, MethodConfig
-from pipelines.methods.base import Batch, Initial, Outputs, TrainingConfig
+from pipelines.methods.base import Batch, Initial, Outputs
+from pipelines.methods.optimization import learning_rate, optimizer
 from pipelines.ood.energy import adjust_logits
 from pipelines.ood.seeds import generator, stream
 
@@ -90,7 +91,7 @@ def start(job: TrainingJob, data: TrainingData, network: Backbone, workers: Work
         order=generator(stream(job.seed, "order")),
         outlier_order=generator(stream(job.seed, "outlier order")),
         parameters=parameters,
-        optimizer=_optimizer(job.method.training, parameters) if parameters else None,
+        optimizer=optimizer(job.method.training, parameters.values()) if parameters else None,
     )
 
 
@@ -133,29 +134,6 @@ def _prepare(
         return prepare(method, initial)
     except ValueError as error:
         raise UserError(f"method={method.name}: {error}") from None
-
-
-def _optimizer(config: TrainingConfig, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-    values = list(parameters.values())
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(values, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        values,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-
-
-def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step 0, 1, ...: constant warm-up, then a cosine per step."""
-    warmup = config.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return config.warmup_lr
-    # The last step is at final_lr's end of the cosine but not on it: a step at 0 is wasted.
-    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
-    return config.final_lr + (config.lr - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def batches_of(run: TrainingRun) -> Iterator[tuple[Tensor, Tensor | None]]:

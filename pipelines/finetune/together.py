@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pipelines.config import UserError, digest, plain
 from pipelines.finetune.data import Trained, TrainingData, TrainingJob, check
-from pipelines.finetune.loop import deterministic
 from pipelines.finetune.state import (
     Totals,
     TrainingRun,
@@ -40,6 +39,7 @@ from pipelines.heads import HEADS
 from pipelines.heads.base import Backbone
 from pipelines.heads.parallel import Workers
 from pipelines.methods import MethodConfig
+from pipelines.methods.optimization import deterministic
 
 # Of a method's `training`, what settings trained together have in common; all else is their own.
 SHARED = ("epochs", "batch_size", "outlier_batch_size", "accumulate", "precision", "threads")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import queue
-import shutil
-import threading
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
-
-import torch.distributed
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipelines.backbones import network as backbones
 from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
+from pipelines.compute.ray_train import forwarding, run_on_workers, sender, wait_for_all
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import is_trained, keep, load_checkpoint, save_checkpoint
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, train_in_process
@@ -29,7 +21,6 @@ if TYPE_CHECKING:  # Ray takes seconds to import: only where workers are started
     from ray.util.queue import Queue
 
 OnEpoch: TypeAlias = Callable[[TrainingJob, EpochReport], None]
-SentT = TypeVar("SentT")
 
 
 @dataclass(frozen=True)
@@ -107,59 +98,6 @@ def train_with_ray(
         run_on_workers(_worker, sent, storage, compute)
 
 
-def run_on_workers(
-    worker: Callable[[SentT], None],
-    sent: SentT,
-    storage: Storage,
-    compute: ComputeConfig,
-) -> None:
-    """One Ray Train run: `worker(sent)` on each of `compute.train_workers` workers."""
-    import ray.train.torch
-
-    # Read by Ray Train's controller, which inherits it: the default polls every two seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    name = f"train-{uuid.uuid4().hex[:8]}"
-    trainer = ray.train.torch.TorchTrainer(
-        # Not as `train_loop_config`: that takes a dictionary only.
-        lambda: worker(sent),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=compute.train_workers,
-            use_gpu=compute.train_gpus > 0,
-            resources_per_worker={"CPU": 1, "GPU": compute.train_gpus}
-            if compute.train_gpus
-            else {"CPU": 1},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage.path("cache", "ray_train"),
-            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-        ),
-    )
-    try:
-        _in_a_thread(trainer.fit)
-    finally:
-        if storage.is_local:
-            # What Ray Train keeps of the run; the state of each training lies with its head.
-            shutil.rmtree(storage.local("cache", "ray_train", name), ignore_errors=True)
-
-
-def _in_a_thread(work: Callable[[], object]) -> None:
-    """Run `work` and wait: on the main thread, Ray Train would answer Ctrl-C in our place.
-
-    A wait that is interrupted leaves the thread behind, and Ray's end ends its work.
-    """
-    done: Future[object] = Future()
-
-    def call() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=call, name="ray-train", daemon=True).start()
-    done.result()
-
-
 def _worker(sent: _Sent) -> None:
     """What every Ray Train worker runs: the missing jobs, one after the other."""
     import ray.train.torch
@@ -174,7 +112,7 @@ def _worker(sent: _Sent) -> None:
         if not is_trained(storage, job.address):
             on_epoch = _for_job(sender(reports, number))
             train_and_keep(job, data, network, storage, workers=workers, on_epoch=on_epoch)
-        wait_for_all(workers)
+        wait_for_all(workers.world)
 
 
 # Classes from which sharing their encoding saves more than its collectives cost;
@@ -189,50 +127,3 @@ def _split(job: TrainingJob, data: TrainingData) -> Literal["rows", "classes"]:
 
 def _for_job(send: Callable[[EpochReport], None] | None) -> OnEpoch | None:
     return None if send is None else lambda _, report: send(report)
-
-
-def sender(reports: Queue | None, number: int) -> Callable[[EpochReport], None] | None:
-    """What puts the reports of job `number` into the driver's queue, where there is one."""
-    if reports is None:
-        return None
-    actor: Any = reports.actor
-
-    def send(report: EpochReport) -> None:
-        # Not waited for: training never stands still for a progress line.
-        actor.put.remote((number, report))
-
-    return send
-
-
-def wait_for_all(workers: Workers) -> None:
-    """No worker asks what is trained before the first has written it."""
-    if workers.world > 1:
-        torch.distributed.barrier()
-
-
-@contextmanager
-def forwarding(on_report: Callable[[int, EpochReport], None] | None) -> Iterator[Queue | None]:
-    """A queue whose (job number, report) a thread of the driver hands on until the block ends."""
-    if on_report is None:
-        yield None
-        return
-    from ray.util.queue import Empty, Queue
-
-    reports, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
-
-    def drain() -> None:
-        while not done.is_set() or reports.qsize():
-            try:
-                number, report = reports.get(timeout=0.2)
-            except (Empty, queue.Empty):
-                continue
-            on_report(number, report)
-
-    thread = threading.Thread(target=drain, name="finetune-reports", daemon=True)
-    thread.start()
-    try:
-        yield reports
-    finally:
-        done.set()
-        thread.join()
-        reports.shutdown()

@@ -27,13 +27,13 @@ import safetensors.numpy
 import torch
 
 from pipelines.compute.cluster import ComputeConfig
+from pipelines.compute.ray_train import forwarding, run_on_workers, sender, wait_for_all
 from pipelines.config import UserError, digest
 from pipelines.data import kept
 from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.kept import Entry
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import load_predictor
-from pipelines.finetune.workers import forwarding, run_on_workers, sender, wait_for_all
 from pipelines.fitted import class_statistics, record
 from pipelines.fitted.address import address as address_of
 from pipelines.fitted.address import part_addresses
@@ -336,7 +336,7 @@ def _worker(sent: _Sent) -> None:
                 if workers.rank == 0:
                     failed = (*FOLDER, address_of(fit, data), "failed.json")
                     kept.write_record(storage, Failure(error=str(error)), *failed)
-        wait_for_all(workers)
+        wait_for_all(workers.world)
 
 
 def _of(fit: ScoreFit, on_epoch: OnEpoch | None) -> Callable[[EpochReport], None] | None:

@@ -28,7 +28,7 @@ def digests(root: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
-        ("finetune/state.py", "(1 + math.cos(", "(1.5 + math.cos(", METHODS),
+        ("methods/optimization.py", "(1 + math.cos(", "(1.5 + math.cos(", METHODS),
         ("finetune/loop.py", "share = len(part) / len(rows)", "share = 1.0", METHODS),
         ("heads/coop.py", "base.normal(shape, 0.02, seed)", "base.normal(shape, 0.03, seed)",
          ("coop", "energy_margin")),

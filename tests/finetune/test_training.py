@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipelines.config import UserError
-from pipelines.finetune.loop import TrainingJob, learning_rate, train_in_process
+from pipelines.finetune.loop import TrainingJob, train_in_process
 from pipelines.methods import METHODS
 from pipelines.methods.base import TrainingConfig
+from pipelines.methods.optimization import learning_rate
 from tests.small_clip import small_clip, toy_data
 
 TRAINED = [name for name, module in METHODS.items() if module.Config().head.trainable]
