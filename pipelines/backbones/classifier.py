@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from pipelines.backbones.description import BackboneConfig, Preprocessing, file_hash, missing
 from pipelines.backbones.tower import (
     DTYPES,
-    BackboneKind,
     Crop,
     OnProgress,
     Tower,
@@ -114,22 +113,6 @@ class ImageClassifier(Tower):
         return torch.cat([seen[name] for name in self.places], dim=1)
 
 
-def classifier_kind(build: Build, library: str | None = None) -> BackboneKind:
-    """The record of a kind of image classifier.
-
-    Args:
-        build: the network of a configuration.
-        library: the distribution beside torch whose version decides features.
-    """
-    return BackboneKind(
-        resolve=functools.partial(resolve, build),
-        identity=functools.partial(identity, library),
-        cropping=cropping,
-        load=functools.partial(load, build, library),
-        code=(build, load, cropping),
-    )
-
-
 def resolve(
     build: Build,
     config: BackboneConfig,
@@ -151,6 +134,8 @@ def resolve(
     names = class_names(config)
     with torch.device("meta"):  # a wrong name is said before a file is looked for
         build(config, len(names))
+    if config.untrained:
+        return config.model_copy(update={"path": None, "class_names": list(names)})
     if config.path is None:
         raise UserError(missing(config, "no weights named"))
     file = Path(config.path).expanduser().resolve()
@@ -188,19 +173,24 @@ def _names_in(config: BackboneConfig, path: Path) -> list[str]:
 
 def identity(library: str | None, config: BackboneConfig) -> dict[str, str]:
     """What decides a feature's value, of a resolved configuration."""
-    if config.path is None:
+    if config.path is None and not config.untrained:
         raise UserError(f"backbone {config.name}: not resolved yet")
     libraries = ["torch", "torchvision", "pillow", *([library] if library else [])]
     return {
         "architecture": digest([config.kind, config.model, sorted(config.rename.items())]),
-        "weights": file_hash(config.path),
-        "preprocessing": digest(_preprocessing(config).model_dump(mode="json")),
+        "weights": "none" if config.untrained else file_hash(str(config.path)),
+        "preprocessing": digest(preprocessing(config).model_dump(mode="json")),
         "precision": config.precision,
         **{name: importlib.metadata.version(name) for name in libraries},
     }
 
 
-def _preprocessing(config: BackboneConfig) -> Preprocessing:
+def preprocessing(config: BackboneConfig) -> Preprocessing:
+    """How an image becomes the network's pixels.
+
+    Raises:
+        UserError: where the configuration does not say it.
+    """
     if config.preprocessing is None:
         raise UserError(f"backbone {config.name}: not resolved yet")
     return config.preprocessing
@@ -210,7 +200,7 @@ def cropping(config: BackboneConfig) -> Crop:
     """Resize of the short side and centre crop, RGB to RGB."""
     from torchvision import transforms
 
-    how = _preprocessing(config)
+    how = preprocessing(config)
     mode = transforms.InterpolationMode(how.interpolation)
     steps = [transforms.Resize(how.resize or how.size, mode), transforms.CenterCrop(how.size)]
     return functools.partial(apply_steps, steps)
@@ -224,11 +214,11 @@ def load(
     Raises:
         UserError: where the weights cannot be read safely or belong to another architecture.
     """
-    names, how, dtype = class_names(config), _preprocessing(config), DTYPES[config.precision]
+    names, how, dtype = class_names(config), preprocessing(config), DTYPES[config.precision]
     network = build(config, len(names))
-    _fill(network, config)
+    fill(network, config)
     network.eval().requires_grad_(False)
-    place, layer = _last_linear(network, config)
+    place, layer = last_linear(network, config)
     weight, bias = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
     network.set_submodule(place, nn.Identity())
     _check_layers(network, config, how.size)
@@ -280,7 +270,7 @@ def _check_layers(network: nn.Module, config: BackboneConfig, size: int) -> None
             )
 
 
-def _last_linear(network: nn.Module, config: BackboneConfig) -> tuple[str, nn.Linear]:
+def last_linear(network: nn.Module, config: BackboneConfig) -> tuple[str, nn.Linear]:
     """The layer that gives the logits, and its place in the network."""
     layers = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not layers or layers[-1][1].bias is None:
@@ -291,7 +281,7 @@ def _last_linear(network: nn.Module, config: BackboneConfig) -> tuple[str, nn.Li
     return layers[-1]
 
 
-def _fill(network: nn.Module, config: BackboneConfig) -> None:
+def fill(network: nn.Module, config: BackboneConfig) -> None:
     """Give the network every parameter of the file, or raise a UserError."""
     state = {_renamed(name, config): value for name, value in _read(config).items()}
     wanted = network.state_dict()
@@ -325,6 +315,11 @@ def _read(config: BackboneConfig) -> dict[str, Tensor]:
     Raises:
         UserError: where it is no safetensors file and no plain state dict.
     """
+    if config.untrained:
+        raise UserError(
+            f"backbone {config.name}: untrained=true says that it has no weights; a method that "
+            "trains a network from scratch gives it some"
+        )
     path = str(config.path)
     try:
         if path.endswith(".safetensors"):

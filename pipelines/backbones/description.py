@@ -16,6 +16,8 @@ from pydantic import Field, field_validator
 
 from pipelines.config import Section
 
+# What the training of a network starts from: the backbone's weights, or weights that are drawn.
+Start = Literal["backbone", "random"]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 # The kinds by the names of their files: listed, not imported.
 KINDS = tuple(
@@ -47,6 +49,9 @@ class BackboneConfig(Section):
     pretrained: str | None = Field(None, description="open_clip's tag of the weights")
     config: str | None = Field(None, description="JSON file of an architecture, in place of model")
     path: str | None = Field(None, description="local weights: safetensors, or a state dict")
+    untrained: bool = Field(
+        False, description="there are no weights: every method of the run trains them from scratch"
+    )
     preprocessing: Preprocessing | None = Field(
         None, description="of an image classifier; a vision-language model brings its own"
     )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from pipelines.backbones import precision
-from pipelines.backbones.description import BackboneConfig, file_hash
+from pipelines.backbones.description import BackboneConfig, Start, file_hash
 from pipelines.backbones.tower import BackboneKind, Crop, OnProgress, Tower
+from pipelines.config import UserError
 from pipelines.data.storage import Storage
+
+if TYPE_CHECKING:
+    from pipelines.backbones.trainable import TrainableNetwork
 
 __all__ = ["code", "file_hash", "has_text", "identity", "load", "resolve"]
 
@@ -61,6 +66,23 @@ def identity(config: BackboneConfig) -> dict[str, str]:
 def cropping(config: BackboneConfig) -> Crop:
     """The model's resize and crop (RGB image -> RGB image), which needs no weights."""
     return _kind(config).cropping(config)
+
+
+def trainable(
+    config: BackboneConfig, names: Sequence[str], start: Start, seed: int
+) -> TrainableNetwork:
+    """The network of a configuration before training, see `pipelines.backbones.trainable`.
+
+    Raises:
+        UserError: where its kind is not trained end to end, or its file does not fit.
+    """
+    make = _kind(config).trainable
+    if make is None:
+        raise UserError(
+            f"backbone {config.name}: kind={config.kind} is not trained end to end; image "
+            "classifiers are (kind=cifar, timm, torchvision)"
+        )
+    return make(config, names, start, seed)
 
 
 def load(config: BackboneConfig, *, device: str = "cpu") -> Tower:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.description import BackboneConfig, Start
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
+
+if TYPE_CHECKING:  # it builds on what builds on this module
+    from pipelines.backbones.trainable import TrainableNetwork
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -134,6 +137,8 @@ class BackboneKind:
         load: the frozen backbone of a resolved configuration on a device.
         code: the functions that decide a feature, for the digest of the code.
         has_text: whether it encodes texts too.
+        trainable: of (configuration, class names, where it starts, seed) the network before
+            training; None: the kind is not trained end to end.
     """
 
     resolve: Callable[[BackboneConfig, Storage, OnProgress | None], BackboneConfig]
@@ -142,6 +147,7 @@ class BackboneKind:
     load: Callable[[BackboneConfig, str], Tower]
     code: tuple[Callable[..., object], ...]
     has_text: bool = False
+    trainable: Callable[[BackboneConfig, Sequence[str], Start, int], TrainableNetwork] | None = None
 
 
 def reduce_precision(network: nn.Module, dtype: torch.dtype) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from pipelines.backbones.description import Start
 from pipelines.config import Section, UserError
+from pipelines.data.augmentation import Augmentation
 from pipelines.ood.energy import adjust_logits
 from pipelines.ood.seeds import generator
 
@@ -86,6 +89,17 @@ class ClassifierModel(Backbone, Protocol):
         """The layer's b (K,)."""
 
 
+class NetworkTraining(Section):
+    """What training a whole network needs beside a method's training settings."""
+
+    start: Start = Field(
+        "backbone", description="backbone: fine-tune its weights; random: train from scratch"
+    )
+    augmentation: Augmentation = Field(
+        Augmentation(), description="how training images are changed"
+    )
+
+
 class HeadConfig(Section):
     """A head's settings; `name` tells which file in `pipelines/heads/` it belongs to."""
 
@@ -103,6 +117,11 @@ class HeadConfig(Section):
     def needs(self) -> tuple[str, ...]:
         """What of the backbone it is built from: `text` or `classifier`; perhaps nothing."""
         return ("text",)
+
+    @property
+    def network(self) -> NetworkTraining | None:
+        """How the whole network is trained with it; None: the backbone stays frozen."""
+        return None
 
 
 ConfigT = TypeVar("ConfigT", bound=HeadConfig)

@@ -10,18 +10,29 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.backbones.classifier import rows_of
 from pipelines.config import UserError
 from pipelines.heads import base, rules
-from pipelines.heads.base import HeadConfig, HeadContext, HeadOutput, HeadPlugin, Predictor
+from pipelines.heads.base import (
+    HeadConfig,
+    HeadContext,
+    HeadOutput,
+    HeadPlugin,
+    NetworkTraining,
+    Predictor,
+)
 
 
 class Config(HeadConfig):
-    """The backbone's own linear layer; nothing to train."""
+    """The backbone's own linear layer: as it is, or trained with the whole network."""
 
     name: Literal["classifier"] = "classifier"
+    train: NetworkTraining | None = Field(
+        None, description="train the whole network from its pixels; none: it stays as it is"
+    )
     trainable: ClassVar[bool] = False
     has_text_features: ClassVar[bool] = False
 
@@ -29,6 +40,11 @@ class Config(HeadConfig):
     def needs(self) -> tuple[str, ...]:
         """An image classifier."""
         return ("classifier",)
+
+    @property
+    def network(self) -> NetworkTraining | None:
+        """How the whole network is trained."""
+        return self.train
 
 
 class Classifier(nn.Module):

@@ -50,6 +50,7 @@ class Config(MarginConfig):
     )
     needs_outliers: ClassVar[bool] = True
     needs_outlier_counts: ClassVar[bool] = True
+    trains_networks: ClassVar[bool] = True
 
 
 def prepare(config: Config, initial: Initial) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.config import Section, plain
 from pipelines.heads import HEADS, AnyHead
+from pipelines.heads.base import NetworkTraining
 
 # (losses by name, whose sum is minimised; figures to report)
 Losses: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
@@ -76,9 +77,18 @@ class MethodConfig(Section):
     needs_outlier_counts: ClassVar[bool] = False
     needs_text_features: ClassVar[bool] = False
     needs_trainable_head: ClassVar[bool] = True
+    # Whether its losses are those of a whole network too: they read logits and features alone.
+    trains_networks: ClassVar[bool] = False
+    # Differently augmented copies of each image that a network sees.
+    num_views: ClassVar[int] = 1
     # Arrays with a row for each training image that the loss reads, in `Batch.columns`:
     # `local_features` (N, P, D), `domains` (N,).
     columns: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def network(self) -> NetworkTraining | None:
+        """How it trains a whole network from pixels; None: it trains a head on features."""
+        return self.head.network
 
     @model_validator(mode="after")
     def _check_head(self) -> MethodConfig:
@@ -89,11 +99,14 @@ class MethodConfig(Section):
                 f"head={head.name} has no text features, which the losses of {self.name} compare "
                 f"images with; allowed: {', '.join(fitting)}"
             )
-        if self.needs_trainable_head and not head.trainable:
+        if self.needs_trainable_head and not head.trainable and head.network is None:
             fitting = [n for n, h in HEADS.items() if h.Config.trainable]
             raise ValueError(
-                f"head={head.name} has nothing to train; allowed: {', '.join(fitting)}"
+                f"head={head.name} has nothing to train; allowed: {', '.join(fitting)}, or "
+                "classifier with head.train={start: backbone}, which trains the whole network"
             )
+        if head.network is not None and not self.trains_networks:
+            raise ValueError(f"head.train: method {self.name} trains no network")
         return self
 
     @model_validator(mode="after")
@@ -120,11 +133,13 @@ class Batch:
         labels: (N,) classes of the training images.
         columns: further per-image tensors of the training images (domains, local features).
         prepared: what the method's `prepare` measured before training (margins, a prior).
+        seed: of what a loss draws at this step.
     """
 
     labels: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     prepared: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class Config(MethodConfig):
     head: AnyHead = LinearProbeConfig()
     score: str = Field("max_logit", description="the selection criterion")
     needs_trainable_head: ClassVar[bool] = False
+    trains_networks: ClassVar[bool] = True
 
 
 PLUGIN = MethodPlugin(Config, coop.loss)

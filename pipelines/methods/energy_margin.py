@@ -45,6 +45,7 @@ class Config(MarginConfig):
         "double", description="single: one hinge on the gap of the batch means, m_out - m_in"
     )
     needs_outliers: ClassVar[bool] = True
+    trains_networks: ClassVar[bool] = True
 
 
 def prepare(config: Config, initial: Initial) -> dict[str, Tensor]:

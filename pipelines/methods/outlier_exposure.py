@@ -29,6 +29,7 @@ class Config(MethodConfig):
     score: str = Field("msp", description="the selection criterion")
     weight: float = Field(0.5, ge=0, description="of the outliers' loss; 0 is cross-entropy")
     needs_outliers: ClassVar[bool] = True
+    trains_networks: ClassVar[bool] = True
 
 
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.backbones.classifier import classifier_kind
 from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.trainable import classifier_kind
 from pipelines.config import UserError
 
 

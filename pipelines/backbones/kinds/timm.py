@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from pipelines.backbones.classifier import classifier_kind
 from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.trainable import classifier_kind
 from pipelines.config import UserError
 
 

@@ -1,0 +1,173 @@
+"""The loop of networks: hand-computed updates, settings that reduce to others, going on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipelines.config import UserError
+from pipelines.methods.base import TrainingConfig
+from pipelines.train.loop import train_network
+from tests.train.toy import job, toy_data, toy_network
+
+# All images in one step, so that its order does not matter.
+ONE_STEP = TrainingConfig(
+    epochs=1, batch_size=12, outlier_batch_size=None, lr=0.5, warmup_epochs=0, momentum=0.9,
+    weight_decay=0.01,
+)  # fmt: skip
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def energy(f):
+    top = f.max(axis=1)
+    return -(top + np.log(np.exp(f - top[:, None]).sum(axis=1)))
+
+
+def by_hand(name, data, weight, bias, settings):
+    """The gradients of the step in W and b, from the losses' derivatives written out."""
+    h = data.images.pixels.mean(axis=(1, 2)) / 255
+    g = data.outliers.pixels.mean(axis=(1, 2)) / 255
+    f, o = h @ weight.T + bias, g @ weight.T + bias
+    p, q = softmax(f), softmax(o)
+    d_f = (p - np.eye(3)[data.labels]) / len(f)  # of the cross-entropy
+    d_o = np.zeros_like(o)
+    strength = settings.get("weight", 0)
+    if name == "outlier_exposure":
+        d_o += strength * (q - 1 / 3) / len(o)
+    if name == "energy_margin":
+        inside = np.maximum(energy(f) - settings["m_in"], 0)
+        outside = np.maximum(settings["m_out"] - energy(o), 0)
+        # dE / df = -softmax
+        d_f += strength * (2 * inside / len(f))[:, None] * -p
+        d_o += strength * (-2 * outside / len(o))[:, None] * -q
+    return d_f.T @ h + d_o.T @ g, d_f.sum(axis=0) + d_o.sum(axis=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cross_entropy", {}),
+        ("outlier_exposure", {"weight": 0.5}),
+        ("energy_margin", {"weight": 0.1, "m_in": -2.5, "m_out": -0.5}),
+    ],
+)
+def test_one_step_is_the_one_computed_by_hand(name, settings):
+    data, network = toy_data(), toy_network()
+    size = None if name == "cross_entropy" else 10
+    config = ONE_STEP.model_copy(update={"outlier_batch_size": size})
+    weight = network.linear.weight.detach().double().numpy().copy()
+    bias = network.linear.bias.detach().double().numpy().copy()
+    trained = train_network(job(name, config, **settings), data, network)
+    d_weight, d_bias = by_hand(name, data, weight, bias, settings)
+    assert np.abs(d_weight).max() > 1e-3
+    # SGD with decay; the first step of momentum is the gradient itself.
+    assert trained.state["fc.weight"].numpy() == pytest.approx(
+        weight - 0.5 * (d_weight + 0.01 * weight), abs=1e-6
+    )
+    assert trained.state["fc.bias"].numpy() == pytest.approx(
+        bias - 0.5 * (d_bias + 0.01 * bias), abs=1e-6
+    )
+
+
+SEVERAL = TrainingConfig(epochs=2, batch_size=5, lr=0.1, warmup_epochs=0)
+
+
+def final(name, data=None, **settings):
+    config = SEVERAL
+    return train_network(job(name, config, **settings), data or toy_data(), toy_network()).state
+
+
+@pytest.mark.parametrize("name", ["outlier_exposure", "energy_margin", "balanced_energy"])
+def test_a_weight_of_0_is_cross_entropy(name):
+    plain, other = final("cross_entropy"), final(name, weight=0)
+    assert all(torch.equal(plain[key], other[key]) for key in plain)
+
+
+def test_balanced_energy_without_balance_is_energy_margin():
+    margins = {"m_in": -2.5, "m_out": -0.5, "weight": 1.0}
+    plain = final("energy_margin", **margins)
+    other = final("balanced_energy", alpha=0, gamma=0, **margins)
+    for key, value in plain.items():
+        assert other[key].numpy() == pytest.approx(value.numpy(), abs=1e-6)
+
+
+def convolutions():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )  # fmt: skip
+
+
+class Kept:
+    """A checkpoint in memory; a training that saves for the n-th time is stopped by it."""
+
+    def __init__(self, stop_at):
+        self.content, self.saves, self.stop_at = None, 0, stop_at
+
+    def load(self):
+        return self.content
+
+    def save(self, content):
+        self.content, self.saves = content, self.saves + 1
+        if self.saves == self.stop_at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+def test_a_training_that_was_stopped_ends_with_the_same_bytes(stop_at, monkeypatch):
+    monkeypatch.setattr("pipelines.train.loop.PAUSE", 0.0)  # save after every step
+    work = job("energy_margin", SEVERAL)
+    whole = train_network(work, toy_data(), toy_network(convolutions(), 8))
+    checkpoint = Kept(stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        train_network(work, toy_data(), toy_network(convolutions(), 8), checkpoint=checkpoint)
+    again = train_network(work, toy_data(), toy_network(convolutions(), 8), checkpoint=checkpoint)
+    assert again.history == whole.history
+    assert all(torch.equal(again.state[key], value) for key, value in whole.state.items())
+    assert checkpoint.saves > stop_at
+
+
+def test_accumulated_parts_are_the_whole_batch():
+    settings = {"m_in": -2.5, "m_out": -0.5, "weight": 1.0}
+    parts = SEVERAL.model_copy(update={"accumulate": 3, "batch_size": 6, "outlier_batch_size": 6})
+    whole = parts.model_copy(update={"accumulate": 1})
+    one, three = (
+        train_network(job("energy_margin", config, **settings), toy_data(), toy_network()).state
+        for config in (whole, parts)
+    )
+    for key, value in one.items():
+        assert three[key].numpy() == pytest.approx(value.numpy(), abs=1e-6)
+
+
+def test_every_image_is_seen_once_an_epoch_in_an_order_of_its_own():
+    data = toy_data()
+    train_network(job("cross_entropy", SEVERAL), data, toy_network())
+    seen = np.concatenate(data.images.reads).reshape(2, 12)
+    assert all(sorted(epoch) == list(range(12)) for epoch in seen)
+    assert list(seen[0]) != list(seen[1])
+
+
+def test_a_loss_that_is_no_number_names_the_epoch_and_the_learning_rate():
+    config = SEVERAL.model_copy(update={"lr": 1e30, "epochs": 3})
+    with pytest.raises(UserError, match=r"epoch \d.*smaller training\.lr"):
+        train_network(job("cross_entropy", config), toy_data(), toy_network())
+
+
+def test_outliers_that_are_needed_and_missing_are_said():
+    with pytest.raises(UserError, match="learns from outliers"):
+        train_network(job("outlier_exposure", SEVERAL), toy_data(outliers=0), toy_network())
+
+
+def test_reports_have_losses_and_validation():
+    history = train_network(job("energy_margin", SEVERAL), toy_data(), toy_network()).history
+    assert [report["epoch"] for report in history] == [1, 2]
+    assert {"loss", "loss/cross_entropy", "loss/margin", "lr", "validation/accuracy"} <= set(
+        history[0]
+    )
