@@ -6,6 +6,14 @@ score; free energy, margins and priors live in the module of that name
 (`from pipelines.ood.energy import ...`).
 """
 
+from pipelines.ood.classifier_losses import (
+    complementary_distribution,
+    confidence_control,
+    draw_labels,
+    open_sampling,
+    tail_contrast,
+    uniform_deviation,
+)
 from pipelines.ood.density import (
     SSD,
     GaussianMixture,
@@ -114,11 +122,14 @@ __all__ = [
     "balanced_energy_margin",
     "bootstrap_interval",
     "combine",
+    "complementary_distribution",
+    "confidence_control",
     "correction_loss",
     "delta_energy",
     "delta_energy_bound",
     "delta_energy_grid",
     "detection_error",
+    "draw_labels",
     "energy",
     "energy_margin",
     "energy_single_margin",
@@ -139,6 +150,7 @@ __all__ = [
     "odin",
     "odin_perturb",
     "ood_metrics",
+    "open_sampling",
     "outlier_counts",
     "outlier_exposure",
     "paired_accuracy_interval",
@@ -149,5 +161,7 @@ __all__ = [
     "sgld",
     "step_up",
     "suggest_margins",
+    "tail_contrast",
     "threshold_at_tpr",
+    "uniform_deviation",
 ]

@@ -54,6 +54,39 @@ def as_tensor(values: Array, name: str, *, rank: int) -> Tensor:
     return tensor
 
 
+def as_batch(values: Array, name: str, *, rank: int = 2) -> Tensor:
+    """Return finite floating-point `values` with at least one row, in at least float32.
+
+    Raises:
+        ValueError: As in `as_tensor`, or there is no row, or a value is NaN or infinite.
+    """
+    tensor = as_tensor(values, name, rank=rank)
+    if tensor.shape[0] == 0:
+        raise ValueError(f"{name} is empty, shape {tuple(tensor.shape)}; a mean needs a sample")
+    check_finite(tensor, name)
+    return tensor.to(working_dtype(tensor))
+
+
+def as_labels(labels: Array, name: str, *, num_rows: int, num_classes: int) -> Tensor:
+    """Return class indices as int64 (num_rows,), num_rows >= 1.
+
+    Raises:
+        ValueError: They are no integers, have another shape, or do not lie in 0..num_classes - 1.
+    """
+    targets = share_memory(labels)
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape != (num_rows,):
+        raise ValueError(
+            f"{name} must be integers of shape ({num_rows},), came {targets.dtype} of shape "
+            f"{tuple(targets.shape)}"
+        )
+    if int(targets.min()) < 0 or int(targets.max()) >= num_classes:
+        raise ValueError(
+            f"{name} must lie in 0..{num_classes - 1}, came {int(targets.min())} to "
+            f"{int(targets.max())}"
+        )
+    return targets.long()
+
+
 def check_positive(value: float, name: str) -> None:
     """Raise ValueError unless `value` is a finite number above zero."""
     if not (math.isfinite(value) and value > 0):

@@ -5,7 +5,8 @@ are computed in float32; float64 stays float64. Every function raises ValueError
 wrong rank, empty batches, NaN or infinity (with their count and first row), and parameters out of
 range.
 
-`LOSSES`, at the foot, is the table that methods and tests iterate over.
+`LOSSES`, at the foot, is the table that methods and tests iterate over; it lists the losses of
+`pipelines.ood.classifier_losses` too.
 """
 
 import math
@@ -15,12 +16,18 @@ from torch import Tensor
 
 from pipelines.ood.checks import (
     Array,
+    as_batch,
+    as_labels,
     as_tensor,
-    check_finite,
     check_positive,
     check_shares,
-    share_memory,
     working_dtype,
+)
+from pipelines.ood.classifier_losses import (
+    confidence_control,
+    open_sampling,
+    tail_contrast,
+    uniform_deviation,
 )
 from pipelines.ood.energy import free_energy
 from pipelines.ood.table import Entry, Table
@@ -42,8 +49,8 @@ def energy_margin(
         tau: Temperature, > 0.
     """
     _check_margins(m_in, m_out)
-    id_energy = free_energy(_batch(id_logits, "id_logits"), tau)
-    ood_energy = free_energy(_batch(ood_logits, "ood_logits"), tau)
+    id_energy = free_energy(as_batch(id_logits, "id_logits"), tau)
+    ood_energy = free_energy(as_batch(ood_logits, "ood_logits"), tau)
     return (id_energy - m_in).relu().square().mean() + (m_out - ood_energy).relu().square().mean()
 
 
@@ -58,8 +65,8 @@ def energy_single_margin(id_logits: Array, ood_logits: Array, margin: float) -> 
         margin: Gap between the mean energies at which the loss is zero, finite.
     """
     _check_number(margin, "margin")
-    id_energy = free_energy(_batch(id_logits, "id_logits"))
-    ood_energy = free_energy(_batch(ood_logits, "ood_logits"))
+    id_energy = free_energy(as_batch(id_logits, "id_logits"))
+    ood_energy = free_energy(as_batch(ood_logits, "ood_logits"))
     return (id_energy.mean() - ood_energy.mean() + margin).relu()
 
 
@@ -78,7 +85,7 @@ def balance_weight(logits: Array, prior: Array, gamma: float) -> Tensor:
     Returns:
         (N,), each in [0, 1].
     """
-    return _log_balance_weight(_batch(logits, "logits"), prior, gamma).exp()
+    return _log_balance_weight(as_batch(logits, "logits"), prior, gamma).exp()
 
 
 def balanced_energy_margin(
@@ -115,10 +122,10 @@ def balanced_energy_margin(
         raise ValueError(f"alpha must be a finite number >= 0, came {alpha}")
     if reduction not in ("weighted", "mean"):
         raise ValueError(f"reduction must be 'weighted' or 'mean', came {reduction!r}")
-    outliers = _batch(ood_logits, "ood_logits")
+    outliers = as_batch(ood_logits, "ood_logits")
     log_weight = _log_balance_weight(outliers, prior, gamma)
     weight = log_weight.exp()
-    id_energy = free_energy(_batch(id_logits, "id_logits"), tau)
+    id_energy = free_energy(as_batch(id_logits, "id_logits"), tau)
     penalty = (m_out + alpha * weight - free_energy(outliers, tau)).relu().square()
     # Z / sum Z as a softmax of log Z: no 0 / 0 where every Z underflows.
     share = log_weight.softmax(dim=0) if reduction == "weighted" else weight / len(weight)
@@ -133,7 +140,7 @@ def outlier_exposure(ood_logits: Array) -> Tensor:
     Args:
         ood_logits: f (N, K) of outliers.
     """
-    return -_batch(ood_logits, "ood_logits").log_softmax(dim=1).mean()
+    return -as_batch(ood_logits, "ood_logits").log_softmax(dim=1).mean()
 
 
 def delta_energy_bound(
@@ -187,7 +194,8 @@ def masked_energy_change(
     if scope not in ("image", "top"):
         raise ValueError(f"scope must be 'image' or 'top', came {scope!r}")
     images, texts = _features(image_features, text_features)
-    targets = _labels(labels, num_rows=len(images), num_classes=len(texts)).to(images.device)
+    targets = as_labels(labels, "labels", num_rows=len(images), num_classes=len(texts))
+    targets = targets.to(images.device)
     similarity = images @ texts.T
     # What the mask drops is subtracted, so that keep = 1 leaves every similarity bit for bit.
     dropped = images * _dropped_entries(images, texts[targets], keep)
@@ -216,17 +224,9 @@ def _log_balance_weight(logits: Tensor, prior: Array, gamma: float) -> Tensor:
     return (logits.log_softmax(dim=1) + log_powers).logsumexp(dim=1)
 
 
-def _batch(values: Array, name: str) -> Tensor:
-    """A finite (N, K) tensor with N >= 1, in at least float32."""
-    tensor = as_tensor(values, name, rank=2)
-    if tensor.shape[0] == 0:
-        raise ValueError(f"{name} is empty, shape {tuple(tensor.shape)}; a mean needs a sample")
-    check_finite(tensor, name)
-    return tensor.to(working_dtype(tensor))
-
-
 def _features(image_features: Array, text_features: Array) -> tuple[Tensor, Tensor]:
-    images, texts = _batch(image_features, "image_features"), _batch(text_features, "text_features")
+    images = as_batch(image_features, "image_features")
+    texts = as_batch(text_features, "text_features")
     if images.shape[1] != texts.shape[1]:
         raise ValueError(
             f"image_features and text_features must have the same width, came shapes "
@@ -234,21 +234,6 @@ def _features(image_features: Array, text_features: Array) -> tuple[Tensor, Tens
         )
     dtype = working_dtype(images, texts)
     return images.to(dtype), texts.to(dtype)
-
-
-def _labels(labels: Array, *, num_rows: int, num_classes: int) -> Tensor:
-    targets = share_memory(labels)
-    if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape != (num_rows,):
-        raise ValueError(
-            f"labels must be integers of shape ({num_rows},), came {targets.dtype} of shape "
-            f"{tuple(targets.shape)}"
-        )
-    if int(targets.min()) < 0 or int(targets.max()) >= num_classes:
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, came {int(targets.min())} to "
-            f"{int(targets.max())}"
-        )
-    return targets.long()
 
 
 def _check_number(value: float, name: str) -> None:
@@ -277,5 +262,11 @@ LOSSES: Table[Entry] = Table(
         "delta_energy_bound": Entry(
             delta_energy_bound, ("image_features", "text_features", "labels")
         ),
+        "confidence_control": Entry(confidence_control, ("id_logits",)),
+        "uniform_deviation": Entry(uniform_deviation, ("ood_logits",)),
+        "tail_contrast": Entry(
+            tail_contrast, ("id_projections", "ood_projections", "labels", "tail_classes")
+        ),
+        "open_sampling": Entry(open_sampling, ("ood_logits", "drawn_labels", "class_weights")),
     }
 )

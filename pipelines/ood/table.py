@@ -11,7 +11,8 @@ from torch import Tensor
 INPUTS = frozenset(
     {
         "similarity", "logits", "local_similarity", "negative_similarity", "id_logits",
-        "ood_logits", "prior", "image_features", "text_features", "labels",
+        "ood_logits", "prior", "image_features", "text_features", "labels", "id_projections",
+        "ood_projections", "tail_classes", "drawn_labels", "class_weights",
     }
 )  # fmt: skip
 

@@ -88,6 +88,45 @@ def delta_energy(row, tau=1.0, c=1, low=0.0):
     return math.fsum(delta_energy_terms(row, tau, c, low)) / c
 
 
+def confidence_control(id_logits, train_accuracy):
+    return math.fsum((msp(row) - train_accuracy) ** 2 for row in id_logits)
+
+
+def uniform_deviation(ood_logits):
+    with mpmath.workdps(50):
+        shares = [p for row in ood_logits for p in softmax(row, 1.0)]
+        return float(mpmath.fsum(abs(p - mpmath.mpf(1) / len(ood_logits[0])) for p in shares))
+
+
+def tail_contrast(id_projections, ood_projections, labels, tail_classes, temperature=0.07):
+    """Anchor by anchor, positive by positive."""
+    images = zip(id_projections, labels, strict=True)
+    views = [(view, y) for image, y in images if tail_classes[y] for view in image]
+    costs = []
+    with mpmath.workdps(50):
+        for i, (anchor, own) in enumerate(views):
+
+            def weight(other, anchor=anchor):
+                product = mpmath.fsum(a * b for a, b in zip(anchor, other, strict=True))
+                return mpmath.exp(product / mpmath.mpf(temperature))
+
+            rest = [pair for j, pair in enumerate(views) if j != i]
+            total = mpmath.fsum([weight(v) for v, _ in rest] + [weight(v) for v in ood_projections])
+            terms = [-mpmath.log(weight(view) / total) for view, label in rest if label == own]
+            costs.append(mpmath.fsum(terms) / len(terms))
+        return float(mpmath.fsum(costs) / max(1, len(costs)))
+
+
+def open_sampling(ood_logits, drawn_labels, class_weights):
+    with mpmath.workdps(50):
+        drawn = [class_weights[label] for label in drawn_labels]
+        costs = [
+            -weight * mpmath.log(softmax(row, 1.0)[label])
+            for row, label, weight in zip(ood_logits, drawn_labels, drawn, strict=True)
+        ]
+        return float(mpmath.fsum(costs) / mpmath.fsum(drawn))
+
+
 def assert_close(actual, expected, *, rtol, atol=0.0):
     """Assert |actual - expected| <= rtol * |expected| + atol row by row, in float64."""
     torch.testing.assert_close(

@@ -33,7 +33,13 @@ SETTINGS = {
         {"tau": 0.2, "keep": 0.5, "scope": "image"},
         {"tau": 0.2, "keep": 0.3, "scope": "top"},
     ],
+    "confidence_control": [{"train_accuracy": 0.9}, {"train_accuracy": 0.4}],
+    "uniform_deviation": [{}],
+    "tail_contrast": [{}, {"temperature": 0.5}],
+    "open_sampling": [{}],
 }
+# Inputs that no loss differentiates, or that are no floating-point numbers.
+GIVEN = ("prior", "labels", "tail_classes", "drawn_labels", "class_weights")
 CASES = [
     pytest.param(name, setting, id=f"{name}-{setting}")
     for name in LOSSES
@@ -55,6 +61,11 @@ def sample_inputs(*, dtype=torch.float64, seed=0):
         "image_features": torch.nn.functional.normalize(normal(5, 8), dim=1),
         "text_features": torch.nn.functional.normalize(normal(4, 8), dim=1),
         "labels": torch.tensor([0, 3, 1, 1, 2]),
+        "id_projections": torch.nn.functional.normalize(normal(5, 2, 8), dim=2),
+        "ood_projections": torch.nn.functional.normalize(normal(6, 8), dim=1),
+        "tail_classes": torch.tensor([False, True, False, True]),
+        "drawn_labels": torch.tensor([2, 2, 3, 1, 0, 3]),
+        "class_weights": torch.tensor([0.25, 0.75, 1.5, 1.5], dtype=dtype),
     }
 
 
@@ -146,6 +157,10 @@ ORACLES = {
     "balanced_energy_margin": balanced_oracle,
     "outlier_exposure": outlier_exposure_oracle,
     "delta_energy_bound": bound_oracle,
+    "confidence_control": oracles.confidence_control,
+    "uniform_deviation": oracles.uniform_deviation,
+    "tail_contrast": oracles.tail_contrast,
+    "open_sampling": oracles.open_sampling,
 }
 
 
@@ -180,7 +195,7 @@ def test_equals_its_oracle(name, setting, dtype, expected_dtype, rtol):
 @every_case
 def test_gradients_are_right(name, setting):
     inputs = sample_inputs()
-    learned = [key for key in LOSSES[name].inputs if key not in ("prior", "labels")]
+    learned = [key for key in LOSSES[name].inputs if key not in GIVEN]
 
     def loss(*values):
         return LOSSES[name](**{**inputs, **dict(zip(learned, values, strict=True))}, **setting)
@@ -201,9 +216,9 @@ def test_numpy_arrays_are_taken(name, setting):
 @every_case
 def test_nan_and_infinity_are_refused(name, setting):
     for needed in LOSSES[name].inputs:
-        if needed == "labels":
-            continue
         inputs = sample_inputs()
+        if not inputs[needed].is_floating_point():
+            continue
         inputs[needed].view(-1)[-1] = math.nan
         with pytest.raises(ValueError, match=f"{needed} holds 1 NaN or infinite"):
             LOSSES[name](**inputs, **setting)
@@ -212,12 +227,13 @@ def test_nan_and_infinity_are_refused(name, setting):
 @every_case
 def test_empty_batches_and_wrong_ranks_are_refused(name, setting):
     for needed in LOSSES[name].inputs:
-        if needed in ("labels", "prior"):
+        if needed in GIVEN:
             continue
         inputs = sample_inputs()
+        rank = inputs[needed].ndim
         with pytest.raises(ValueError, match=f"{needed} is empty"):
             LOSSES[name](**{**inputs, needed: inputs[needed][:0]}, **setting)
-        with pytest.raises(ValueError, match=f"{needed} must have 2 dimensions"):
+        with pytest.raises(ValueError, match=f"{needed} must have {rank} dimensions"):
             LOSSES[name](**{**inputs, needed: inputs[needed][0]}, **setting)
 
 
