@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipelines.backbones.classifier import (
     Build,
@@ -39,25 +40,42 @@ class TrainableNetwork(nn.Module):
         trunk: normalised pixels to activations (N, D).
         linear: activations to logits (N, K).
         place: the linear layer's name in the architecture.
+        projection: activations to what a contrastive loss compares (N, P), for training alone.
     """
 
     mean: Tensor
     std: Tensor
+    projection: nn.Module | None
 
     def __init__(self, trunk: nn.Module, linear: nn.Linear, place: str, config: BackboneConfig):
         """Join a trunk and the layer that was taken from its `place`."""
         super().__init__()
         how = preprocessing(config)
         self.trunk, self.linear, self.place = trunk, linear, place
+        self.projection = None
         self.register_buffer("mean", torch.tensor(how.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(how.std).view(3, 1, 1), persistent=False)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """8-bit RGB (N, H, W, 3) to activations (N, D) and logits (N, K)."""
+    def project(self, width: int, seed: int) -> None:
+        """Add a projection D -> D -> `width`, ReLU between (SupCon: Khosla et al. 2020)."""
+        dim = self.linear.in_features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers = nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, width)
+            self.projection = nn.Sequential(*layers).to(self.mean.device)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """8-bit RGB (N, H, W, 3) to activations (N, D), logits (N, K) and any projection (N, P).
+
+        The projection has unit length.
+        """
         # Rows of pixels are channels last already: turning the axes copies nothing.
         unit = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
         features = self.trunk(unit.sub_(self.mean).div_(self.std))
-        return features, self.linear(features)
+        logits = self.linear(features)
+        if self.projection is None:
+            return features, logits
+        return features, logits, functional.normalize(self.projection(features).float(), dim=1)
 
     def state(self) -> dict[str, Tensor]:
         """Copies of every parameter and statistic, by the architecture's own names, on the CPU."""

@@ -32,7 +32,9 @@ class TrainingConfig(Section):
         ge=1,
         description="outliers a step of a method that learns from them; none: 2 x images",
     )
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd with momentum, or AdamW")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="sgd with momentum, Adam or AdamW"
+    )
     lr: float = Field(2e-3, gt=0, description="learning rate after warm-up")
     final_lr: float = Field(0.0, ge=0, description="where the cosine ends, at the last step")
     warmup_epochs: int = Field(1, ge=0, description="epochs at warmup_lr before the cosine")
@@ -79,8 +81,14 @@ class MethodConfig(Section):
     needs_trainable_head: ClassVar[bool] = True
     # Whether its losses are those of a whole network too: they read logits and features alone.
     trains_networks: ClassVar[bool] = False
+    # Whether they read what only the loop of networks gives.
+    needs_network: ClassVar[bool] = False
     # Differently augmented copies of each image that a network sees.
     num_views: ClassVar[int] = 1
+    # Length of the projection that a network is given for training alone; 0: none.
+    projection_dim: ClassVar[int] = 0
+    # Whether `prepare` reads what the backbone gives for training images and outliers.
+    prepares_from_logits: ClassVar[bool] = True
     # Arrays with a row for each training image that the loss reads, in `Batch.columns`:
     # `local_features` (N, P, D), `domains` (N,).
     columns: ClassVar[tuple[str, ...]] = ()
@@ -107,6 +115,11 @@ class MethodConfig(Section):
             )
         if head.network is not None and not self.trains_networks:
             raise ValueError(f"head.train: method {self.name} trains no network")
+        if head.network is None and self.needs_network:
+            raise ValueError(
+                f"head={head.name}: method {self.name} trains a whole network from pixels: "
+                "head={name: classifier, train: {start: backbone}}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -151,11 +164,13 @@ class Initial:
         outlier_logits: (M, K) of the outliers, or None.
         outlier_counts: (K,) how many outliers are predicted as each class, where a pass over
             all of them has been made beforehand (they may be more than the M held here).
+        labels: (N,) of the training images.
     """
 
     logits: Tensor
     outlier_logits: Tensor | None
     outlier_counts: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +184,10 @@ class Outputs:
         logit_scale: the head's.
         extra: what else the head gave.
         rows: what else the head gave with one row an image, of the N images.
+        view_logits: (N, V, K) of V views of each image, `logits` being the first; of a network
+            that is trained by a method with several views.
+        projections: (N, V, P) and outlier_projections: (M, P), unit length; of a network that is
+            trained by a method with a projection.
     """
 
     similarity: Tensor
@@ -180,6 +199,9 @@ class Outputs:
     logit_scale: float
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    view_logits: Tensor | None = None
+    projections: Tensor | None = None
+    outlier_projections: Tensor | None = None
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)

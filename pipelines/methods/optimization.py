@@ -18,6 +18,8 @@ def optimizer(config: TrainingConfig, parameters: Iterable[Tensor]) -> torch.opt
     values = list(parameters)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(values, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(values, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         values,
         lr=config.lr,

@@ -131,6 +131,8 @@ def train_network(
 def _start(
     job: NetworkJob, data: NetworkData, network: TrainableNetwork, workers: Workers
 ) -> NetworkRun:
+    if job.method.projection_dim:
+        network.project(job.method.projection_dim, stream(job.seed, "projection"))
     network.to(memory_format=torch.channels_last)
     model: nn.Module = network
     if workers.world > 1:
@@ -148,14 +150,16 @@ def _prepare(run: NetworkRun) -> dict[str, Tensor]:
     prepare = METHODS[method.name].prepare
     if prepare is None:
         return {}
-    counts = data.outlier_counts
+    counts, wanted = data.outlier_counts, method.prepares_from_logits
+    outliers = data.outliers if wanted else None
     initial = Initial(
-        logits=logits_of(run.network, data.images),
-        outlier_logits=None if data.outliers is None else logits_of(run.network, data.outliers),
+        logits=logits_of(run.network, data.images) if wanted else torch.zeros(0),
+        outlier_logits=None if outliers is None else logits_of(run.network, outliers),
         outlier_counts=None if counts is None else torch.tensor(counts),
+        labels=torch.from_numpy(data.labels),
     )
     try:
-        return prepare(method, initial)
+        return {name: v.to(run.device) for name, v in prepare(method, initial).items()}
     except ValueError as error:
         raise UserError(f"method={method.name}: {error}") from None
 
@@ -268,19 +272,29 @@ def _outputs(run: NetworkRun, part: Step, epoch: int) -> Outputs:
         pixels.append(replace(run.reader, num_views=1).read(run.data.outliers, some, epoch))
     half = run.job.method.training.precision == "bf16"
     with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=half):
-        features, logits = run.model(torch.cat(pixels).to(run.device, non_blocking=True))
-    features, logits = features.float(), logits.float()
-    n = len(own)
-    gather, count = run.workers.gather, len(part.rows)
-    first = gather(logits[:n], count)
+        given = run.model(torch.cat(pixels).to(run.device, non_blocking=True))
+    n, count = views * len(own), len(part.rows)
+    # Views lie one after the other: (V n, ...) to (n, V, ...), then the other workers' rows.
+    images = [
+        run.workers.gather(x[:n].float().unflatten(0, (views, -1)).transpose(0, 1), count)
+        for x in given
+    ]
+    others = [
+        None if outliers is None else run.workers.gather(x[n:].float(), len(outliers))
+        for x in given
+    ]
+    features, logits = images[:2]
     return Outputs(
-        similarity=first,
-        logits=first,
-        image_features=gather(features[:n], count),
+        similarity=logits[:, 0],
+        logits=logits[:, 0],
+        image_features=features[:, 0],
         text_features=None,
         outlier_similarity=None,
-        outlier_logits=None if outliers is None else gather(logits[views * n :], len(outliers)),
+        outlier_logits=others[1],
         logit_scale=1.0,
+        view_logits=logits if views > 1 else None,
+        projections=images[2] if len(images) > 2 else None,
+        outlier_projections=others[2] if len(others) > 2 else None,
     )
 
 
