@@ -126,14 +126,15 @@ def resolve(
     """
     needed = {
         "model": config.model,
-        "class_names": config.class_names,
+        # Without weights the last layer is that of the benchmark's classes.
+        "class_names": config.class_names or config.untrained,
         "preprocessing": config.preprocessing,
     }
     if absent := [f"backbone.{key}=" for key, value in needed.items() if not value]:
         raise UserError(f"backbone {config.name}: kind={config.kind} needs {', '.join(absent)} too")
     names = class_names(config)
     with torch.device("meta"):  # a wrong name is said before a file is looked for
-        build(config, len(names))
+        build(config, max(1, len(names)))
     if config.untrained:
         return config.model_copy(update={"path": None, "class_names": list(names)})
     if config.path is None:

@@ -16,15 +16,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark
-from pipelines.data.features import FeatureCache
 from pipelines.data.storage import Storage
 from pipelines.embed.result import SharedImages
 from pipelines.records import Role, SetName
 
 Place = tuple[str, str]  # source, key
+
+
+class Hashed(Protocol):
+    """Features or decoded images of a source, with a hash of what is seen of each image."""
+
+    def image_hashes(self, keys: Sequence[str]) -> list[bytes | None]:
+        """In the order of the keys; None where an image could not be read."""
+
+
 # Of two sets with one image, the one named first here is to leave it out: tests stay as they are.
 _LEAVES: tuple[Role, ...] = (
     "outliers", "train", "validation_ood", "validation", "ood", "shifted", "test",
@@ -64,7 +73,7 @@ class Overlap:
 
 def refuse(
     benchmark: Benchmark,
-    caches: Mapping[str, FeatureCache],
+    caches: Mapping[str, Hashed],
     storage: Storage,
     place: tuple[str, ...],
 ) -> tuple[SharedImages, ...]:
@@ -100,7 +109,7 @@ def refuse(
     )
 
 
-def overlaps(benchmark: Benchmark, caches: Mapping[str, FeatureCache]) -> list[Overlap]:
+def overlaps(benchmark: Benchmark, caches: Mapping[str, Hashed]) -> list[Overlap]:
     """Every pair of sets with an image in common, and every set that holds one twice.
 
     Args:
@@ -141,7 +150,7 @@ def _why(leaving: str, other: str) -> str:
     return _CHOSEN if one.trains and one.role != two.role else ""
 
 
-def _hashes(benchmark: Benchmark, source: str, cache: FeatureCache) -> dict[str, bytes]:
+def _hashes(benchmark: Benchmark, source: str, cache: Hashed) -> dict[str, bytes]:
     """The hash of every image of a source that some set needs; rejected ones have none."""
     keys = benchmark.keys_by_source()[source]
     images = zip(keys, cache.image_hashes(keys), strict=True)

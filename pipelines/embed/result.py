@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.records import Record, StoredRecord
+from pipelines.records import HeadKey, Record, StoredRecord
 
 
 class Rejection(Record):
@@ -35,6 +35,13 @@ class SharedImages(Record):
     first: str
 
 
+class NetworkFeatures(Record):
+    """The features that one trained network gives of the benchmark's sources, by name."""
+
+    key: HeadKey
+    sources: dict[str, EmbeddedSource]
+
+
 class EmbedResult(StoredRecord):
     """The content of `embed.json`.
 
@@ -43,9 +50,11 @@ class EmbedResult(StoredRecord):
         backbone: what of the backbone decides a feature's value (`pipelines.backbones.clip`).
         sources: by name.
         shared: images that count twice, by pairs of sets.
+        networks: the features of each network that a method trained, in the order of `train.json`.
     """
 
     benchmark: str
     backbone: dict[str, str]
     sources: dict[str, EmbeddedSource]
     shared: tuple[SharedImages, ...] = ()
+    networks: tuple[NetworkFeatures, ...] = ()

@@ -27,6 +27,7 @@ from pipelines.fitted import stage as fit_stage
 from pipelines.heads import HEADS
 from pipelines.methods import METHODS
 from pipelines.pipeline import stages
+from pipelines.pipeline.networks import hand_train
 from pipelines.records import StoredRecord
 from pipelines.register import choose
 from pipelines.register import stage as register
@@ -41,6 +42,8 @@ from pipelines.store.locks import locked
 from pipelines.store.registry import working
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
+from pipelines.train import images, prior
+from pipelines.train import stage as train
 
 # So often a run removes what is damaged and goes again through its stages.
 MOST_MENDED = 20
@@ -81,7 +84,7 @@ def _run(current: Run, only: str | None, last: str | None) -> Run:
                 f"benchmark {current.benchmark.name!r} has no set {needed!r}: heads are trained on "
                 "train, thresholds are set on validation"
             )
-    names = list(STAGES) if only is None else [only]
+    names = stages_of(config) if only is None else [only]
     if last is not None:
         names = names[: names.index(last) + 1]
     with ExitStack() as stack:
@@ -99,11 +102,11 @@ def _run(current: Run, only: str | None, last: str | None) -> Run:
 
 def _run_stages(current: Run, names: Sequence[str], with_ray: Callable[[], object]) -> Run:
     """Run those of the stages that are not done."""
-    for name in before(names[0]):  # asked before Ray starts
+    for name in before(names[0], current.config):  # asked before Ray starts
         _refuse_stale(current, name)
     for number, name in enumerate(names, start=1):
         stage, code = STAGES[name], functools.partial(stage_code, name, current.config)
-        reason = current.reason_to_run(name, code, before(name))
+        reason = current.reason_to_run(name, code, before(name, current.config))
         if reason is None and name == "register":
             reason = current.reason_to_register
         if reason is None:
@@ -113,14 +116,20 @@ def _run_stages(current: Run, names: Sequence[str], with_ray: Callable[[], objec
         if stage.needs_ray:
             with_ray()
         start = time.perf_counter()
-        current.finish(name, stage.run(current).to_json(), code(), before(name))
+        current.finish(name, stage.run(current).to_json(), code(), before(name, current.config))
         current.observer.finished(name, time.perf_counter() - start, found=False)
     return current
 
 
-def before(stage: str) -> list[str]:
+def stages_of(config: PipelineConfig) -> list[str]:
+    """The stages of a run, in order; nothing is trained end to end where no method asks for it."""
+    trains = any(method.network is not None for method in config.methods.values())
+    return [name for name in STAGES if name != "train" or trains]
+
+
+def before(stage: str, config: PipelineConfig) -> list[str]:
     """The stages before one, in order."""
-    return list(itertools.takewhile(lambda name: name != stage, STAGES))
+    return list(itertools.takewhile(lambda name: name != stage, stages_of(config)))
 
 
 def _refuse_stale(current: Run, name: str) -> None:
@@ -131,7 +140,7 @@ def _refuse_stale(current: Run, name: str) -> None:
             f"run {current.id} has no {name} yet: run python -m jobs.{name} (or jobs.pipeline) "
             "with the same words first"
         )
-    if reason := current.reason_to_run(name, code, before(name)):
+    if reason := current.reason_to_run(name, code, before(name, current.config)):
         raise UserError(
             f"run {current.id}: {name} has to be repeated first ({reason}): run python -m "
             f"jobs.{name} (or jobs.pipeline) with the same words"
@@ -172,6 +181,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
+    "train": Stage(hand_train, (train.train, prior.measure, images.make)),
     "embed": Stage(stages.hand_embed, (embed.embed_benchmark,), uses_plugins=False),
     "sweep": Stage(stages.hand_sweep, (sweep.run, sweep_record.keep)),
     "finetune": Stage(

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.stamp import stamp
 from pipelines.config import to_yaml
 from pipelines.data import kept
 from pipelines.data.features import LOCAL
 from pipelines.embed import stage as embed
-from pipelines.embed.result import EmbedResult
+from pipelines.embed.result import EmbedResult, NetworkFeatures
 from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate.against_default import DefaultSetting
@@ -33,10 +34,11 @@ from pipelines.register import stage as register
 from pipelines.register.calibration import Calibration
 from pipelines.register.result import RegisterResult
 from pipelines.run import Run
+from pipelines.run.space import FeatureSpace
 from pipelines.score import by_name as scoring
 from pipelines.score import stage as score
 from pipelines.score.cache import load_records
-from pipelines.score.result import HeadScores, ScoreResult
+from pipelines.score.result import HeadScores, ScoredHead, ScoreResult
 from pipelines.settings.config import words_again
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
@@ -45,7 +47,10 @@ from pipelines.sweep.surfaces import read_surfaces
 
 
 def hand_embed(run: Run) -> EmbedResult:
-    """The benchmark's images, features and leak check; which images train is written beside."""
+    """The benchmark's features of every backbone, and the leak check of its images.
+
+    Which images train is written beside.
+    """
     if "train" in run.benchmark.sets:
         # Which images train, after shots and imbalance.
         chosen = run.benchmark.sets["train"]
@@ -53,9 +58,24 @@ def hand_embed(run: Run) -> EmbedResult:
         columns = [pa.array(c) for c in (chosen.sources, chosen.keys, chosen.labels)]
         table = pa.table(columns, names=names)
         kept.write_table(run.storage, table, "runs", run.id, "train.parquet")
+    networks = run.trained.networks
+    backbones = [run.backbone_of(network) for network in networks]
+    results = [_embedded(run, b) for b in ([run.backbone] if run.frozen else []) + backbones]
+    own = results[len(results) - len(networks) :]
+    return results[0].model_copy(
+        update={
+            "networks": tuple(
+                NetworkFeatures(key=network.key, sources=result.sources)
+                for network, result in zip(networks, own, strict=True)
+            )
+        }
+    )
+
+
+def _embedded(run: Run, backbone: BackboneConfig) -> EmbedResult:
     return embed.embed_benchmark(
         run.benchmark,
-        run.backbone,
+        backbone,
         run.storage,
         settings=run.config.embed,
         compute=run.config.compute,
@@ -67,28 +87,48 @@ def hand_embed(run: Run) -> EmbedResult:
 
 
 def hand_sweep(run: Run) -> SweepResult:
-    """What is chosen and on what; its surfaces, evidence and best settings are written beside."""
-    stage = run.fit_stage if run.config.sweep.enabled else None
-    if stage is not None:
-        stage.prepare(name for name, space in run.config.sweep.space.items() if space)
-    inputs = sweep.Inputs(
-        methods=run.config.methods,
-        scores=run.config.scores,
-        sets=run.sets,
-        backbone=run.backbone,
-        storage=run.storage,
-        fit_data=stage.data if stage is not None else None,
-        records=load_records(run.storage, run.mined),
+    """What is chosen and on what; its surfaces, evidence and best settings are written beside.
+
+    A method that trains networks is judged by that of the first seed.
+    """
+    parts = [_swept(run, space) for space in run.spaces if 0 in space.seeds]
+    result, tables = parts[0][0], [table for _, table in parts if table is not None]
+    chosen = {name: choice for part, _ in parts for name, choice in part.methods.items()}
+    result = result.model_copy(
+        update={
+            "methods": {name: chosen[name] for name in run.config.methods},
+            "trials": tuple(trial for part, _ in parts for trial in part.trials),
+        }
     )
-    result, surfaces = sweep.run(
-        inputs,
-        run.config.sweep,
-        compute=run.config.compute,
-        on_progress=run.observer.progress,
-    )
+    surfaces = pa.concat_tables(tables, promote_options="default") if tables else None
     place = sweep_record.Place(run.storage, run.id, run.tracker, run.tracking_run)
     sweep_record.keep(place, result, surfaces, words_again(run.config))
     return result
+
+
+def _swept(run: Run, space: FeatureSpace) -> tuple[SweepResult, pa.Table | None]:
+    """What is chosen of one space's methods."""
+    settings = run.config.sweep
+    others = set(run.config.methods) - set(space.methods)
+    searched = {name: s for name, s in settings.space.items() if name not in others}
+    stage = space.fit_stage if settings.enabled else None
+    if stage is not None:
+        stage.prepare(name for name, values in searched.items() if values)
+    inputs = sweep.Inputs(
+        methods=space.methods,
+        scores=space.scores,
+        sets=space.sets,
+        backbone=space.backbone,
+        storage=run.storage,
+        fit_data=stage.data if stage is not None else None,
+        records=load_records(run.storage, space.mined),
+    )
+    return sweep.run(
+        inputs,
+        settings.model_copy(update={"space": searched}),
+        compute=run.config.compute,
+        on_progress=run.observer.progress,
+    )
 
 
 def _default_settings(run: Run) -> dict[str, DefaultSetting]:
@@ -96,7 +136,7 @@ def _default_settings(run: Run) -> dict[str, DefaultSetting]:
     if not (run.config.sweep.enabled and run.config.compare_defaults):
         return {}
     return against_default.default_settings(
-        run.config.methods,
+        run.methods,
         run.swept.methods,
         run.config.scores,
         num_train=len(run.benchmark.sets["train"]),
@@ -105,20 +145,32 @@ def _default_settings(run: Run) -> dict[str, DefaultSetting]:
 
 def hand_finetune(run: Run) -> FinetuneResult:
     """The heads of the chosen and of the default settings, and what their scores need fitted."""
-    choices, defaults = run.swept.methods, _default_settings(run)
-    jobs = {
-        HeadKey(method=name, seed=seed): TrainingJob(choices[name].setting, seed)
-        for name in run.config.methods
-        for seed in range(run.config.seeds)
-    }
-    every = {**jobs, **against_default.trainings(defaults, num_seeds=run.config.seeds)}
-    data = _training_data(run, [job.method for job in every.values()])
+    defaults = _default_settings(run)
+    parts = [_finetuned(run, space, defaults) for space in run.spaces]
+    models = tuple(model for part in parts for model in part.energy_models)
+    fit_stage.log(models, run.tracker, run.tracking_run)
+    return FinetuneResult(
+        heads=tuple(head for part in parts for head in part.heads),
+        outlier_counts=next((p.outlier_counts for p in parts if p.outlier_counts), None),
+        energy_models=models,
+    )
+
+
+def _finetuned(
+    run: Run, space: FeatureSpace, every_default: Mapping[str, DefaultSetting]
+) -> FinetuneResult:
+    """The heads of one space."""
+    choices = run.swept.methods
+    defaults = {n: d for n, d in every_default.items() if n in space.methods and 0 in space.seeds}
+    jobs = {key: TrainingJob(choices[key.method].setting, key.seed) for key in space.keys}
+    every = {**jobs, **against_default.trainings(defaults, num_seeds=len(space.seeds))}
+    data = _training_data(space, [job.method for job in every.values()])
     addresses = train_logged(
         every,
         lambda jobs, on_epoch: finetune.train(
             jobs,
             data,
-            run.backbone,
+            space.backbone,
             run.storage,
             compute=run.config.compute,
             mode=run.config.training,
@@ -131,38 +183,39 @@ def hand_finetune(run: Run) -> FinetuneResult:
     )
     heads = {key: addresses[key] for key in jobs}
     heads |= against_default.default_heads(defaults, addresses)
-    fitted = _fitted(run, heads, defaults)
-    models = fit_stage.histories([fitted[key] for key in jobs], run.storage)
-    fit_stage.log(models, run.tracker, run.tracking_run)
+    fitted = _fitted(run, space, heads, defaults)
     counts = data.outlier_counts
     return FinetuneResult(
         heads=tuple(
             HeadRef(
                 key=key,
                 address=address,
-                fitted={**{name: a for name, (_, a) in fitted[key].items()}, **run.mined},
+                fitted={**{name: a for name, (_, a) in fitted[key].items()}, **space.mined},
             )
             for key, address in heads.items()
         ),
         outlier_counts=None if counts is None else tuple(counts.tolist()),
-        energy_models=models,
+        energy_models=fit_stage.histories([fitted[key] for key in jobs], run.storage),
     )
 
 
-def _training_data(run: Run, methods: Sequence[MethodConfig]) -> TrainingData:
+def _training_data(space: FeatureSpace, methods: Sequence[MethodConfig]) -> TrainingData:
     """Features and labels; with the outliers counted by class where a method asks for it."""
-    view = run.sets.for_training()
+    view = space.sets.for_training()
     data = sweep.training_data(view, methods)
     if not any(method.needs_outlier_counts for method in methods):
         return data
-    return replace(data, outlier_counts=outlier_prior.measure(view, run.backbone, run.storage))
+    return replace(data, outlier_counts=outlier_prior.measure(view, space.backbone, space.storage))
 
 
 def _fitted(
-    run: Run, heads: Mapping[HeadKey, str], defaults: Mapping[str, DefaultSetting]
+    run: Run,
+    space: FeatureSpace,
+    heads: Mapping[HeadKey, str],
+    defaults: Mapping[str, DefaultSetting],
 ) -> dict[HeadKey, FittedOfHead]:
     """What the scores of every head need fitted, by name."""
-    stage, choices = run.fit_stage, run.swept.methods
+    stage, choices = space.fit_stage, run.swept.methods
     if stage is None:
         return {key: {} for key in heads}
     asked = []
@@ -179,47 +232,54 @@ def _fitted(
 def hand_score(run: Run) -> ScoreResult:
     """The heads with the scores that apply to them."""
     choices, defaults = run.swept.methods, _default_settings(run)
-    heads = []
-    for head in run.finetuned.heads:
-        of = choices if head.key.variant == "chosen" else defaults
-        kind = run.config.methods[head.key.method].head.name
-        scores = against_default.applicable(kind, of[head.key.method].scores, head.fitted)
-        passes = _passes(run, scores, head.fitted)
-        heads.append(HeadScores(**dict(head), scores=scores, passes=passes))
-    return score.run(
-        heads,
-        run.sets,
-        run.storage,
-        at_once=run.config.compute.at_once,
-        on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
-    )
+    scored: list[ScoredHead] = []
+    for space in run.spaces:
+        heads = []
+        for head in run.finetuned.heads:
+            if run.space_of(head.key) is not space:
+                continue
+            of = choices if head.key.variant == "chosen" else defaults
+            kind = space.methods[head.key.method].head.name
+            scores = against_default.applicable(kind, of[head.key.method].scores, head.fitted)
+            passes = _passes(space, scores, head.fitted)
+            heads.append(HeadScores(**dict(head), scores=scores, passes=passes))
+        result = score.run(
+            heads,
+            space.sets,
+            run.storage,
+            at_once=run.config.compute.at_once,
+            on_progress=lambda done, total: run.observer.progress(done, total, "shards"),
+        )
+        scored += result.heads
+    return ScoreResult(heads=tuple(scored))
 
 
 def _passes(
-    run: Run, scores: Mapping[str, Params], fitted: Mapping[str, str]
+    space: FeatureSpace, scores: Mapping[str, Params], fitted: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """The addresses of what scores with a pass of their own judge, made where it is missing.
 
     Heads that share a score's record and parameters share a pass over the pixels.
     """
     wanted = [name for name in scores if name in scoring.OWN_PASS]
-    return {name: _features_of_pass(run, name, scores[name], fitted) for name in wanted}
+    return {name: _features_of_pass(space, name, scores[name], fitted) for name in wanted}
 
 
 def _features_of_pass(
-    run: Run, name: str, params: Params, fitted: Mapping[str, str]
+    space: FeatureSpace, name: str, params: Params, fitted: Mapping[str, str]
 ) -> dict[str, str]:
     """The addresses of the features that one such score judges, by source."""
+    run = space.run
     keys = run.benchmark.keys_by_source(*score.SCORED_ROLES)
     record = load_records(run.storage, {name: fitted[name]})
     caches = embed.embed_sources(
         {source: run.benchmark.sources[source] for source in keys},
-        run.backbone,
+        space.backbone,
         run.storage,
         settings=run.config.embed.model_copy(update={"local_features": False}),
         compute=run.config.compute,
         keys=keys,
-        pixel_pass=scoring.pixel_pass(name, params, record, run.backbone),
+        pixel_pass=scoring.pixel_pass(name, params, record, space.backbone),
         on_progress=lambda done, total, _: run.observer.progress(done, total, f"images, {name}"),
     )
     return {source: cache.address for source, cache in caches.items()}
@@ -232,7 +292,7 @@ def hand_evaluate(run: Run) -> Metrics:
     result, tables = run.swept, score.read_all(run.storage, run.scored)
     choices = {}
     for name, choice in result.methods.items():
-        head = run.config.methods[name].head.name
+        head = run.methods[name].head.name
         known = against_default.applicable(head, choice.scores, run.finetuned.head(name).fitted)
         # JSON keeps keys sorted, the user did not.
         ordered = {score: known[score] for score in run.config.scores if score in known}
@@ -290,15 +350,15 @@ def _facts(run: Run) -> Facts:
     )
 
 
-def _calibration(run: Run, address: str) -> Calibration:
+def _calibration(space: FeatureSpace, address: str) -> Calibration:
     """Of a head's confidence; the softmax as it is where no ID validation image is given."""
-    if not {"validation", "test"} <= set(run.benchmark.sets):
+    if not {"validation", "test"} <= set(space.run.benchmark.sets):
         return Calibration()
-    predictor = load_predictor(run.storage, address)
+    predictor = load_predictor(space.storage, address)
     known = []
     for name in ("validation", "test"):
-        images = run.sets.load(name)
-        local = run.sets.column(name, LOCAL) if predictor.takes_local else None
+        images = space.sets.load(name)
+        local = space.sets.column(name, LOCAL) if predictor.takes_local else None
         known.append((images.features, local, images.labels))
     return Calibration.of(predictor, *known)
 
@@ -306,28 +366,29 @@ def _calibration(run: Run, address: str) -> Calibration:
 def hand_register(run: Run) -> RegisterResult:
     """The champion as a candidate, with everything that its verdicts need."""
     method, name = choose.champion(
-        run.config.methods,
+        run.methods,
         run.config.scores,
         run.swept.methods,
         run.config.register_as,
         accuracy_tolerance=run.config.sweep.accuracy_tolerance,
     )
     row, head = run.metrics.row(method, name), run.finetuned.head(method)
+    space = run.space_of(head.key)
     needed = {record: head.fitted[record] for record in scoring.records_read(name)}
     candidate = register.Candidate(
         predictor=load_predictor(run.storage, head.address),
-        backbone=run.backbone,
+        backbone=space.backbone,
         method=method,
         score=name,
         params=row.params,
         threshold=row.threshold,
         target_tpr=run.config.target_tpr,
         class_names=run.benchmark.class_names,
-        decoding=run.config.embed.decoding(run.backbone.lossless_to),
+        decoding=run.config.embed.decoding(space.backbone.lossless_to),
         batch_size=run.config.embed.batch_size,
         facts={"run": run.id, "benchmark": run.benchmark.name},
         records=load_records(run.storage, needed),
-        calibration=_calibration(run, head.address),
+        calibration=_calibration(space, head.address),
     )
     return register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as

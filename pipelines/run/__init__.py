@@ -23,23 +23,19 @@ from pipelines.config import UserError, digest, plain, to_yaml
 from pipelines.data import kept
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.feature_sets import FeatureSets
-from pipelines.data.features import FeatureCache
 from pipelines.data.kept import Damaged, Entry
 from pipelines.data.storage import Storage
 from pipelines.embed.result import EmbedResult
 from pipelines.evaluate.metrics import Metrics
 from pipelines.finetune.cache import entry as head_entry
-from pipelines.fitted import fit, layer_features
-from pipelines.fitted import negative_words as negative_classes
 from pipelines.fitted.negative_words import read_words
-from pipelines.fitted.plan import FitData
 from pipelines.fitted.result import FinetuneResult
-from pipelines.fitted.stage import FitStage
-from pipelines.heads.base import LOCAL
-from pipelines.records import StoredRecord
+from pipelines.methods import MethodConfig
+from pipelines.records import HeadKey, StoredRecord
 from pipelines.register import stage as register
 from pipelines.register.result import RegisterResult
 from pipelines.run.observer import Observer, backbone_training
+from pipelines.run.space import FeatureSpace, judged
 from pipelines.score import by_name as scoring
 from pipelines.score.cache import entry as fitted_entry
 from pipelines.score.result import ScoreResult
@@ -56,6 +52,9 @@ from pipelines.store import tracker as tracking
 from pipelines.store.database import RegisteredVersion
 from pipelines.store.locks import locked
 from pipelines.sweep.result import SweepResult
+from pipelines.train.cache import entry as network_entry
+from pipelines.train.cache import trained_backbone
+from pipelines.train.result import NetworkRef, TrainResult
 
 # The file of a stage's record where it is not called after the stage.
 RECORDS = {"evaluate": "metrics.json"}
@@ -253,7 +252,9 @@ class Run:
     def _entries(self, stage: str) -> list[Entry[Any]]:
         """What a stage's record names in the cache."""
         if stage == "embed":
-            return [cache.entry for cache in self._caches().values()]
+            return [cache.entry for space in self.spaces for cache in space.caches.values()]
+        if stage == "train":
+            return [network_entry(self.storage, n.address) for n in self.trained.networks]
         if stage == "finetune":
             heads = self.finetuned.heads
             fitted = {address for head in heads for address in head.fitted.values()}
@@ -294,64 +295,56 @@ class Run:
             return ""
         return hashlib.sha256(self.storage.read_bytes(*place)).hexdigest()
 
-    @cached_property
-    def sets(self) -> FeatureSets:
-        """The embedded sets."""
-        return FeatureSets(self.benchmark, self._caches())
-
-    def _caches(self) -> dict[str, FeatureCache]:
-        sources = self.embedded.sources
-        return {name: FeatureCache(self.storage, s.address) for name, s in sources.items()}
-
-    @cached_property
-    def fit_data(self) -> FitData | None:
-        """What scores are fitted to, where there is one that is."""
-        if not scoring.any_fitted(self.config.scores):
-            return None
-        local = any(LOCAL in m.head.columns for m in self.config.methods.values())
-        data = fit.load_data(self.sets, self.storage, mode=self.config.training, local=local)
-        if not scoring.reads_layers(self.config.scores):
-            return data
-        return layer_features.added(
-            data,
-            self.benchmark,
-            self.backbone,
-            self.storage,
-            settings=self.config.embed,
-            compute=self.config.compute,
-            on_progress=lambda done, total, _: self.observer.progress(
-                done, total, "images, layers"
-            ),
-        )
-
-    @cached_property
-    def mined(self) -> dict[str, str]:
-        """The address of neg_label's words by its name, where it is among the scores."""
-        if scoring.NEG_LABEL not in self.config.scores:
-            return {}
-        address = negative_classes.keep(
-            read_words(self.config.negative_classes),
-            self.benchmark.class_names,
-            self.benchmark.templates,
-            self.backbone,
-            self.storage,
-        )
-        return {scoring.NEG_LABEL: address}
+    @property
+    def trained(self) -> TrainResult:
+        """The networks that methods trained; none where no method trains one."""
+        return self._record("train", TrainResult) if self.trains else TrainResult()
 
     @property
-    def fit_stage(self) -> FitStage | None:
-        """What fits scores, where there is one to fit."""
-        if self.fit_data is None:
-            return None
-        return FitStage(
-            methods=self.config.methods,
-            scores=self.config.scores,
-            data=self.fit_data,
-            storage=self.storage,
-            compute=self.config.compute,
-            mode=self.config.training,
-            on_progress=self.observer.progress,
-        )
+    def trains(self) -> bool:
+        """Whether a method trains a whole network."""
+        return any(method.network is not None for method in self.config.methods.values())
+
+    @cached_property
+    def methods(self) -> dict[str, MethodConfig]:
+        """The methods as their results are judged, by name."""
+        return {name: judged(method) for name, method in self.config.methods.items()}
+
+    @property
+    def frozen(self) -> dict[str, MethodConfig]:
+        """The methods that train no network, by name."""
+        return {n: m for n, m in self.config.methods.items() if m.network is None}
+
+    def backbone_of(self, trained: NetworkRef) -> BackboneConfig:
+        """A trained network as a backbone."""
+        name = f"{trained.key.method}/{trained.key.seed}"
+        return trained_backbone(self.backbone, trained.address, self.storage, name)
+
+    @cached_property
+    def spaces(self) -> tuple[FeatureSpace, ...]:
+        """The feature spaces: that of the frozen backbone, and one of each trained network."""
+        found, seeds = [], tuple(range(self.config.seeds))
+        embedded = self.embedded
+        if self.frozen:
+            sources = embedded.sources
+            found.append(FeatureSpace(self, self.backbone, self.frozen, seeds, sources))
+        for trained, features in zip(self.trained.networks, embedded.networks, strict=True):
+            name = trained.key.method
+            methods, backbone = {name: self.methods[name]}, self.backbone_of(trained)
+            found.append(
+                FeatureSpace(self, backbone, methods, (trained.key.seed,), features.sources)
+            )
+        return tuple(found)
+
+    @property
+    def sets(self) -> FeatureSets:
+        """The embedded sets of the first space."""
+        return self.spaces[0].sets
+
+    def space_of(self, key: HeadKey) -> FeatureSpace:
+        """The feature space in which a head is judged."""
+        seeds = key.seed
+        return next(s for s in self.spaces if key.method in s.methods and seeds in s.seeds)
 
     @property
     def store_uri(self) -> str:

@@ -138,10 +138,29 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     for name, method in config.methods.items():
         wrong = posthoc.params_problems(method, num_classes=num_classes, num_train=num_train)
         problems += [f"methods.{name}.{problem}" for problem in wrong]
+    problems += _network_problems(config)
     problems += _backbone_problems(config, found.class_names)
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _network_problems(config: PipelineConfig) -> list[str]:
+    """What does not go together of methods that train whole networks and the backbone."""
+    problems = [
+        f"sweep.space.{name}: settings of a method that trains a whole network are not searched; "
+        f"leave it out, its scores are searched all the same"
+        for name, space in config.sweep.space.items()
+        if space and name in config.methods and config.methods[name].network is not None
+    ]
+    if not config.backbone.untrained:
+        return problems
+    return problems + [
+        f"methods.{name}: backbone {config.backbone.name!r} has no weights (untrained=true); "
+        "allowed: methods with head.train.start=random"
+        for name, method in config.methods.items()
+        if method.network is None or method.network.start != "random"
+    ]
 
 
 def _backbone_problems(config: PipelineConfig, class_names: Sequence[str]) -> list[str]:
@@ -155,7 +174,9 @@ def _backbone_problems(config: PipelineConfig, class_names: Sequence[str]) -> li
         for need in method.head.needs
         if need != has
     ]
-    if not problems and any("classifier" in m.head.needs for m in config.methods.values()):
+    reads = [m for m in config.methods.values() if "classifier" in m.head.needs]
+    # A network that is trained from scratch has the benchmark's classes, whatever they are.
+    if not problems and any(m.network is None or m.network.start == "backbone" for m in reads):
         try:
             known = classifier.class_names(config.backbone)
         except UserError as error:
