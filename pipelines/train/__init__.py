@@ -1,0 +1,1 @@
+"""Image classifiers trained from pixels: decoded images on disk, augmentation."""
