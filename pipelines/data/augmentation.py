@@ -42,7 +42,7 @@ class Augmentation(Section):
     )
     scale: Range = Field((0.08, 1.0), description="area of a resized crop, as shares of the image")
     ratio: Range = Field((3 / 4, 4 / 3), description="width over height of a resized crop")
-    flip: bool = Field(False, description="mirror every second image left to right, by chance")
+    flip: bool = Field(False, description="mirror an image left to right with probability 1/2")
     jitter: Jitter = Field(Jitter(), description="changes of colour")
     grey: float = Field(0, ge=0, le=1, description="share of the images that lose their colour")
 

@@ -298,18 +298,13 @@ def finish(
         bounds: first and last key of each shard's plan.
         about: what went into the address, for the manifest.
     """
-    lost = sorted(row for receipt in receipts for row in receipt.rejected)
-    columns = list(zip(*lost, strict=True)) if lost else [(), (), ()]
-    arrays = [pa.array(column, pa.string()) for column in columns]
-    place = (*FOLDER, address, REJECTED_FILE)
-    kept.write_table(storage, pa.Table.from_arrays(arrays, schema=REJECTED), *place)
-    files = {REJECTED_FILE: FileSeal.of(storage.read_bytes(*place))}
+    files = {REJECTED_FILE: write_rejected(storage, (*FOLDER, address), receipts)}
     files |= {shard_name(r.shard): FileSeal(size=r.size, sha256=r.sha256) for r in receipts}
     manifest = FeatureManifest(
         address=address,
         about=json.loads(json.dumps(about)),  # as it is read back: lists for tuples
         rows=sum(receipt.rows for receipt in receipts),
-        rejected=len(lost),
+        rejected=sum(len(receipt.rejected) for receipt in receipts),
         columns=dict(receipts[0].columns),
         shards=tuple(
             ShardEntry(
@@ -326,3 +321,13 @@ def finish(
     cache = FeatureCache(storage, address)
     cache.entry.write(manifest, there=files)
     return cache
+
+
+def write_rejected(storage: Storage, folder: kept.Parts, receipts: Sequence[Receipt]) -> FileSeal:
+    """Write the table of the images that shards left out, and give the seal of its file."""
+    lost = sorted(row for receipt in receipts for row in receipt.rejected)
+    columns = list(zip(*lost, strict=True)) if lost else [(), (), ()]
+    arrays = [pa.array(column, pa.string()) for column in columns]
+    place = (*folder, REJECTED_FILE)
+    kept.write_table(storage, pa.Table.from_arrays(arrays, schema=REJECTED), *place)
+    return FileSeal.of(storage.read_bytes(*place))

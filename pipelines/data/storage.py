@@ -99,6 +99,14 @@ class Storage:
                 size += len(block)
         return size, sha.hexdigest()
 
+    def fetch(self, target: Path, *parts: str) -> None:
+        """Copy a file to a path of this machine, never held in memory as a whole.
+
+        Raises:
+            FileNotFoundError: where there is no such file.
+        """
+        self._fs().get_file(self.path(*parts), str(target))
+
     def remove(self, *parts: str) -> None:
         """Remove a file, or a folder with all that is in it; nothing where there is none."""
         with contextlib.suppress(FileNotFoundError):

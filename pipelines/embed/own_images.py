@@ -24,10 +24,10 @@ from pipelines.data import files
 from pipelines.data.features import FeatureCache
 from pipelines.data.limits import LIMITS
 from pipelines.data.names import refuse_similar
+from pipelines.data.shards import Progress
 from pipelines.data.sources import AnySource, open_source
 from pipelines.data.storage import Storage
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.plan import Progress
 from pipelines.embed.stage import embed_source
 from pipelines.embed.text import text_features
 from pipelines.ood import ODIN

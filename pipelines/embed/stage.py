@@ -9,7 +9,6 @@ driver costs at most the shards in work, and a second start does only what is mi
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,18 +20,19 @@ from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.input_step import InputStep
 from pipelines.backbones.pixel_pass import PixelPass
 from pipelines.backbones.tower import MakeEngine
-from pipelines.code_digest import PACKAGES, Code, Entry, code_of
+from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.compute.shard_map import dataset_of, quiet_ray_data
 from pipelines.config import UserError
 from pipelines.data import features
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache
+from pipelines.data.shards import Progress, Tally, digest_of_keys, source_code
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
 from pipelines.embed import leaks
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.plan import FeatureIdentity, Plan, Progress, Tally, make_plan
+from pipelines.embed.plan import FeatureIdentity, Plan, make_plan
 from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
 from pipelines.embed.workers import ShardEncoder, ShardPlan, ShardPreparer, ShardReceipt, Work
 from pipelines.store.errors import damaged_in
@@ -170,7 +170,8 @@ def embed_sources(
                 name, source, identity, keys=chosen.get(name), shard_rows=settings.shard_rows
             )
     if plans:
-        tally = Tally(plans, settings.max_rejected, on_progress, {name: [] for name in plans})
+        totals = {name: plan.total for name, plan in plans.items()}
+        tally = Tally(totals, settings.max_rejected, on_progress)
         work = replace(_work(backbone, storage, settings, compute), pixel_pass=pixel_pass)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
@@ -185,10 +186,7 @@ def feature_code(
     engine: Entry | None = None,
 ) -> Code:
     """The code that can decide a feature, from the plan of shards to the bytes that are written."""
-    kind = type(source)
-    of_project = kind.__module__.partition(".")[0] in PACKAGES
-    # A source of another package says in its fingerprint all that decides its images.
-    read: list[Entry] = [kind.read] if of_project else []
+    read = source_code(source)
     more: list[Entry] = [type(pixel_pass.score)] if isinstance(pixel_pass, InputStep) else []
     more += [] if engine is None else [engine]
     return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read, *more)
@@ -203,16 +201,13 @@ def _identity(
     pixel_pass: PixelPass | None,
 ) -> FeatureIdentity:
     """All that changes a byte of one source's cache."""
-    chosen = "all"
-    if keys is not None:
-        chosen = hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
     return FeatureIdentity(
         backbone=network.identity(backbone),
         device=compute.embed_device,
         settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
         pixel_pass=None if pixel_pass is None else pixel_pass.identity(),
         source=source.fingerprint(),
-        keys=chosen,
+        keys=digest_of_keys(keys),
         code=feature_code(source, backbone, pixel_pass, _engine(settings)).digest,
     )
 

@@ -10,9 +10,9 @@ from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import UserError
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.feature_sets import FeatureSets
+from pipelines.data.shards import Progress
 from pipelines.data.storage import Storage
 from pipelines.embed.config import EmbedConfig
-from pipelines.embed.plan import Progress
 from pipelines.fitted.plan import FitData
 
 

@@ -1,1 +1,1 @@
-"""Images in, trained networks out."""
+"""Image classifiers trained from pixels: decoded images on disk, augmentation."""

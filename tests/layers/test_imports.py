@@ -20,6 +20,8 @@ PLANTED = [
     ("pipelines.embed.plan", "jobs.console", "point down"),
     ("pipelines.fitted.fit", "pipelines.evaluate.stage", "point down"),
     ("pipelines.settings.config", "pipelines.experiments.demo", "point down"),
+    ("pipelines.embed.plan", "pipelines.train.images", "point down"),
+    ("pipelines.train.augment", "ray", "Ray and MLflow"),
     ("pipelines.methods.ebm", "ray", "Ray and MLflow"),
     ("pipelines.heads.coop", "ray.util", "Ray and MLflow"),
     ("pipelines.backbones.encoder", "ray.data", "Ray and MLflow"),
