@@ -138,5 +138,6 @@ def trained_backbone(
             "path": str(storage.local("cache", "networks", network, WEIGHTS)),
             "class_names": list(record.class_names),
             "rename": {},
+            "untrained": False,
         }
     )
