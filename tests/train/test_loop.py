@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from torch import nn
 
 from pipelines.config import UserError
 from pipelines.methods.base import TrainingConfig
+from pipelines.ood import classifier_losses
+from pipelines.train.batches import steps_of
 from pipelines.train.loop import train_network
 from tests.train.toy import job, toy_data, toy_network
 
@@ -29,24 +33,54 @@ def energy(f):
     return -(top + np.log(np.exp(f - top[:, None]).sum(axis=1)))
 
 
-def by_hand(name, data, weight, bias, settings):
-    """The gradients of the step in W and b, from the losses' derivatives written out."""
+def numpy_loss(name, data, weight, bias, settings):
+    """The loss of the whole data, written out in float64."""
     h = data.images.pixels.mean(axis=(1, 2)) / 255
     g = data.outliers.pixels.mean(axis=(1, 2)) / 255
     f, o = h @ weight.T + bias, g @ weight.T + bias
     p, q = softmax(f), softmax(o)
-    d_f = (p - np.eye(3)[data.labels]) / len(f)  # of the cross-entropy
-    d_o = np.zeros_like(o)
-    strength = settings.get("weight", 0)
-    if name == "outlier_exposure":
-        d_o += strength * (q - 1 / 3) / len(o)
+    loss = -np.log(p[np.arange(len(f)), data.labels]).mean()
+    if name in ("outlier_exposure", "pascl"):
+        loss += settings.get("weight", 0.5) * -np.log(q).mean()
     if name == "energy_margin":
-        inside = np.maximum(energy(f) - settings["m_in"], 0)
-        outside = np.maximum(settings["m_out"] - energy(o), 0)
-        # dE / df = -softmax
-        d_f += strength * (2 * inside / len(f))[:, None] * -p
-        d_o += strength * (-2 * outside / len(o))[:, None] * -q
-    return d_f.T @ h + d_o.T @ g, d_f.sum(axis=0) + d_o.sum(axis=0)
+        inside = np.maximum(energy(f) - settings["m_in"], 0) ** 2
+        outside = np.maximum(settings["m_out"] - energy(o), 0) ** 2
+        loss += settings["weight"] * (inside.mean() + outside.mean())
+    if name == "balanced_energy":
+        # The prior is that of the network before training, so it is no part of the gradient.
+        power = settings["prior"] ** settings["gamma"]
+        z = q @ (power / power.sum())
+        inside = np.maximum(energy(f) - settings["m_in"], 0) ** 2
+        outside = np.maximum(settings["m_out"] + settings["alpha"] * z - energy(o), 0) ** 2
+        loss += settings["weight"] * (inside.mean() + (z * outside).sum() / z.sum())
+    if name == "oecc":
+        gap = p.max(axis=1) - settings["train_accuracy"]
+        loss += settings["confidence_weight"] * (gap**2).sum()
+        loss += settings["outlier_weight"] * np.abs(q - 1 / 3).sum()
+    if name == "open_sampling":
+        drawn, shares = settings["drawn"], settings["complementary"]
+        costs = -np.log(q[np.arange(len(o)), drawn])
+        loss += settings["weight"] * (shares[drawn] * costs).sum() / shares[drawn].sum()
+    return loss
+
+
+def slopes(name, data, weight, bias, settings, step=1e-6):
+    """Central differences of `numpy_loss` in W and b."""
+    found = []
+    for number, array in enumerate((weight, bias)):
+        slope = np.zeros_like(array)
+        for place in np.ndindex(array.shape):
+            sides = []
+            for sign in (1, -1):
+                moved = [weight.copy(), bias.copy()]
+                moved[number][place] += sign * step
+                sides.append(numpy_loss(name, data, *moved, settings))
+            slope[place] = (sides[0] - sides[1]) / (2 * step)
+        found.append(slope)
+    return found
+
+
+MARGINS = {"weight": 0.1, "m_in": -2.5, "m_out": -0.5}
 
 
 @pytest.mark.parametrize(
@@ -54,25 +88,52 @@ def by_hand(name, data, weight, bias, settings):
     [
         ("cross_entropy", {}),
         ("outlier_exposure", {"weight": 0.5}),
-        ("energy_margin", {"weight": 0.1, "m_in": -2.5, "m_out": -0.5}),
+        ("energy_margin", MARGINS),
+        ("balanced_energy", {**MARGINS, "alpha": 2.0, "gamma": 0.5}),
+        ("oecc", {"confidence_weight": 0.07, "outlier_weight": 0.05, "train_accuracy": 0.4}),
+        ("open_sampling", {"weight": 1.0}),
+        ("pascl", {"exposure_weight": 0.5}),
     ],
 )
-def test_one_step_is_the_one_computed_by_hand(name, settings):
+def test_one_step_is_the_one_computed_by_hand(name, settings, monkeypatch):
     data, network = toy_data(), toy_network()
     size = None if name == "cross_entropy" else 10
     config = ONE_STEP.model_copy(update={"outlier_batch_size": size})
     weight = network.linear.weight.detach().double().numpy().copy()
     bias = network.linear.bias.detach().double().numpy().copy()
+    more = {}
+    if name == "balanced_energy":
+        outliers = data.outliers.pixels.mean(axis=(1, 2)) / 255 @ weight.T + bias
+        more["prior"] = np.bincount(outliers.argmax(axis=1), minlength=3) / 10
+    if name == "open_sampling":
+        data = replace(data, labels=np.array([0] * 6 + [1] * 4 + [2] * 2))
+        drawn = np.array([0, 1, 2, 2, 2, 1, 0, 2, 2, 1])
+        # What is drawn belongs to an outlier's place in the step, whatever its row.
+        rows = steps_of(config, 12, 10, seed=0, epoch=1, world=1)[0].outlier_rows
+        more = {"drawn": drawn, "complementary": np.array([2, 4, 6]) / 12}
+        chosen = torch.from_numpy(drawn[rows])
+        monkeypatch.setattr(classifier_losses, "draw_labels", lambda *_, **__: chosen)
     trained = train_network(job(name, config, **settings), data, network)
-    d_weight, d_bias = by_hand(name, data, weight, bias, settings)
+    d_weight, d_bias = slopes(name, data, weight, bias, {**settings, **more})
     assert np.abs(d_weight).max() > 1e-3
     # SGD with decay; the first step of momentum is the gradient itself.
     assert trained.state["fc.weight"].numpy() == pytest.approx(
-        weight - 0.5 * (d_weight + 0.01 * weight), abs=1e-6
+        weight - 0.5 * (d_weight + 0.01 * weight), abs=2e-6
     )
     assert trained.state["fc.bias"].numpy() == pytest.approx(
-        bias - 0.5 * (d_bias + 0.01 * bias), abs=1e-6
+        bias - 0.5 * (d_bias + 0.01 * bias), abs=2e-6
     )
+
+
+def test_contrast_moves_what_lies_before_the_projection():
+    settings = {"exposure_weight": 0.0, "contrast_weight": 0.0}
+    states = []
+    for weight in (0.0, 1.0):
+        work = job("pascl", SEVERAL, **{**settings, "contrast_weight": weight})
+        states.append(train_network(work, toy_data(), toy_network(convolutions(), 8)))
+    plain, pulled = states
+    assert pulled.history[0]["loss/contrast"] > 0
+    assert not torch.equal(plain.state["0.weight"], pulled.state["0.weight"])
 
 
 SEVERAL = TrainingConfig(epochs=2, batch_size=5, lr=0.1, warmup_epochs=0)

@@ -1,0 +1,163 @@
+"""The stage of networks: what decides an address, what is found again, what is made again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from pipelines.backbones import network
+from pipelines.backbones.classifier import ImageClassifier
+from pipelines.backbones.description import BackboneConfig, Preprocessing
+from pipelines.compute.cluster import ComputeConfig
+from pipelines.data.storage import Storage
+from pipelines.methods.base import TrainingConfig
+from pipelines.train import cache
+from pipelines.train.data import NetworkData, NetworkJob
+from pipelines.train.stage import train
+from tests.train.toy import NAMES, InMemory, job
+
+TRAINING = TrainingConfig(epochs=2, batch_size=8, outlier_batch_size=4, warmup_epochs=0)
+NEW = BackboneConfig(
+    name="new", kind="cifar", model="resnet20", untrained=True,
+    preprocessing=Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+)  # fmt: skip
+WORK = job("outlier_exposure", TRAINING)
+
+
+def pictures(count: int, seed: int) -> InMemory:
+    rng = np.random.default_rng(seed)
+    return InMemory(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+
+
+def small_data() -> NetworkData:
+    return NetworkData(
+        class_names=NAMES,
+        images=pictures(12, 0),
+        labels=np.arange(12) % 3,
+        validation=pictures(6, 1),
+        validation_labels=np.arange(6) % 3,
+        outliers=pictures(5, 2),
+        address="small",
+    )
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage.open(str(tmp_path / "outputs"))
+
+
+def trained(storage: Storage, *jobs: NetworkJob, **more: Any) -> list[str]:
+    return train(
+        jobs, small_data(), NEW, storage, compute=ComputeConfig(), mode="in_process", **more
+    )
+
+
+def test_a_trained_network_is_a_backbone_like_any_other(storage: Storage) -> None:
+    (place,) = trained(storage, WORK)
+    backbone = cache.trained_backbone(NEW, place, storage, "exposure/0")
+    tower = network.load(network.resolve(backbone, storage))
+    assert isinstance(tower, ImageClassifier)
+    assert tower.class_names == NAMES
+    some = pictures(4, 9).read(np.arange(4))
+    features = tower.features(tower.normalize(some)).numpy()
+    # The same weights in the architecture alone.
+    plain = network.trainable(backbone, NAMES, "backbone", 0).eval()
+    with torch.no_grad():
+        _, logits = plain(some)
+    ours = features @ tower.weight.T + tower.bias
+    assert ours == pytest.approx(logits.numpy(), rel=1e-4, abs=1e-5)
+
+
+def test_what_is_there_is_found_and_nothing_is_trained_twice(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[float] = []
+    seeds = [WORK, replace(WORK, seed=1)]
+    first = trained(storage, *seeds, on_report=lambda _, r: reports.append(r["epoch"]))
+    assert reports == [1, 2, 1, 2]
+    assert len(set(first)) == 2
+    monkeypatch.setattr(
+        "pipelines.train.stage.train_network", lambda *_, **__: pytest.fail("trained")
+    )
+    assert trained(storage, *seeds) == first
+
+
+def test_a_flipped_byte_of_the_weights_is_seen_and_the_network_trained_again(
+    storage: Storage,
+) -> None:
+    (place,) = trained(storage, WORK)
+    file = storage.local("cache", "networks", place, cache.WEIGHTS)
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert trained(storage, WORK) == [place]
+    assert file.read_bytes() == good
+
+
+def test_a_training_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
+    storage: Storage, tmp_path: Path
+) -> None:
+    (place,) = trained(Storage.open(str(tmp_path / "whole")), WORK)
+    whole = (tmp_path / "whole" / "cache" / "networks" / place / cache.WEIGHTS).read_bytes()
+
+    def stop(_job: NetworkJob, _report: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(storage, WORK, on_report=stop)
+    assert cache.load_checkpoint(storage, place) is not None
+    epochs: list[float] = []
+    assert trained(storage, WORK, on_report=lambda _, r: epochs.append(r["epoch"])) == [place]
+    assert epochs == [2]
+    assert storage.read_bytes("cache", "networks", place, cache.WEIGHTS) == whole
+
+
+def addresses() -> dict[str, str]:
+    data = small_data()
+    weight = job("outlier_exposure", TRAINING, weight=0.25)
+    other_score = job("outlier_exposure", TRAINING, score="energy")
+    longer = job("outlier_exposure", TRAINING.model_copy(update={"epochs": 3}))
+    return {
+        name: cache.address(work, given, backbone).address
+        for name, work, given, backbone in (
+            ("same", WORK, data, NEW),
+            ("another score", other_score, data, NEW),
+            ("another name", WORK, data, NEW.model_copy(update={"name": "x"})),
+            ("another seed", replace(WORK, seed=1), data, NEW),
+            ("another weight", weight, data, NEW),
+            ("more epochs", longer, data, NEW),
+            ("other images", WORK, replace(data, address="others"), NEW),
+            ("another architecture", WORK, data, NEW.model_copy(update={"model": "resnet32"})),
+        )
+    }
+
+
+def test_an_address_holds_what_decides_the_weights_and_nothing_else() -> None:
+    found = addresses()
+    same = found.pop("same")
+    unchanged = {name for name, address in found.items() if address == same}
+    assert unchanged == {"another score", "another name"}
+    changed = [address for address in found.values() if address != same]
+    assert len(set(changed)) == len(changed)
+
+
+def test_the_weights_of_a_backbone_do_not_decide_a_training_from_scratch(tmp_path: Path) -> None:
+    configs = []
+    for number in (0, 1):
+        torch.manual_seed(number)
+        state = network.trainable(NEW, NAMES, "random", number).state()
+        safetensors.torch.save_file(state, tmp_path / f"{number}.safetensors")
+        update = {"untrained": False, "path": str(tmp_path / f"{number}.safetensors")}
+        configs.append(NEW.model_copy(update={**update, "class_names": list(NAMES)}))
+    scratch = {cache.address(WORK, small_data(), config).address for config in configs}
+    assert len(scratch) == 1
+    head = WORK.method.head.model_copy(
+        update={"train": WORK.method.network.model_copy(update={"start": "backbone"})}
+    )
+    tuned = replace(WORK, method=WORK.method.model_copy(update={"head": head}))
+    assert len({cache.address(tuned, small_data(), config).address for config in configs}) == 2
