@@ -171,9 +171,9 @@ def _status_bytes(field: str) -> int:
 class PeakMemory:
     """The largest sum of proportional set sizes of this process and its children, sampled."""
 
-    def __init__(self) -> None:
-        """`largest` in bytes is known after the block."""
-        self.largest = 0
+    def __init__(self, *, files: bool = True) -> None:
+        """`largest` in bytes is known after the block; `files`: count mapped files too."""
+        self.largest, self._files = 0, files
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -190,7 +190,7 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(0.2):
             pids = [os.getpid(), *_workers()]
-            self.largest = max(self.largest, sum(_private(pid) for pid in pids))
+            self.largest = max(self.largest, sum(_private(pid, self._files) for pid in pids))
 
 
 def _workers() -> list[int]:
@@ -212,11 +212,12 @@ def _workers() -> list[int]:
     return [pid for pid, title in titles.items() if title.startswith(b"ray::") and is_mine(pid)]
 
 
-def _private(pid: int) -> int:
-    """Bytes of anonymous and file pages, shared ones in proportion; not the object store's."""
+def _private(pid: int, files: bool) -> int:
+    """Bytes of anonymous and perhaps of file pages, in proportion; not the object store's."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
     sizes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
-    return 1024 * (int(sizes.get("Pss_Anon", 0)) + int(sizes.get("Pss_File", 0)))
+    of_files = int(sizes.get("Pss_File", 0)) if files else 0
+    return 1024 * (int(sizes.get("Pss_Anon", 0)) + of_files)
