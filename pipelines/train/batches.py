@@ -34,13 +34,13 @@ class Step:
 
 
 def steps_of(
-    config: TrainingConfig, num_images: int, num_outliers: int, *, seed: int, epoch: int, world: int
+    config: TrainingConfig, num_images: int, num_outliers: int, *, seed: int, epoch: int
 ) -> list[Step]:
     """The steps of one epoch.
 
-    Images are shuffled anew each epoch; all are used but a last batch of fewer than two images a
-    worker, which batch normalisation cannot take. Outliers go round in shuffled passes of their
-    own, which begin anew with each epoch.
+    Images are shuffled anew each epoch and all are used, in batches of `batch_size` or a little
+    fewer: a short last batch would give batch normalisation bad statistics. Outliers go round in
+    shuffled passes of their own, which begin anew with each epoch.
 
     Args:
         config: batch sizes.
@@ -48,12 +48,9 @@ def steps_of(
         num_outliers: M; 0: none.
         seed: of the training.
         epoch: its number.
-        world: number of workers.
     """
     order = _shuffled(num_images, stream(seed, f"order of epoch {epoch}"))
-    parts = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-    if len(parts) > 1 and len(parts[-1]) < 2 * world:
-        parts.pop()
+    parts = np.array_split(order, math.ceil(num_images / config.batch_size))
     if not num_outliers:
         return [Step(rows, None) for rows in parts]
     size = config.outlier_batch_size or 2 * config.batch_size

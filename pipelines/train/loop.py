@@ -193,7 +193,6 @@ def _train_epoch(run: NetworkRun, checkpoint: Checkpoint | None) -> None:
         0 if run.data.outliers is None else len(run.data.outliers.ids),
         seed=run.job.seed,
         epoch=epoch,
-        world=run.workers.world,
     )
     saved = time.monotonic()
     run.model.train()

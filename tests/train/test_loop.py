@@ -109,7 +109,7 @@ def test_one_step_is_the_one_computed_by_hand(name, settings, monkeypatch):
         data = replace(data, labels=np.array([0] * 6 + [1] * 4 + [2] * 2))
         drawn = np.array([0, 1, 2, 2, 2, 1, 0, 2, 2, 1])
         # What is drawn belongs to an outlier's place in the step, whatever its row.
-        rows = steps_of(config, 12, 10, seed=0, epoch=1, world=1)[0].outlier_rows
+        rows = steps_of(config, 12, 10, seed=0, epoch=1)[0].outlier_rows
         more = {"drawn": drawn, "complementary": np.array([2, 4, 6]) / 12}
         chosen = torch.from_numpy(drawn[rows])
         monkeypatch.setattr(classifier_losses, "draw_labels", lambda *_, **__: chosen)
