@@ -1,4 +1,4 @@
-"""The section that says how training images are changed. It needs no torch."""
+"""The sections of training whole networks: how images are changed, where weights start."""
 
 from __future__ import annotations
 
@@ -60,3 +60,14 @@ class Augmentation(Section):
         if self.size is not None and self.crop != "resized_crop":
             raise ValueError(f"size={self.size}: crop={self.crop} resizes nothing; leave it out")
         return self
+
+
+class NetworkTraining(Section):
+    """What training a whole network needs beside a method's training settings."""
+
+    start: Literal["backbone", "random"] = Field(
+        "backbone", description="backbone: fine-tune its weights; random: train from scratch"
+    )
+    augmentation: Augmentation = Field(
+        Augmentation(), description="how training images are changed"
+    )

@@ -42,7 +42,7 @@ from pipelines.finetune.state import (
     update,
 )
 from pipelines.heads import Predictor
-from pipelines.heads.base import Backbone
+from pipelines.heads.models import Backbone
 from pipelines.heads.parallel import Workers
 from pipelines.methods.optimization import deterministic
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from pipelines.config import UserError
 from pipelines.finetune.data import EpochReport, Trained, TrainingData, TrainingJob, columns_of
 from pipelines.heads import HEADS, HeadContext, Predictor, build
-from pipelines.heads.base import LOCAL, Backbone
+from pipelines.heads.base import LOCAL
 from pipelines.heads.initial import initial_head
+from pipelines.heads.models import Backbone
 from pipelines.heads.parallel import Workers
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import Batch, Initial, Outputs

@@ -36,7 +36,7 @@ from pipelines.finetune.state import (
     update,
 )
 from pipelines.heads import HEADS
-from pipelines.heads.base import Backbone
+from pipelines.heads.models import Backbone
 from pipelines.heads.parallel import Workers
 from pipelines.methods import MethodConfig
 from pipelines.methods.optimization import deterministic

@@ -13,7 +13,7 @@ from pipelines.compute.ray_train import forwarding, run_on_workers, sender, wait
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import is_trained, keep, load_checkpoint, save_checkpoint
 from pipelines.finetune.loop import EpochReport, TrainingData, TrainingJob, train_in_process
-from pipelines.heads.base import Backbone
+from pipelines.heads.models import Backbone
 from pipelines.heads.parallel import Workers
 
 if TYPE_CHECKING:  # Ray takes seconds to import: only where workers are started

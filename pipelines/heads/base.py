@@ -6,18 +6,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from pipelines.backbones.description import Start
 from pipelines.config import Section, UserError
-from pipelines.data.augmentation import Augmentation
+from pipelines.data.augmentation import NetworkTraining
+from pipelines.heads.models import Backbone, ClassifierModel, TextModel
 from pipelines.ood.energy import adjust_logits
 from pipelines.ood.seeds import generator
 
@@ -34,70 +33,6 @@ BLOCK_ROWS = 256
 LOCAL = "local_features"
 # W (K, D) and b (K,) with logits = W z + b; b is None where it is 0.
 LinearRule: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32] | None]
-
-
-class Backbone(Protocol):
-    """What a head uses of any loaded backbone (`pipelines.backbones.tower.Tower`)."""
-
-    @property
-    def name(self) -> str:
-        """In messages."""
-
-    @property
-    def embed_dim(self) -> int:
-        """D."""
-
-    @property
-    def logit_scale(self) -> float:
-        """What similarities are multiplied by to give logits."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-
-
-@runtime_checkable
-class TextModel(Backbone, Protocol):
-    """What a head uses of one with a text tower (`pipelines.backbones.clip.Clip`)."""
-
-    @property
-    def model(self) -> Any:
-        """The open_clip model, frozen."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Texts to tokens (K, L)."""
-
-    def encode_text(self, texts: Any) -> Tensor:
-        """Unit text features (K, D), float32."""
-
-
-@runtime_checkable
-class ClassifierModel(Backbone, Protocol):
-    """What a head uses of a classifier (`pipelines.backbones.classifier.ImageClassifier`)."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the rows of W."""
-
-    @property
-    def weight(self) -> NDArray[np.float32]:
-        """W (K, D) of its last layer."""
-
-    @property
-    def bias(self) -> NDArray[np.float32]:
-        """The layer's b (K,)."""
-
-
-class NetworkTraining(Section):
-    """What training a whole network needs beside a method's training settings."""
-
-    start: Start = Field(
-        "backbone", description="backbone: fine-tune its weights; random: train from scratch"
-    )
-    augmentation: Augmentation = Field(
-        Augmentation(), description="how training images are changed"
-    )
 
 
 class HeadConfig(Section):

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pipelines.backbones.classifier import rows_of
 from pipelines.config import UserError
+from pipelines.data.augmentation import NetworkTraining
 from pipelines.heads import base, rules
 from pipelines.heads.base import (
     HeadConfig,
     HeadContext,
     HeadOutput,
     HeadPlugin,
-    NetworkTraining,
     Predictor,
 )
 

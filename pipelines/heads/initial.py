@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.heads.base import HeadContext, TextModel
+from pipelines.heads.base import HeadContext
 from pipelines.heads.classifier import Config as ClassifierConfig
 from pipelines.heads.classifier import build as build_classifier
+from pipelines.heads.models import TextModel
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.heads.zero_shot import build as build_zero_shot
 

@@ -11,8 +11,8 @@ from pydantic import Field, JsonValue, model_validator
 from torch import Tensor
 
 from pipelines.config import Section, plain
+from pipelines.data.augmentation import NetworkTraining
 from pipelines.heads import HEADS, AnyHead
-from pipelines.heads.base import NetworkTraining
 
 # (losses by name, whose sum is minimised; figures to report)
 Losses: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pipelines.data.augmentation import NetworkTraining
 from pipelines.heads import AnyHead
-from pipelines.heads.base import NetworkTraining
 from pipelines.heads.classifier import Config as ClassifierConfig
 from pipelines.methods.base import (
     Batch,

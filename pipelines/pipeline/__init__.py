@@ -157,9 +157,12 @@ def stage_code(name: str, config: PipelineConfig) -> Code:
     plugins: list[Entry] = []
     if stage.uses_plugins:
         for method in config.methods.values():
+            if name == "train" and method.network is None:
+                continue
             modules = METHODS[method.name], HEADS[method.head.name]
             plugins += [module.Config.__module__ for module in modules]
-        plugins += score_rows_used(config.scores)
+        if name != "train":
+            plugins += score_rows_used(config.scores)
     return code_of(*stage.entries, *plugins, alone=[stage.run])
 
 

@@ -26,11 +26,10 @@ from pipelines.backbones.description import BackboneConfig, Preprocessing
 from pipelines.backbones.threads import torch_threads
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.config import digest
-from pipelines.data.augmentation import Augmentation
+from pipelines.data.augmentation import Augmentation, NetworkTraining
 from pipelines.data.index_table import as_index
 from pipelines.data.storage import Storage
 from pipelines.embed.config import EmbedConfig
-from pipelines.heads.base import NetworkTraining
 from pipelines.heads.classifier import Config as Classifier
 from pipelines.methods import METHODS
 from pipelines.methods.base import TrainingConfig

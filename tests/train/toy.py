@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.backbones.description import BackboneConfig, Preprocessing
 from pipelines.backbones.trainable import TrainableNetwork
-from pipelines.data.augmentation import Augmentation
-from pipelines.heads.base import NetworkTraining
+from pipelines.data.augmentation import Augmentation, NetworkTraining
 from pipelines.heads.classifier import Config as Classifier
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import TrainingConfig
