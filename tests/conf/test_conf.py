@@ -30,7 +30,8 @@ NETWORKS = {
     "network_balanced", "network_cross_entropy", "network_energy", "network_outlier_exposure",
 }  # fmt: skip
 RESULTS = (
-    "results_all", "results_densities", "results_digits", "results_networks", "results_pacs",
+    "results_all", "results_cifar10_outliers", "results_densities", "results_digits",
+    "results_networks", "results_pacs",
 )  # fmt: skip
 PRESETS = (*ABOUT_METHODS, "paper", *RESULTS, "test")
 # Files that a job loads by another name than its own.
