@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pipelines.config import CONF, Section, chosen, group_names, load, plain
 
 # Jobs that are a part of a run, whose sections have more keys than a screen has lines.
-RUN_JOBS = ("pipeline", "embed", "sweep", "finetune", "score", "evaluate", "register")
+RUN_JOBS = ("pipeline", "train", "embed", "sweep", "finetune", "score", "evaluate", "register")
 # What users set most, in the order of a run; a group's names are added to its meaning.
 MOST_SET = {
     "benchmark": "images and classes",

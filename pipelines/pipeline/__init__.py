@@ -84,6 +84,11 @@ def _run(current: Run, only: str | None, last: str | None) -> Run:
                 f"benchmark {current.benchmark.name!r} has no set {needed!r}: heads are trained on "
                 "train, thresholds are set on validation"
             )
+    if only == "train" and not current.trains:
+        raise UserError(
+            "no method of this run trains a whole network: methods=[network_energy] and the like "
+            "do, or methods.NAME.head={name: classifier, train: {start: backbone}}"
+        )
     names = stages_of(config) if only is None else [only]
     if last is not None:
         names = names[: names.index(last) + 1]
