@@ -45,19 +45,19 @@ log = logging.getLogger(__name__)
 
 def embed_benchmark(
     benchmark: Benchmark,
-    backbone: BackboneConfig,
+    backbones: Sequence[BackboneConfig],
     storage: Storage,
     *,
     settings: EmbedConfig,
     compute: ComputeConfig,
     shared_images: tuple[str, ...],
     on_progress: Progress | None = None,
-) -> EmbedResult:
+) -> list[EmbedResult]:
     """The features of every image that some set of a benchmark needs, from the cache or made.
 
     Args:
         benchmark: its sources and sets.
-        backbone: resolved.
+        backbones: resolved; at least one, all of one preprocessing.
         storage: holds cache/features.
         settings: as `embed_sources`.
         compute: as `embed_sources`.
@@ -68,30 +68,36 @@ def embed_benchmark(
         UserError: where an image serves two purposes (`pipelines.embed.leaks`), two classes are
             one text to the backbone, and as `embed_sources`.
     """
-    _refuse_equal_classes(benchmark, backbone)
+    for backbone in backbones:
+        _refuse_equal_classes(benchmark, backbone)
     keys = benchmark.keys_by_source()
-    caches = embed_sources(
+    found = embed_for_each(
         {name: benchmark.sources[name] for name in keys},
-        backbone,
+        backbones,
         storage,
         settings=settings,
         compute=compute,
         keys=keys,
         on_progress=on_progress,
     )
-    shared = leaks.refuse(benchmark, caches, storage, shared_images)
-    return EmbedResult(
-        benchmark=benchmark.name,
-        backbone=dict(network.identity(backbone)),
-        sources={
-            name: EmbeddedSource(
-                address=cache.address,
-                rows=cache.manifest.rows,
-                rejected=tuple(Rejection(**row) for row in cache.rejected().to_pylist()),
-            )
-            for name, cache in caches.items()
-        },
-        shared=shared,
+    shared = leaks.refuse(benchmark, found[0], storage, shared_images)
+    return [
+        EmbedResult(
+            benchmark=benchmark.name,
+            backbone=dict(network.identity(backbone)),
+            sources={name: _embedded(cache) for name, cache in caches.items()},
+            shared=shared,
+        )
+        for backbone, caches in zip(backbones, found, strict=True)
+    ]
+
+
+def _embedded(cache: FeatureCache) -> EmbeddedSource:
+    """What the stage's record says of one source."""
+    return EmbeddedSource(
+        address=cache.address,
+        rows=cache.manifest.rows,
+        rejected=tuple(Rejection(**row) for row in cache.rejected().to_pylist()),
     )
 
 
@@ -138,13 +144,39 @@ def embed_sources(
     pixel_pass: PixelPass | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, FeatureCache]:
-    """The features of several sources, from the cache or made by one pool of actors.
+    """The features of several sources; `embed_for_each` with one backbone and perhaps a pass."""
+    (caches,) = embed_for_each(
+        sources,
+        [backbone],
+        storage,
+        settings=settings,
+        compute=compute,
+        keys=keys,
+        pixel_pass=pixel_pass,
+        on_progress=on_progress,
+    )
+    return caches
 
-    Uses the Ray that is there; starts one only where a shard is missing and there is none.
+
+def embed_for_each(
+    sources: Mapping[str, Source],
+    backbones: Sequence[BackboneConfig],
+    storage: Storage,
+    *,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
+    keys: Mapping[str, Sequence[str]] | None = None,
+    pixel_pass: PixelPass | None = None,
+    on_progress: Progress | None = None,
+) -> list[dict[str, FeatureCache]]:
+    """The features that each backbone gives of several sources, by source.
+
+    They come from the cache or are made by one pool of actors. Uses the Ray that is there; starts
+    one only where a shard is missing and there is none.
 
     Args:
         sources: by the name that messages and progress use.
-        backbone: resolved, see `pipelines.backbones.network.resolve`.
+        backbones: resolved, see `pipelines.backbones.network.resolve`; of one preprocessing.
         storage: holds cache/features.
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
@@ -156,27 +188,37 @@ def embed_sources(
         UserError: for an empty source, an unknown or doubled key among `keys`, more bad
             images than `settings.max_rejected`, or an engine that cannot do this.
     """
-    _check_engine(settings, backbone, compute)
     chosen = keys or {}
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
-    for name, source in sources.items():
-        identity = _identity(source, chosen.get(name), backbone, settings, compute, pixel_pass)
-        cache = features.find(storage, identity.address)
-        if cache is not None:
-            caches[name] = cache
-        else:
-            plans[name] = make_plan(
-                name, source, identity, keys=chosen.get(name), shard_rows=settings.shard_rows
-            )
+    owners: dict[str, BackboneConfig] = {}
+    named = [{name: _plan_name(name, b, backbones) for name in sources} for b in backbones]
+    for backbone, names in zip(backbones, named, strict=True):
+        _check_engine(settings, backbone, compute)
+        for name, source in sources.items():
+            some, plan_name = chosen.get(name), names[name]
+            identity = _identity(source, some, backbone, settings, compute, pixel_pass)
+            cache = features.find(storage, identity.address)
+            if cache is not None:
+                caches[plan_name] = cache
+                continue
+            rows = settings.shard_rows
+            plans[plan_name] = make_plan(plan_name, source, identity, keys=some, shard_rows=rows)
+            owners[plan_name] = backbone
     if plans:
         totals = {name: plan.total for name, plan in plans.items()}
         tally = Tally(totals, settings.max_rejected, on_progress)
-        work = replace(_work(backbone, storage, settings, compute), pixel_pass=pixel_pass)
+        work = _work(backbones[0], storage, settings, compute)
+        work = replace(work, pixel_pass=pixel_pass, backbones=owners)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
         caches |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
-    return {name: caches[name] for name in sources}
+    return [{name: caches[names[name]] for name in sources} for names in named]
+
+
+def _plan_name(source: str, backbone: BackboneConfig, backbones: Sequence[BackboneConfig]) -> str:
+    """A source's name in messages: with the backbone's where there are several."""
+    return source if len(backbones) == 1 else f"{source} by {backbone.name}"
 
 
 def feature_code(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +84,8 @@ class Work:
     device: str
     pixel_pass: PixelPass | None = None
     engine: MakeEngine | None = None
+    # Of sources that another backbone of the same preprocessing encodes, by the source's name.
+    backbones: Mapping[str, BackboneConfig] = field(default_factory=dict)
 
 
 class ShardPreparer:
@@ -127,16 +129,28 @@ def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
 
 
 class ShardEncoder:
-    """Plan rows, or prepared ones, to shards on disk; loads the backbone once."""
+    """Plan rows, or prepared ones, to shards on disk; loads a backbone when its turn comes."""
 
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
-        """Load the model on the work's device."""
-        loaded = network.load(work.backbone, device=work.device)
-        made = work.engine and work.engine(loaded, work.batch_size, work.threads)
-        self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.pixel_pass, made)
-        self.preparer = Preparer(loaded.crop, work.how, work.threads)
+        """Load the first source's model on the work's device."""
         self.work = work
         self.sources = sources
+        self.preparer = Preparer(network.cropping(work.backbone), work.how, work.threads)
+        self.backbone = next(iter(work.backbones.values()), work.backbone)
+        self.encoder = self._load(self.backbone)
+
+    def _load(self, backbone: BackboneConfig) -> Encoder:
+        work = self.work
+        loaded = network.load(backbone, device=work.device)
+        made = work.engine and work.engine(loaded, work.batch_size, work.threads)
+        return Encoder(loaded, work.batch_size, work.local_features, work.pixel_pass, made)
+
+    def _encoder(self, source: str) -> Encoder:
+        """Of the source's backbone: shards come backbone by backbone, so one is kept."""
+        wanted = self.work.backbones.get(source, self.work.backbone)
+        if wanted != self.backbone:
+            self.backbone, self.encoder = wanted, self._load(wanted)
+        return self.encoder
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One receipt (JSON) a row."""
@@ -151,7 +165,7 @@ class ShardEncoder:
         receipt = features.find_receipt(storage, address, shard)  # of a run beside this one
         if receipt is None:
             hashes: list[bytes | None] = []
-            encoded = self.encoder.encode(self._batches(row, plan, hashes))
+            encoded = self._encoder(plan.name).encode(self._batches(row, plan, hashes))
             pairs = list(zip(plan.keys, encoded.verdicts, strict=True))
             receipt = features.write_shard(
                 storage,

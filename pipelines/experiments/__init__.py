@@ -25,6 +25,7 @@ FIGURES = {
     "training_ablations": "pipelines.experiments.training_ablations",
     "image_classifiers": "pipelines.experiments.image_classifiers",
     "precision": "pipelines.experiments.precision",
+    "network_results": "pipelines.experiments.network_results",
 }
 
 

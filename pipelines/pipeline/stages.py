@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.stamp import stamp
 from pipelines.config import to_yaml
 from pipelines.data import kept
@@ -60,7 +59,17 @@ def hand_embed(run: Run) -> EmbedResult:
         kept.write_table(run.storage, table, "runs", run.id, "train.parquet")
     networks = run.trained.networks
     backbones = [run.backbone_of(network) for network in networks]
-    results = [_embedded(run, b) for b in ([run.backbone] if run.frozen else []) + backbones]
+    results = embed.embed_benchmark(
+        run.benchmark,
+        ([run.backbone] if run.frozen else []) + backbones,
+        run.storage,
+        settings=run.config.embed,
+        compute=run.config.compute,
+        shared_images=("runs", run.id, "shared_images.json"),
+        on_progress=lambda done, total, rejected: run.observer.progress(
+            done, total, f"images, {rejected} rejected" if rejected else "images"
+        ),
+    )
     own = results[len(results) - len(networks) :]
     return results[0].model_copy(
         update={
@@ -69,20 +78,6 @@ def hand_embed(run: Run) -> EmbedResult:
                 for network, result in zip(networks, own, strict=True)
             )
         }
-    )
-
-
-def _embedded(run: Run, backbone: BackboneConfig) -> EmbedResult:
-    return embed.embed_benchmark(
-        run.benchmark,
-        backbone,
-        run.storage,
-        settings=run.config.embed,
-        compute=run.config.compute,
-        shared_images=("runs", run.id, "shared_images.json"),
-        on_progress=lambda done, total, rejected: run.observer.progress(
-            done, total, f"images, {rejected} rejected" if rejected else "images"
-        ),
     )
 
 
