@@ -71,3 +71,9 @@ class NetworkTraining(Section):
     augmentation: Augmentation = Field(
         Augmentation(), description="how training images are changed"
     )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights that is kept; 0: the weights",
+    )

@@ -36,6 +36,12 @@ class TrainingConfig(Section):
         "sgd", description="sgd with momentum, Adam or AdamW"
     )
     lr: float = Field(2e-3, gt=0, description="learning rate after warm-up")
+    schedule: Literal["cosine", "steps"] = Field(
+        "cosine", description="of the learning rate after warm-up; steps: x 0.1 at each milestone"
+    )
+    milestones: tuple[float, ...] = Field(
+        (0.5, 0.75), description="of schedule=steps: shares of the updates after warm-up"
+    )
     final_lr: float = Field(0.0, ge=0, description="where the cosine ends, at the last step")
     warmup_epochs: int = Field(1, ge=0, description="epochs at warmup_lr before the cosine")
     warmup_lr: float = Field(1e-5, gt=0, description="constant learning rate of the warm-up")
@@ -52,6 +58,8 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}"
             )
+        if list(self.milestones) != sorted({m for m in self.milestones if 0 < m < 1}):
+            raise ValueError(f"milestones={list(self.milestones)}: give shares in (0, 1), rising")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=true needs momentum > 0")
         if self.accumulate > self.batch_size:

@@ -30,12 +30,14 @@ def optimizer(config: TrainingConfig, parameters: Iterable[Tensor]) -> torch.opt
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of step 0, 1, ...: constant warm-up, then a cosine per step."""
+    """The learning rate of step 0, 1, ...: constant warm-up, then a cosine or drops to a tenth."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return config.warmup_lr
     # The last step is at final_lr's end of the cosine but not on it: a step at 0 is wasted.
     progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    if config.schedule == "steps":
+        return config.lr * 0.1 ** sum(progress >= share for share in config.milestones)
     return config.final_lr + (config.lr - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 

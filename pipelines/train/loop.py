@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.backbones.trainable import TrainableNetwork
 from pipelines.config import UserError
@@ -78,6 +79,7 @@ class NetworkRun:
     optimizer: torch.optim.Optimizer
     reader: Reader
     workers: Workers
+    average: AveragedModel | None = None
     prepared: Mapping[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
@@ -88,6 +90,15 @@ class NetworkRun:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.network.mean.device
+
+    @property
+    def kept(self) -> TrainableNetwork:
+        """What is judged and kept: the moving average of the weights, or the weights."""
+        if self.average is None:
+            return self.network
+        network = self.average.module
+        assert isinstance(network, TrainableNetwork)
+        return network
 
 
 def train_network(
@@ -125,7 +136,7 @@ def train_network(
                 checkpoint.save(_pack(run))
             if on_epoch is not None:
                 on_epoch(run.history[-1])
-    return TrainedNetwork(run.network.state(), tuple(run.history))
+    return TrainedNetwork(run.kept.state(), tuple(run.history))
 
 
 def _start(
@@ -140,8 +151,13 @@ def _start(
     how = job.method.network
     assert how is not None  # only such jobs train networks
     reader = Reader(how.augmentation, job.method.num_views, job.seed)
-    rates = optimizer(job.method.training, network.parameters())
-    return NetworkRun(job, data, network, model, rates, reader, workers)
+    average = None
+    if how.average:
+        # Statistics of batch normalisation are averaged too.
+        rule = get_ema_multi_avg_fn(how.average)
+        average = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
+    updates = optimizer(job.method.training, network.parameters())
+    return NetworkRun(job, data, network, model, updates, reader, workers, average)
 
 
 def _prepare(run: NetworkRun) -> dict[str, Tensor]:
@@ -234,6 +250,8 @@ def _take(run: NetworkRun, step: Step, epoch: int, number: int, rate: float) -> 
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
+    if run.average is not None:
+        run.average.update_parameters(run.network)
     return report
 
 
@@ -304,7 +322,7 @@ def _close(run: NetworkRun, count: int, rate: float) -> None:
     report |= {name: total / count for name, total in run.totals.items()}
     labels = torch.from_numpy(run.data.validation_labels).to(run.device)
     if len(labels):
-        logits = logits_of(run.network, run.data.validation)
+        logits = logits_of(run.kept, run.data.validation)
         report["validation/accuracy"] = float((logits.argmax(dim=1) == labels).float().mean())
         report["validation/cross_entropy"] = float(F.cross_entropy(logits, labels))
     run.history.append(report)
@@ -316,6 +334,7 @@ def _pack(run: NetworkRun) -> bytes:
     state = {
         "network": run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
+        "average": None if run.average is None else run.average.state_dict(),
         "prepared": dict(run.prepared),
         "epoch": run.epoch,
         "step": run.step,
@@ -335,6 +354,8 @@ def _resume(run: NetworkRun, checkpoint: Checkpoint | None) -> bool:
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     run.network.load_state_dict(state["network"])
     run.optimizer.load_state_dict(state["optimizer"])
+    if run.average is not None:
+        run.average.load_state_dict(state["average"])
     run.prepared = {name: value.to(run.device) for name, value in state["prepared"].items()}
     run.epoch, run.step = state["epoch"], state["step"]
     run.totals, run.history = state["totals"], state["history"]

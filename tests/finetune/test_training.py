@@ -140,6 +140,17 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     assert np.abs(a - b).max() > 0  # they were really computed apart
 
 
+def test_learning_rates_drop_to_a_tenth_at_each_milestone():
+    config = TrainingConfig(
+        epochs=5, lr=0.8, warmup_epochs=1, warmup_lr=0.1, schedule="steps", milestones=(0.5, 0.75)
+    )
+    rates = [learning_rate(config, step, 4) for step in range(20)]
+    assert rates == pytest.approx([0.1] * 4 + [0.8] * 8 + [0.08] * 4 + [0.008] * 4)
+    for wrong in ((0.75, 0.5), (0.5, 1.0), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="milestones="):
+            TrainingConfig(milestones=wrong)
+
+
 def test_learning_rates_are_a_constant_warm_up_and_a_cosine_per_step():
     config = TrainingConfig(epochs=5, warmup_epochs=1, lr=0.1, warmup_lr=1e-3, final_lr=0.02)
     rates = [learning_rate(config, step, 4) for step in range(20)]

@@ -181,10 +181,11 @@ class Kept:
             raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
-def test_a_training_that_was_stopped_ends_with_the_same_bytes(stop_at, monkeypatch):
+def test_a_training_that_was_stopped_ends_with_the_same_bytes(stop_at, average, monkeypatch):
     monkeypatch.setattr("pipelines.train.loop.PAUSE", 0.0)  # save after every step
-    work = job("energy_margin", SEVERAL)
+    work = job("energy_margin", SEVERAL, average=average)
     whole = train_network(work, toy_data(), toy_network(convolutions(), 8))
     checkpoint = Kept(stop_at)
     with pytest.raises(KeyboardInterrupt):
@@ -232,3 +233,25 @@ def test_reports_have_losses_and_validation():
     assert {"loss", "loss/cross_entropy", "loss/margin", "lr", "validation/accuracy"} <= set(
         history[0]
     )
+
+
+def test_the_moving_average_of_the_weights_is_kept():
+    config = SEVERAL.model_copy(update={"batch_size": 12, "epochs": 3})
+    seen = []
+    network = toy_network()
+    step = torch.optim.SGD.step
+
+    def watched(optimizer, *args, **more):
+        step(optimizer, *args, **more)
+        seen.append(network.linear.weight.detach().double().clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", watched)
+        work = job("cross_entropy", config, average=0.75)
+        kept = train_network(work, toy_data(), network).state["fc.weight"]
+    assert len(seen) == 3
+    expected = seen[0]  # the average starts with the first update
+    for weights in seen[1:]:
+        expected = 0.75 * expected + 0.25 * weights
+    assert kept.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    assert not torch.equal(kept, network.linear.weight)

@@ -72,8 +72,10 @@ def toy_network(trunk: nn.Module | None = None, width: int = 3) -> TrainableNetw
     return TrainableNetwork(trunk or MeanColour(), linear, "fc", CONFIG)
 
 
-def job(name: str, training: TrainingConfig, **settings: object) -> NetworkJob:
+def job(
+    name: str, training: TrainingConfig, *, average: float = 0.0, **settings: object
+) -> NetworkJob:
     config: type[MethodConfig] = METHODS[name].Config
-    how = NetworkTraining(start="random", augmentation=Augmentation())
+    how = NetworkTraining(start="random", augmentation=Augmentation(), average=average)
     method = config(name=name, head=Classifier(train=how), training=training, **settings)
     return NetworkJob(method, 0)
