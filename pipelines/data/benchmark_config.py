@@ -63,6 +63,13 @@ class BenchmarkConfig(Section):
         description="false: its ID sets show only some of the classes, and no score is fitted to "
         "classes",
     )
+    imbalance: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="long tail of the training images, unless the run says another: the last "
+        "class's share of the first one's",
+    )
     notes: str = Field("", description="printed under every table")
     sources: dict[str, Annotated[list[BenchmarkSource], Field(min_length=1)]] = Field(
         description="image sources; of a list, the first that exists"

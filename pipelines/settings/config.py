@@ -130,7 +130,8 @@ def open_checked(config: PipelineConfig) -> Benchmark:
         if not config.backbone.layers and scoring.reads_layers([name])
     ]
     try:
-        found = open_benchmark(config.benchmark, shots=config.shots, imbalance=config.imbalance)
+        tail = config.imbalance or config.benchmark.imbalance
+        found = open_benchmark(config.benchmark, shots=config.shots, imbalance=tail)
     except UserError as error:
         found_too = error.problems if isinstance(error, ConfigError) else [str(error)]
         raise ConfigError([*problems, *found_too]) from None
