@@ -65,8 +65,10 @@ class Augmentation(Section):
 class NetworkTraining(Section):
     """What training a whole network needs beside a method's training settings."""
 
-    start: Literal["backbone", "random"] = Field(
-        "backbone", description="backbone: fine-tune its weights; random: train from scratch"
+    start: str = Field(
+        "backbone",
+        description="backbone: fine-tune its weights; random: train from scratch; or a method of "
+        "the run that trains a network: fine-tune that one, seed by seed",
     )
     augmentation: Augmentation = Field(
         Augmentation(), description="how training images are changed"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 
-from pipelines.config import UserError
+from pipelines.backbones.description import BackboneConfig
 from pipelines.embed import leaks
 from pipelines.finetune.logged import log_trainings
 from pipelines.records import HeadKey
 from pipelines.run import Run
 from pipelines.train import prior
 from pipelines.train import stage as train
-from pipelines.train.cache import entry
+from pipelines.train.cache import entry, trained_backbone
 from pipelines.train.data import NetworkData, NetworkJob
 from pipelines.train.image_set import network_data, tables_of
 from pipelines.train.images import Making
@@ -26,19 +26,56 @@ def hand_train(run: Run) -> TrainResult:
             `pipelines.train.stage.train` raises.
     """
     data = _data(run)
-    jobs = {
-        HeadKey(method=name, seed=seed): NetworkJob(method, seed)
-        for name, method in run.config.methods.items()
-        if method.network is not None
-        for seed in range(run.config.seeds)
-    }
-    addresses = log_trainings(
+    trained: dict[HeadKey, str] = {}
+    waiting = {n: m.network for n, m in run.config.methods.items() if m.network is not None}
+    while waiting:  # what others start from comes first
+        ready = [name for name, how in waiting.items() if how.start not in waiting]
+        jobs = {
+            HeadKey(method=name, seed=seed): _job(run, data, name, seed, trained)
+            for name in ready
+            for seed in range(run.config.seeds)
+        }
+        trained |= _trained(run, data, jobs)
+        waiting = {name: how for name, how in waiting.items() if name not in ready}
+    keys = [key for name in run.config.methods for key in trained if key.method == name]
+    return TrainResult(networks=tuple(NetworkRef(key=key, address=trained[key]) for key in keys))
+
+
+def _job(
+    run: Run, data: NetworkData, name: str, seed: int, trained: Mapping[HeadKey, str]
+) -> NetworkJob:
+    """A training, on the backbone or on the network that it starts from."""
+    method, backbone = run.config.methods[name], run.backbone
+    assert method.network is not None
+    start = method.network.start
+    if (first := HeadKey(method=start, seed=seed)) in trained:
+        backbone = trained_backbone(backbone, trained[first], run.storage, str(first))
+    counts = _counts(run, data, backbone) if method.needs_outlier_counts else None
+    return NetworkJob(method, seed, backbone, counts)
+
+
+def _counts(run: Run, data: NetworkData, backbone: BackboneConfig) -> tuple[int, ...]:
+    """The outliers that a backbone takes for each class."""
+    assert data.outliers is not None  # the benchmark has them, or the run had been refused
+    counts = prior.measure(
+        data.outliers,
+        data.address,
+        data.class_names,
+        backbone,
+        run.storage,
+        with_ray=run.config.training == "ray",
+    )
+    return tuple(counts.tolist())
+
+
+def _trained(run: Run, data: NetworkData, jobs: Mapping[HeadKey, NetworkJob]) -> dict[HeadKey, str]:
+    """The addresses of the networks of these jobs."""
+    return log_trainings(
         "train",
         jobs,
         lambda on_report: train.train(
             list(jobs.values()),
             data,
-            run.backbone,
             run.storage,
             compute=run.config.compute,
             mode=run.config.training,
@@ -49,15 +86,10 @@ def hand_train(run: Run) -> TrainResult:
         parent=run.tracking_run,
         on_progress=run.observer.progress,
     )
-    counts = data.outlier_counts
-    return TrainResult(
-        networks=tuple(NetworkRef(key=key, address=place) for key, place in addresses.items()),
-        outlier_counts=None if counts is None else tuple(counts.tolist()),
-    )
 
 
 def _data(run: Run) -> NetworkData:
-    """Decoded images; with the outliers counted by class where a method asks for it."""
+    """The decoded images, once it is known that none serves two purposes."""
     making = Making(
         max_rejected=run.config.embed.max_rejected,
         with_ray=run.config.training == "ray",
@@ -66,20 +98,4 @@ def _data(run: Run) -> NetworkData:
     )
     tables = tables_of(run.benchmark, run.backbone, run.storage, run.config.embed, making)
     leaks.refuse(run.benchmark, tables, run.storage, ("runs", run.id, "shared_images.json"))
-    data = network_data(run.benchmark, tables)
-    if not any(m.network and m.needs_outlier_counts for m in run.config.methods.values()):
-        return data
-    if run.backbone.untrained or data.outliers is None:
-        raise UserError(
-            f"backbone {run.backbone.name}: balanced energy counts the classes that a trained "
-            "network takes outliers for; give it weights, or leave the method out"
-        )
-    counts = prior.measure(
-        data.outliers,
-        data.address,
-        data.class_names,
-        run.backbone,
-        run.storage,
-        with_ray=run.config.training == "ray",
-    )
-    return replace(data, outlier_counts=counts)
+    return network_data(run.benchmark, tables)

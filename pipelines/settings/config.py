@@ -154,13 +154,24 @@ def _network_problems(config: PipelineConfig) -> list[str]:
         for name, space in config.sweep.space.items()
         if space and name in config.methods and config.methods[name].network is not None
     ]
+    starts = {n: m.network.start for n, m in config.methods.items() if m.network is not None}
+    for name, start in starts.items():
+        seen = [name]
+        while start in starts and start not in seen:
+            seen.append(start)
+            start = starts[start]
+        if start in seen or start not in ("backbone", "random"):
+            problems.append(
+                f"methods.{name}.head.train.start={starts[name]}: allowed are backbone, random, or "
+                "a method of the run that trains a network and does not start from this one"
+            )
     if not config.backbone.untrained:
         return problems
     return problems + [
         f"methods.{name}: backbone {config.backbone.name!r} has no weights (untrained=true); "
-        "allowed: methods with head.train.start=random"
+        "allowed: methods with head.train.start=random, or that start from one of these"
         for name, method in config.methods.items()
-        if method.network is None or method.network.start != "random"
+        if starts.get(name, "backbone") == "backbone"
     ]
 
 

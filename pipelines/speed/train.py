@@ -127,7 +127,7 @@ def _job(epochs: int = 1, threads: int = 1) -> NetworkJob:
         epochs=epochs, batch_size=BATCH, lr=0.01, warmup_epochs=0, nesterov=True, threads=threads
     )
     config = METHODS["cross_entropy"].Config
-    return NetworkJob(config(head=Classifier(train=how), training=training), 0)
+    return NetworkJob(config(head=Classifier(train=how), training=training), 0, BACKBONE)
 
 
 def _step(storage: Storage, scale: float) -> Iterator[Row]:
@@ -180,7 +180,6 @@ def _workers(storage: Storage, scale: float) -> Iterator[Row]:
             train(
                 [_job(epochs)],
                 data,
-                BACKBONE,
                 place,
                 compute=ComputeConfig(train_workers=workers),
                 on_report=lambda *_, ends=ends: ends.append(time.perf_counter()),

@@ -43,25 +43,26 @@ class AddressedNetwork:
     code: str
 
 
-def address(job: NetworkJob, data: NetworkData, backbone: BackboneConfig) -> AddressedNetwork:
+def address(job: NetworkJob, data: NetworkData) -> AddressedNetwork:
     """The job with its place in the cache."""
-    code = network_code(job.method, backbone).digest
+    code = network_code(job.method, job.backbone).digest
     content = {
         "method": training_setting(job.method),
         "seed": job.seed,
         "data": data.address,
-        "backbone": dict(backbones.identity(_as_started(job, backbone))),
+        "backbone": dict(backbones.identity(_as_started(job))),
         "code": code,
     }
-    if job.method.needs_outlier_counts and data.outlier_counts is not None:
-        content["outlier_counts"] = data.outlier_counts.tolist()
+    if job.method.needs_outlier_counts and job.outlier_counts is not None:
+        content["outlier_counts"] = list(job.outlier_counts)
     return AddressedNetwork(job, digest(content), code)
 
 
-def _as_started(job: NetworkJob, backbone: BackboneConfig) -> BackboneConfig:
+def _as_started(job: NetworkJob) -> BackboneConfig:
     """The backbone as far as it decides the network: from scratch, its weights do not."""
-    is_random = job.method.network is not None and job.method.network.start == "random"
-    return backbone.model_copy(update={"untrained": True}) if is_random else backbone
+    if job.start == "random":
+        return job.backbone.model_copy(update={"untrained": True})
+    return job.backbone
 
 
 def entry(storage: Storage, network: str) -> Entry[NetworkRecord]:

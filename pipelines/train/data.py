@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.backbones.description import BackboneConfig, Start
 from pipelines.config import UserError
 from pipelines.methods import MethodConfig
 
@@ -38,8 +39,6 @@ class NetworkData:
         validation, validation_labels: those that each epoch is judged on; may be empty.
         outliers: auxiliary outliers, or None.
         address: digest of what went in, so that networks are found again.
-        outlier_counts: (K,) how many outliers the network takes for each class before training,
-            where a method asks for it.
     """
 
     class_names: tuple[str, ...]
@@ -49,15 +48,30 @@ class NetworkData:
     validation_labels: NDArray[np.int64]
     outliers: Images | None
     address: str
-    outlier_counts: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class NetworkJob:
-    """One training: a method with every value given, and a seed."""
+    """One training.
+
+    Attributes:
+        method: with every value given.
+        seed: of what is drawn.
+        backbone: resolved; the architecture, and the weights that training starts from.
+        outlier_counts: (K,) how many outliers the backbone takes for each class, where the method
+            asks for it.
+    """
 
     method: MethodConfig
     seed: int
+    backbone: BackboneConfig
+    outlier_counts: tuple[int, ...] | None = None
+
+    @property
+    def start(self) -> Start:
+        """Whether the weights are the backbone's, or drawn."""
+        how = self.method.network
+        return "random" if how is not None and how.start == "random" else "backbone"
 
 
 @dataclass(frozen=True)

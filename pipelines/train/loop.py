@@ -154,7 +154,7 @@ def _start(
     average = None
     if how.average:
         # Statistics of batch normalisation are averaged too.
-        rule = get_ema_multi_avg_fn(how.average)
+        rule = get_ema_multi_avg_fn(how.average)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
     updates = optimizer(job.method.training, network.parameters())
     return NetworkRun(job, data, network, model, updates, reader, workers, average)
@@ -166,7 +166,7 @@ def _prepare(run: NetworkRun) -> dict[str, Tensor]:
     prepare = METHODS[method.name].prepare
     if prepare is None:
         return {}
-    counts, wanted = data.outlier_counts, method.prepares_from_logits
+    counts, wanted = run.job.outlier_counts, method.prepares_from_logits
     outliers = data.outliers if wanted else None
     initial = Initial(
         logits=logits_of(run.network, data.images) if wanted else torch.zeros(0),

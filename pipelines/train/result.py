@@ -17,9 +17,6 @@ class TrainResult(StoredRecord):
 
     Attributes:
         networks: of every method that trains one, seed by seed.
-        outlier_counts: outliers that the network takes for each class before training, where
-            a method asks for them.
     """
 
     networks: tuple[NetworkRef, ...] = ()
-    outlier_counts: tuple[int, ...] | None = None

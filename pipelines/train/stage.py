@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipelines.backbones import network as backbones
-from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.compute.ray_train import forwarding, run_on_workers, sender, wait_for_all
 from pipelines.data.storage import Storage
@@ -45,7 +44,6 @@ OnReport: TypeAlias = Callable[[NetworkJob, EpochReport], None]
 def train(
     jobs: Sequence[NetworkJob],
     data: NetworkData,
-    backbone: BackboneConfig,
     storage: Storage,
     *,
     compute: ComputeConfig,
@@ -57,7 +55,6 @@ def train(
     Args:
         jobs: what to train.
         data: the same for all jobs.
-        backbone: that they start from, resolved.
         storage: where networks and checkpoints are kept.
         compute: number of Ray Train workers and their resources.
         mode: "ray" needs an initialised Ray where a network is missing; "in_process" never does
@@ -74,15 +71,15 @@ def train(
     """
     for job in jobs:
         check(job, data)
-    addressed = [address(job, data, backbone) for job in jobs]
+    addressed = [address(job, data) for job in jobs]
     every = {place.address: place for place in addressed}
     missing = [place for place in every.values() if not is_trained(storage, place.address)]
     logger.info("train: %d networks, %d of them to train", len(jobs), len(missing))
     if missing and mode == "ray":
-        _train_with_ray(missing, data, backbone, storage, compute=compute, on_report=on_report)
+        _train_with_ray(missing, data, storage, compute=compute, on_report=on_report)
     for place in missing if mode == "in_process" else ():
         send = None if on_report is None else _told(on_report, place.job)
-        _train_and_keep(place, _Given(data, backbone, storage), Workers(), "cpu", send)
+        _train_and_keep(place, _Given(data, storage), Workers(), "cpu", send)
     return [place.address for place in addressed]
 
 
@@ -95,7 +92,6 @@ class _Given:
     """What every training of a run has in common."""
 
     data: NetworkData
-    backbone: BackboneConfig
     storage: Storage
 
 
@@ -123,13 +119,12 @@ def _train_and_keep(
     on_epoch: Callable[[EpochReport], None] | None,
 ) -> None:
     """Train one network and write it under its address; of several workers the first writes."""
-    how = place.job.method.network
-    assert how is not None  # only such jobs come here
+    job = place.job
     network = backbones.trainable(
-        given.backbone, given.data.class_names, how.start, stream(place.job.seed, "network")
+        job.backbone, given.data.class_names, job.start, stream(job.seed, "network")
     )
     trained = train_network(
-        place.job,
+        job,
         given.data,
         network.to(device),
         workers=workers,
@@ -152,7 +147,6 @@ class _Sent:
 def _train_with_ray(
     places: Sequence[AddressedNetwork],
     data: NetworkData,
-    backbone: BackboneConfig,
     storage: Storage,
     *,
     compute: ComputeConfig,
@@ -163,7 +157,7 @@ def _train_with_ray(
 
     tell = None if on_report is None else lambda n, figures: on_report(places[n].job, figures)
     with forwarding(tell) as reports:
-        sent = _Sent(list(places), ray.put(_Given(data, backbone, storage)), reports)
+        sent = _Sent(list(places), ray.put(_Given(data, storage)), reports)
         run_on_workers(_worker, sent, storage, compute)
 
 

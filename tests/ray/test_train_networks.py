@@ -20,10 +20,10 @@ def test_one_ray_train_worker_gives_the_bytes_of_the_same_loop_in_process(tmp_pa
     on_ray, here = Storage(str(tmp_path / "ray")), Storage(str(tmp_path / "here"))
     jobs, seen = [WORK, replace(WORK, seed=1)], []
     places = train(
-        jobs, small_data(), NEW, on_ray, compute=ComputeConfig(),
+        jobs, small_data(), on_ray, compute=ComputeConfig(),
         on_report=lambda job, report: seen.append((job.seed, report["epoch"])),
     )  # fmt: skip
-    again = train(jobs, small_data(), NEW, here, compute=ComputeConfig(), mode="in_process")
+    again = train(jobs, small_data(), here, compute=ComputeConfig(), mode="in_process")
     assert places == again
     for place in places:
         file = ("cache", "networks", place, cache.WEIGHTS)
@@ -37,7 +37,7 @@ def test_outliers_are_counted_by_class_with_ray_and_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(tmp_path / "here"))
-    (place,) = train([WORK], small_data(), NEW, storage, compute=ComputeConfig(), mode="in_process")
+    (place,) = train([WORK], small_data(), storage, compute=ComputeConfig(), mode="in_process")
     backbone = cache.trained_backbone(NEW, place, storage, "trained")
     data, counted = small_data(), []
     assert data.outliers is not None

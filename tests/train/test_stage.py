@@ -27,7 +27,7 @@ NEW = BackboneConfig(
     name="new", kind="cifar", model="resnet20", untrained=True,
     preprocessing=Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
 )  # fmt: skip
-WORK = job("outlier_exposure", TRAINING)
+WORK = replace(job("outlier_exposure", TRAINING), backbone=NEW)
 
 
 def pictures(count: int, seed: int) -> InMemory:
@@ -53,9 +53,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def trained(storage: Storage, *jobs: NetworkJob, **more: Any) -> list[str]:
-    return train(
-        jobs, small_data(), NEW, storage, compute=ComputeConfig(), mode="in_process", **more
-    )
+    return train(jobs, small_data(), storage, compute=ComputeConfig(), mode="in_process", **more)
 
 
 def test_a_trained_network_is_a_backbone_like_any_other(storage: Storage) -> None:
@@ -123,7 +121,7 @@ def addresses() -> dict[str, str]:
     other_score = job("outlier_exposure", TRAINING, score="energy")
     longer = job("outlier_exposure", TRAINING.model_copy(update={"epochs": 3}))
     return {
-        name: cache.address(work, given, backbone).address
+        name: cache.address(replace(work, backbone=backbone), given).address
         for name, work, given, backbone in (
             ("same", WORK, data, NEW),
             ("another score", other_score, data, NEW),
@@ -154,10 +152,14 @@ def test_the_weights_of_a_backbone_do_not_decide_a_training_from_scratch(tmp_pat
         safetensors.torch.save_file(state, tmp_path / f"{number}.safetensors")
         update = {"untrained": False, "path": str(tmp_path / f"{number}.safetensors")}
         configs.append(NEW.model_copy(update={**update, "class_names": list(NAMES)}))
-    scratch = {cache.address(WORK, small_data(), config).address for config in configs}
+    scratch = {
+        cache.address(replace(WORK, backbone=config), small_data()).address for config in configs
+    }
     assert len(scratch) == 1
     head = WORK.method.head.model_copy(
         update={"train": WORK.method.network.model_copy(update={"start": "backbone"})}
     )
     tuned = replace(WORK, method=WORK.method.model_copy(update={"head": head}))
-    assert len({cache.address(tuned, small_data(), config).address for config in configs}) == 2
+    assert (
+        len({cache.address(replace(tuned, backbone=c), small_data()).address for c in configs}) == 2
+    )

@@ -78,4 +78,4 @@ def job(
     config: type[MethodConfig] = METHODS[name].Config
     how = NetworkTraining(start="random", augmentation=Augmentation(), average=average)
     method = config(name=name, head=Classifier(train=how), training=training, **settings)
-    return NetworkJob(method, 0)
+    return NetworkJob(method, 0, CONFIG)
