@@ -33,7 +33,8 @@ RESULTS = (
     "results_all", "results_cifar10_outliers", "results_densities", "results_digits",
     "results_networks", "results_pacs",
 )  # fmt: skip
-PRESETS = (*ABOUT_METHODS, "paper", *RESULTS, "test")
+RECIPES = ("choi2023", "lafon2022", "liu2020")
+PRESETS = (*ABOUT_METHODS, "paper", *RECIPES, *RESULTS, "test")
 # Files that a job loads by another name than its own.
 OTHERS = ("embed_folder",)
 
@@ -188,6 +189,9 @@ def test_presets(name: str) -> None:
     for key, value in stored.items():
         node: Any = config.model_dump(mode="json")
         if key in GROUPS or key == "methods" or value == "all":
+            continue
+        if key.startswith(("benchmark.sources.", "benchmark.sets.")):
+            assert key.split(".")[2] in node["benchmark"][key.split(".")[1]]
             continue
         for part in key.split("."):
             node = node[part]

@@ -97,6 +97,10 @@ class ResNet(nn.Module):
         return logits
 
 
+# In the training of wide networks, as Liu 2020 trains them.
+DROPOUT = 0.3
+
+
 class WideBlock(nn.Module):
     """A block with normalisation first (Zagoruyko 2016, figure 1d)."""
 
@@ -106,6 +110,7 @@ class WideBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = _conv(inputs, outputs, stride)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.dropout = nn.Dropout(DROPOUT)
         self.conv2 = _conv(outputs, outputs)
         self.convShortcut = (
             None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -114,7 +119,7 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The sum of both ways, not rectified."""
         ready = self.bn1(x).relu()
-        out: Tensor = self.conv2(self.bn2(self.conv1(ready)).relu())
+        out: Tensor = self.conv2(self.dropout(self.bn2(self.conv1(ready)).relu()))
         return out + (x if self.convShortcut is None else self.convShortcut(ready))
 
 
@@ -245,7 +250,18 @@ def build(config: BackboneConfig, num_classes: int) -> nn.Module:
             f"backbone {config.name}: kind=cifar has no network {config.model!r}; allowed: "
             f"{', '.join(NETWORKS)}"
         )
-    return NETWORKS[config.model](num_classes)
+    network = NETWORKS[config.model](num_classes)
+    _draw(network)
+    return network
+
+
+def _draw(network: nn.Module) -> None:
+    """Draw the weights as He 2015 says; only training from scratch keeps them."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
 
 
 PLUGIN = classifier_kind(build)
