@@ -132,7 +132,9 @@ class ShardEncoder:
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
         """Load the model on the work's device."""
         loaded = network.load(work.backbone, device=work.device)
-        made = work.engine and work.engine(loaded, work.batch_size, work.threads)
+        # A pass over the pixels runs by torch: nothing is exported for it.
+        makes = work.engine if work.pixel_pass is None else None
+        made = makes and makes(loaded, work.batch_size, work.threads)
         self.encoder = Encoder(loaded, work.batch_size, work.local_features, work.pixel_pass, made)
         self.preparer = Preparer(loaded.crop, work.how, work.threads)
         self.work = work
