@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -93,24 +93,28 @@ class ImageClassifier(Tower):
         """Mean activations over all places of an image, (N, W), layer after layer, float32."""
         if not self.places:
             return super().layers(pixels)
-        seen: dict[str, Tensor] = {}
+        seen = _outputs(self.network, self.places, lambda: self.features(pixels))
+        means = [seen[name].to(torch.float32).mean(dim=(2, 3)) for name in self.places]
+        return torch.cat(means, dim=1)
 
-        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-                seen[name] = output.to(torch.float32).mean(dim=(2, 3))
 
-            return hook
-
-        hooks = [
-            self.network.get_submodule(name).register_forward_hook(keep(name))
-            for name in self.places
-        ]
-        try:
-            self.features(pixels)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.cat([seen[name] for name in self.places], dim=1)
+def _outputs(
+    network: nn.Module, places: Iterable[str], run: Callable[[], object]
+) -> dict[str, Tensor]:
+    """What the network's modules at these places give while `run` calls the network."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: seen.update({name: output})
+        )
+        for name in places
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 def resolve(
@@ -252,22 +256,15 @@ def _check_layers(network: nn.Module, config: BackboneConfig, size: int) -> None
             f"{word}: no place {absent[0]!r} in {config.model}; there are "
             f"{', '.join(name for name in known if name and '.' not in name)} and what is in them"
         )
-    shapes: dict[str, torch.Size] = {}
-    hooks = [
-        known[name].register_forward_hook(
-            lambda _m, _i, output, name=name: shapes.update({name: output.shape})
-        )
-        for name in config.layers
-    ]
-    if hooks:
-        with torch.no_grad():
-            network(torch.zeros(1, 3, size, size))
-    for hook in hooks:
-        hook.remove()
+    if not config.layers:
+        return
+    with torch.no_grad():
+        seen = _outputs(network, config.layers, lambda: network(torch.zeros(1, 3, size, size)))
     for name, channels in config.layers.items():
-        if len(shapes[name]) != 4 or shapes[name][1] != channels:
+        shape = seen[name].shape
+        if len(shape) != 4 or shape[1] != channels:
             raise UserError(
-                f"{word}: {name} gives {tuple(shapes[name])[1:]} an image, not ({channels}, H, W)"
+                f"{word}: {name} gives {tuple(shape)[1:]} an image, not ({channels}, H, W)"
             )
 
 

@@ -39,7 +39,7 @@ class InputStep:
         return StepIdentity(score=type(self.score).__name__, record=content, eps=self.eps)
 
     def width(self, tower: Tower) -> int:
-        """Numbers of an image."""
+        """The length of what the pass gives of each image."""
         return tower.embed_dim
 
     def encode(self, tower: Tower, pixels: Tensor) -> Tensor:

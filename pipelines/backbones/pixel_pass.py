@@ -35,10 +35,10 @@ class PixelPass(Protocol):
     """What a worker encodes batches of images by."""
 
     def identity(self) -> StepIdentity | LayersIdentity:
-        """What of it decides a feature's value."""
+        """The settings of the pass that decide what it gives, for the address."""
 
     def width(self, tower: Tower) -> int:
-        """Numbers of an image."""
+        """The length of what the pass gives of each image."""
 
     def encode(self, tower: Tower, pixels: Tensor) -> Tensor:
         """8-bit RGB (N, H, W, 3) -> float32 (N, `width`)."""
@@ -55,11 +55,11 @@ class LayerPass:
     places: Mapping[str, int]
 
     def identity(self) -> LayersIdentity:
-        """What of it decides a feature's value."""
+        """The settings of the pass that decide what it gives, for the address."""
         return LayersIdentity(layers=tuple(self.places.items()))
 
     def width(self, tower: Tower) -> int:  # noqa: ARG002 - as every pass has it
-        """Numbers of an image."""
+        """The length of what the pass gives of each image."""
         return sum(self.places.values())
 
     def encode(self, tower: Tower, pixels: Tensor) -> Tensor:

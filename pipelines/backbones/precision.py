@@ -10,7 +10,7 @@ def settle(config: BackboneConfig, device: str) -> BackboneConfig:
     """The same backbone with a precision of its own in the place of `auto`.
 
     Args:
-        config: of any precision; another than `auto` stays.
+        config: a precision that is not `auto` stays as it is.
         device: where the tower will run, "cpu" or "cuda".
 
     Raises:

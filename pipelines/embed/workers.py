@@ -142,7 +142,9 @@ class ShardEncoder:
     def _load(self, backbone: BackboneConfig) -> Encoder:
         work = self.work
         loaded = network.load(backbone, device=work.device)
-        made = work.engine and work.engine(loaded, work.batch_size, work.threads)
+        # A pass over the pixels runs by torch: nothing is exported for it.
+        makes = work.engine if work.pixel_pass is None else None
+        made = makes and makes(loaded, work.batch_size, work.threads)
         return Encoder(loaded, work.batch_size, work.local_features, work.pixel_pass, made)
 
     def _encoder(self, source: str) -> Encoder:

@@ -232,6 +232,7 @@ def _bare(subject: Subject, threads: int, rates: Any = None) -> float:
     architecture = json.loads(Path(str(subject.backbone.config)).read_text())
     model = open_clip.CLIP(**architecture).eval()
     model.load_state_dict(load_file(str(subject.backbone.path)))
+    model.visual.to(memory_format=torch.channels_last)  # the faster layout, as in suite=towers
     size = architecture["vision_cfg"]["image_size"]
     transform = open_clip.image_transform(size, is_train=False)
     keys = subject.images.index()["key"].to_pylist()
@@ -240,7 +241,8 @@ def _bare(subject: Subject, threads: int, rates: Any = None) -> float:
         for start in range(0, len(keys), subject.batch):
             contents = subject.images.read(keys[start : start + subject.batch])
             pixels = [transform(Image.open(io.BytesIO(c))) for c in contents]  # type: ignore[arg-type]
-            model.encode_image(torch.stack(pixels), normalize=True).numpy()
+            ready = torch.stack(pixels).contiguous(memory_format=torch.channels_last)
+            model.encode_image(ready, normalize=True).numpy()
             seen.append((time.perf_counter(), min(start + subject.batch, len(keys))))
     rate = steady_rate(seen)
     if rates is not None:
