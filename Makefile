@@ -31,7 +31,7 @@ setup: .venv/.installed  ## .venv from requirements.lock (done by demo and test 
 	@touch $@
 
 demo: setup  ## the whole path on the embedded benchmark, offline
-	@python -m jobs.pipeline
+	@python -m jobs.pipeline preset=demo
 
 test: setup lint types layers  ## linters, types, layer contracts and the tests
 	@python -m pytest -n 2 -m 'not slow' --durations=15
