@@ -70,6 +70,11 @@ class NetworkTraining(Section):
         description="backbone: fine-tune its weights; random: train from scratch; or a method of "
         "the run that trains a network: fine-tune that one, seed by seed",
     )
+    parameters: Literal["all", "norm_and_last"] = Field(
+        "all",
+        description="which are trained; norm_and_last: scale, shift and statistics of the "
+        "normalisation layers and the last linear layer",
+    )
     augmentation: Augmentation = Field(
         Augmentation(), description="how training images are changed"
     )
@@ -79,3 +84,12 @@ class NetworkTraining(Section):
         lt=1,
         description="decay of the moving average of the weights that is kept; 0: the weights",
     )
+
+    @model_validator(mode="after")
+    def _trains_enough(self) -> NetworkTraining:
+        if self.start == "random" and self.parameters != "all":
+            raise ValueError(
+                f"parameters={self.parameters}: what is not trained would stay as it was drawn; "
+                "allowed with start=random: all"
+            )
+        return self

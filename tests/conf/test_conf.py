@@ -24,14 +24,15 @@ JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if "__main__" in p.re
 GROUPS = ("backbone", "benchmark", "compute", "method", "sweep")
 # A preset for each sweep that is about a method or two.
 ABOUT_METHODS = ("balanced", "delta_energy", "margins", "prompts", "templates")
-OF_CLASSIFIERS = {"classifier", "oecc", "open_sampling", "pascl"}
-# The files of methods that train whole networks by a loss that serves heads too.
+OF_CLASSIFIERS = {"classifier", "logit_adjustment", "oecc", "open_sampling", "pascl"}
+# Further files of methods that train whole networks.
 NETWORKS = {
-    "network_balanced", "network_cross_entropy", "network_energy", "network_outlier_exposure",
+    "network_adjusted_logits", "network_balanced", "network_cross_entropy", "network_energy",
+    "network_outlier_exposure", "pascl_branch",
 }  # fmt: skip
 RESULTS = (
-    "results_all", "results_cifar10_outliers", "results_densities", "results_digits",
-    "results_networks", "results_pacs",
+    "results_all", "results_cifar10_lt", "results_cifar10_outliers", "results_densities",
+    "results_digits", "results_networks", "results_pacs",
 )  # fmt: skip
 RECIPES = ("choi2023", "lafon2022", "liu2020")
 PRESETS = (*ABOUT_METHODS, "paper", *RECIPES, *RESULTS, "test")
