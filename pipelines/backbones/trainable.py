@@ -32,7 +32,6 @@ from pipelines.backbones.classifier import (
 from pipelines.backbones.description import BackboneConfig, Start
 from pipelines.backbones.tower import BackboneKind
 
-
 # The layers of `train_norm_and_last`; those of libraries are subclasses of these.
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 

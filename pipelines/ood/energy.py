@@ -143,7 +143,7 @@ def adjust_logits(logits: Array, class_prior: Array, tau: float = 1.0) -> Tensor
 
 
 def log_prior(class_prior: Array, *, num_classes: int) -> Tensor:
-    """log p_k of the classes' shares in training, float64 (K,).
+    """The logarithm of the classes' shares in training, log p_k, float64 (K,).
 
     Args:
         class_prior: p (K,), all > 0; a common factor adds a constant.

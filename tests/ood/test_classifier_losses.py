@@ -1,4 +1,4 @@
-"""The losses of OECC, PASCL, Open-Sampling and logit adjustment against the authors' code and sums done by hand."""
+"""The losses of classifiers on long tails and with outliers: the authors' code, sums by hand."""
 
 import math
 

@@ -214,7 +214,7 @@ def test_norm_and_last_goes_on_from_a_checkpoint_with_the_same_bytes():
 
 
 def test_norm_and_last_of_drawn_weights_is_refused():
-    with pytest.raises(ValidationError, match="would stay as it was drawn; allowed .*: all"):
+    with pytest.raises(ValidationError, match=r"would stay as it was drawn; allowed .*: all"):
         NetworkTraining(start="random", parameters="norm_and_last")
 
 
