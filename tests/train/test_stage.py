@@ -86,6 +86,14 @@ def test_what_is_there_is_found_and_nothing_is_trained_twice(
     assert trained(storage, *seeds) == first
 
 
+def test_methods_that_differ_in_how_they_judge_share_a_training(storage: Storage) -> None:
+    adjusted = replace(job("outlier_exposure", TRAINING, adjust_logits=1.0), backbone=NEW)
+    told: list[NetworkJob] = []
+    first, second = trained(storage, WORK, adjusted, on_report=lambda work, _: told.append(work))
+    assert first == second
+    assert told == [WORK, WORK]  # two epochs
+
+
 def test_a_flipped_byte_of_the_weights_is_seen_and_the_network_trained_again(
     storage: Storage,
 ) -> None:
