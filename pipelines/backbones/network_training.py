@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from pipelines.backbones.description import BackboneConfig
 from pipelines.config import Section
@@ -22,6 +24,11 @@ class NetworkTraining(Section):
         description="the image classifier that is trained, in place of the run's backbone: a name "
         "in conf/backbone/, or its keys",
     )
+    parameters: Literal["all", "norm_and_last"] = Field(
+        "all",
+        description="which are trained; norm_and_last: scale, shift and statistics of the "
+        "normalisation layers and the last linear layer",
+    )
     augmentation: Augmentation = Field(
         Augmentation(), description="how training images are changed"
     )
@@ -31,3 +38,12 @@ class NetworkTraining(Section):
         lt=1,
         description="decay of the moving average of the weights that is kept; 0: the weights",
     )
+
+    @model_validator(mode="after")
+    def _trains_enough(self) -> NetworkTraining:
+        if self.start == "random" and self.parameters != "all":
+            raise ValueError(
+                f"parameters={self.parameters}: what is not trained would stay as it was drawn; "
+                "allowed with start=random: all"
+            )
+        return self

@@ -32,6 +32,9 @@ from pipelines.backbones.classifier import (
 from pipelines.backbones.description import BackboneConfig, Start
 from pipelines.backbones.tower import BackboneKind
 
+# The layers of `train_norm_and_last`; those of libraries are subclasses of these.
+NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
 
 class TrainableNetwork(nn.Module):
     """A classifier that gives penultimate activations and logits of 8-bit pixels.
@@ -41,6 +44,7 @@ class TrainableNetwork(nn.Module):
         linear: activations to logits (N, K).
         place: the linear layer's name in the architecture.
         projection: activations to what a contrastive loss compares (N, P), for training alone.
+        only_norms: whether of the trunk the normalisation layers alone are trained.
     """
 
     mean: Tensor
@@ -53,6 +57,7 @@ class TrainableNetwork(nn.Module):
         how = preprocessing(config)
         self.trunk, self.linear, self.place = trunk, linear, place
         self.projection = None
+        self.only_norms = False
         self.register_buffer("mean", torch.tensor(how.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(how.std).view(3, 1, 1), persistent=False)
 
@@ -63,6 +68,29 @@ class TrainableNetwork(nn.Module):
             torch.manual_seed(seed)
             layers = nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, width)
             self.projection = nn.Sequential(*layers).to(self.mean.device)
+
+    def train_norm_and_last(self) -> None:
+        """Freeze the trunk but for its normalisation layers, as stage 2 of Wang 2022 does.
+
+        The statistics of batch normalisation still follow the batches, as in the authors' code.
+        """
+        self.only_norms = True
+        self.trunk.requires_grad_(False)
+        for layer in self._norms():
+            layer.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TrainableNetwork:
+        """Into the mode of training or evaluation; frozen layers stay in that of evaluation."""
+        super().train(mode)
+        if self.only_norms:
+            self.trunk.eval()  # no dropout in layers that are not trained
+            for layer in self._norms():
+                layer.train(mode)
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [layer for layer in self.trunk.modules() if isinstance(layer, NORMALISATIONS)]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """8-bit RGB (N, H, W, 3) to activations (N, D), logits (N, K) and any projection (N, P).

@@ -9,13 +9,13 @@ driver costs at most the shards in work, and a second start does only what is mi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.backbones import network, onnx_engine
-from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.description import BackboneConfig
 from pipelines.backbones.input_step import InputStep
 from pipelines.backbones.pixel_pass import PixelPass
@@ -25,15 +25,12 @@ from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.compute.shard_map import dataset_of, quiet_ray_data
 from pipelines.config import UserError
 from pipelines.data import features
-from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache
 from pipelines.data.shards import Progress, Tally, digest_of_keys, source_code
 from pipelines.data.sources import Source
 from pipelines.data.storage import Storage
-from pipelines.embed import leaks
 from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import FeatureIdentity, Plan, make_plan
-from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
 from pipelines.embed.workers import (
     Encoding,
     ShardEncoder,
@@ -48,70 +45,6 @@ if TYPE_CHECKING:
     import ray
 
 log = logging.getLogger(__name__)
-
-
-def embed_benchmark(
-    benchmark: Benchmark,
-    backbones: Sequence[BackboneConfig],
-    storage: Storage,
-    *,
-    settings: EmbedConfig,
-    compute: ComputeConfig,
-    shared_images: tuple[str, ...],
-    on_progress: Progress | None = None,
-) -> list[EmbedResult]:
-    """The features of every image that some set of a benchmark needs, from the cache or made.
-
-    Args:
-        benchmark: its sources and sets.
-        backbones: resolved; at least one.
-        storage: holds cache/features.
-        settings: as `embed_sources`.
-        compute: as `embed_sources`.
-        shared_images: the path, in parts, of the file that names images of two sets.
-        on_progress: as `embed_sources`.
-
-    Raises:
-        UserError: where an image serves two purposes (`pipelines.embed.leaks`), two classes are
-            one text to the backbone, and as `embed_sources`.
-    """
-    for backbone in backbones:
-        _refuse_equal_classes(benchmark, backbone)
-    keys = benchmark.keys_by_source()
-    found = embed_for_each(
-        {name: benchmark.sources[name] for name in keys},
-        backbones,
-        storage,
-        settings=settings,
-        compute=compute,
-        keys=keys,
-        on_progress=on_progress,
-    )
-    shared = leaks.refuse(benchmark, found[0], storage, shared_images)
-    return [
-        EmbedResult(
-            benchmark=benchmark.name,
-            backbone=dict(network.identity(backbone)),
-            sources={name: _embedded(cache) for name, cache in caches.items()},
-            shared=shared,
-        )
-        for backbone, caches in zip(backbones, found, strict=True)
-    ]
-
-
-def _embedded(cache: FeatureCache) -> EmbeddedSource:
-    """What the stage's record says of one source."""
-    return EmbeddedSource(
-        address=cache.address,
-        rows=cache.manifest.rows,
-        rejected=tuple(Rejection(**row) for row in cache.rejected().to_pylist()),
-    )
-
-
-def _refuse_equal_classes(benchmark: Benchmark, backbone: BackboneConfig) -> None:
-    """Refuse classes that are one text to the backbone, where it reads texts."""
-    if network.has_text(backbone):
-        refuse_equal_prompts(benchmark.class_names, benchmark.templates, backbone)
 
 
 def embed_source(
@@ -196,30 +129,28 @@ def embed_for_each(
         UserError: for an empty source, an unknown or doubled key among `keys`, more bad
             images than `settings.max_rejected`, or an engine that cannot do this.
     """
-    chosen = keys or {}
+    named = [{name: _plan_name(name, b, backbones) for name in sources} for b in backbones]
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     encodings: dict[str, Encoding] = {}
-    named = [{name: _plan_name(name, b, backbones) for name in sources} for b in backbones]
-    for backbone, names in zip(backbones, named, strict=True):
-        own = _settings(settings, backbone, backbones)
+    for backbone, (name, source) in itertools.product(backbones, sources.items()):
+        own, some = (
+            _settings(settings, backbone, backbones),
+            None if keys is None else keys.get(name),
+        )
         _check_engine(own, backbone, compute)
-        for name, source in sources.items():
-            some, plan_name = chosen.get(name), names[name]
-            identity = _identity(source, some, backbone, own, compute, pixel_pass)
-            cache = features.find(storage, identity.address)
-            if cache is not None:
-                caches[plan_name] = cache
-                continue
-            rows = settings.shard_rows
-            plans[plan_name] = make_plan(plan_name, source, identity, keys=some, shard_rows=rows)
-            how = own.decoding(backbone.lossless_to)
-            encodings[plan_name] = Encoding(backbone, how, own.local_features)
+        identity = _identity(source, some, backbone, own, compute, pixel_pass)
+        plan_name, rows = _plan_name(name, backbone, backbones), settings.shard_rows
+        if (cache := features.find(storage, identity.address)) is not None:
+            caches[plan_name] = cache
+            continue
+        plans[plan_name] = make_plan(plan_name, source, identity, keys=some, shard_rows=rows)
+        how = own.decoding(backbone.lossless_to)
+        encodings[plan_name] = Encoding(backbone, how, own.local_features)
     if plans:
         totals = {name: plan.total for name, plan in plans.items()}
         tally = Tally(totals, settings.max_rejected, on_progress)
-        work = _work(encodings, storage, settings, compute)
-        work = replace(work, pixel_pass=pixel_pass)
+        work = replace(_work(encodings, storage, settings, compute), pixel_pass=pixel_pass)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
         caches |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}

@@ -26,6 +26,7 @@ FIGURES = {
     "image_classifiers": "pipelines.experiments.image_classifiers",
     "precision": "pipelines.experiments.precision",
     "network_results": "pipelines.experiments.network_results",
+    "long_tail_results": "pipelines.experiments.long_tail_results",
 }
 
 

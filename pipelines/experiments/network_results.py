@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.evaluate.scored import DIFFERENCES
 from pipelines.experiments.result_runs import (
     ResultRun,
     accuracy_gain,
@@ -32,45 +33,72 @@ def run(folder: Path) -> str:
         ConfigError: where the run is missing, with its command.
     """
     runs, _ = open_runs([WORDS])
-    methods = list(dict.fromkeys(row.method for row in runs[0].metrics.rows))
-    tuned = [name for name in methods if name != PRETRAINED]
-    figures = [_figures(runs[0], name, score) for name in methods for score in SCORES]
-    gains = [_gains(runs, name, score) for name in tuned for score in SCORES]
-    accuracy = [(name, accuracy_gain(runs, name, PRETRAINED, "test")) for name in tuned]
-    header = ["method", "score", "auroc", "auroc std", "fpr", "fpr std"]
-    write_csv(folder / "network_results.csv", header, figures)
+    write(folder / "network_results.csv", runs[0], SCORES)
     return "\n\n".join(
         (
-            "Percent, mean and standard deviation over seeds, mean of the OOD sets:",
-            markdown_table(
-                ["method", "score", "ID accuracy", "AUROC", "FPR at 95 % TPR"],
-                [
-                    [
-                        name,
-                        score,
-                        _accuracy(runs[0], name),
-                        f"{a:.1f} ({b:.1f})",
-                        f"{c:.1f} ({d:.1f})",
-                    ]
-                    for name, score, a, b, c, d in figures
-                ],
-                num_texts=2,
-            ),
-            "Points gained over the pretrained network under the same score:",
-            markdown_table(
-                ["method", "score", "AUROC", "FPR"],
-                [[name, score, _text(auroc), _text(fpr)] for name, score, auroc, fpr in gains],
-                num_texts=2,
-            ),
-            "ID accuracy, points:",
-            markdown_table(
-                ["method", "accuracy"], [[n, _text(i)] for n, i in accuracy], num_texts=1
-            ),
+            *absolute(runs[0], SCORES),
+            *gained(runs, PRETRAINED, SCORES, over="the pretrained network"),
         )
     )
 
 
+def write(path: Path, result: ResultRun, scores: Sequence[str]) -> None:
+    """Detection by method and score, mean of the OOD sets and deviation over seeds, as CSV."""
+    header = ["method", "score", "auroc", "auroc std", "fpr", "fpr std"]
+    write_csv(path, header, _figures(result, scores))
+
+
+def methods_of(result: ResultRun) -> list[str]:
+    """The methods of a run, in its order."""
+    return list(dict.fromkeys(row.method for row in result.metrics.rows))
+
+
+def absolute(result: ResultRun, scores: Sequence[str]) -> tuple[str, str]:
+    """Accuracy and detection of every method by every score: a sentence and a table."""
+    rows = [
+        [name, score, _accuracy(result, name), f"{a:.1f} ({b:.1f})", f"{c:.1f} ({d:.1f})"]
+        for name, score, a, b, c, d in _figures(result, scores)
+    ]
+    header = ["method", "score", "ID accuracy", "AUROC", "FPR at 95 % TPR"]
+    return (
+        "Percent, mean and standard deviation over seeds, mean of the OOD sets:",
+        markdown_table(header, rows, num_texts=2),
+    )
+
+
+def gained(
+    runs: Sequence[ResultRun], reference: str, scores: Sequence[str], *, over: str
+) -> tuple[str, str, str, str]:
+    """What every other method gained over one of them: two sentences, each with its table.
+
+    Args:
+        runs: what the intervals are means over.
+        reference: the method that gains are counted from.
+        scores: detection is compared under the same score.
+        over: the reference in words.
+    """
+    others = [name for name in methods_of(runs[0]) if name != reference]
+    detection = [
+        [name, score, *(_text(gain) for gain in _gains(runs, (name, reference), score))]
+        for name in others
+        for score in scores
+    ]
+    accuracy = [(n, _text(accuracy_gain(runs, n, reference, "test"))) for n in others]
+    return (
+        f"Points gained over {over} under the same score:",
+        markdown_table(["method", "score", "AUROC", "FPR"], detection, num_texts=2),
+        f"ID accuracy, points gained over {over}:",
+        markdown_table(["method", "accuracy"], accuracy, num_texts=1),
+    )
+
+
 def _figures(
+    result: ResultRun, scores: Sequence[str]
+) -> list[tuple[str, str, float, float, float, float]]:
+    return [_detection(result, method, score) for method in methods_of(result) for score in scores]
+
+
+def _detection(
     run: ResultRun, method: str, score: str
 ) -> tuple[str, str, float, float, float, float]:
     row = run.metrics.row(method, score)
@@ -79,20 +107,13 @@ def _figures(
 
 
 def _accuracy(run: ResultRun, method: str) -> str:
-    value = run.metrics.row(method, SCORES[0]).id_accuracy
+    value = next(row for row in run.metrics.rows if row.method == method).id_accuracy
     return f"{100 * value.mean:.2f} ({100 * value.std:.2f})"
 
 
-def _gains(
-    runs: Sequence[ResultRun], method: str, score: str
-) -> tuple[str, str, Interval, Interval]:
-    places = (method, score), (PRETRAINED, score)
-    return (
-        method,
-        score,
-        detection_gain(runs, *places, "auroc"),
-        detection_gain(runs, *places, "fpr"),
-    )
+def _gains(runs: Sequence[ResultRun], methods: tuple[str, str], score: str) -> tuple[Interval, ...]:
+    places = (methods[0], score), (methods[1], score)
+    return tuple(detection_gain(runs, *places, metric) for metric in DIFFERENCES)
 
 
 def _text(gain: Interval) -> str:

@@ -143,10 +143,6 @@ class MethodConfig(Section):
 
 def training_setting(method: MethodConfig) -> dict[str, JsonValue]:
     """What decides a trained head of the method's settings, for addresses of caches."""
-    if (how := method.network) is not None and how.backbone is not None:
-        # The address of a network names the architecture and the weights, not a file's place.
-        train = how.model_copy(update={"backbone": None})
-        method = method.model_copy(update={"head": method.head.model_copy(update={"train": train})})
     return {key: value for key, value in plain(method).items() if key not in NOT_TRAINED}
 
 

@@ -7,6 +7,7 @@ score; free energy, margins and priors live in the module of that name
 """
 
 from pipelines.ood.classifier_losses import (
+    adjusted_cross_entropy,
     complementary_distribution,
     confidence_control,
     draw_labels,
@@ -114,6 +115,7 @@ __all__ = [
     "ScoreHistogram",
     "ViM",
     "adjust_logits",
+    "adjusted_cross_entropy",
     "aupr_id",
     "aupr_ood",
     "aurc",

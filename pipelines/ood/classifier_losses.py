@@ -1,11 +1,14 @@
-"""Training losses of image classifiers that see outliers: OECC, PASCL and Open-Sampling.
+"""Training losses of image classifiers: OECC, PASCL, Open-Sampling, logit adjustment.
 
 The conventions of `pipelines.ood.losses` hold here too: scalars to be minimised, half precision
 computed in float32, ValueError for what cannot be right. Where a paper and its authors' public
 code differ, the code is followed. `pipelines.ood.LOSSES` lists these losses.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.ood.checks import (
@@ -18,6 +21,7 @@ from pipelines.ood.checks import (
     share_memory,
     working_dtype,
 )
+from pipelines.ood.energy import log_prior
 
 # Shares counted in float32 over many classes miss 1 by a few 1e-6; percentages miss it by 99.
 _SUM_TOLERANCE = 1e-4
@@ -163,6 +167,31 @@ def open_sampling(ood_logits: Array, drawn_labels: Array, *, class_weights: Arra
         raise ValueError("class_weights are 0 for every drawn label; one must be > 0")
     costs = -logits.log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
     return (drawn_weights * costs).sum() / drawn_weights.sum()
+
+
+def adjusted_cross_entropy(
+    id_logits: Array, labels: Array, class_prior: Array, tau: float = 1.0
+) -> Tensor:
+    """Mean cross-entropy of f + tau log p, p the classes' shares in training.
+
+    Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10; with tau = 1 stage 2 of
+    Wang et al. 2022 (PASCL). The prior stands in the loss alone: the class of the largest f is
+    then the one of least balanced error, and nothing is subtracted when f is judged.
+
+    Args:
+        id_logits: f (N, K) of in-distribution images.
+        labels: Class of each image, integer (N,).
+        class_prior: p (K,), all > 0; a common factor changes nothing.
+        tau: Strength of the adjustment, >= 0; 0 is cross-entropy.
+    """
+    if not (math.isfinite(tau) and tau >= 0):
+        raise ValueError(f"tau must be a finite number >= 0, came {tau}")
+    logits = as_batch(id_logits, "id_logits")
+    rows, num_classes = logits.shape
+    targets = as_labels(labels, "labels", num_rows=rows, num_classes=num_classes)
+    log_shares = log_prior(class_prior, num_classes=num_classes)
+    adjusted = logits + (tau * log_shares).to(logits)
+    return F.cross_entropy(adjusted, targets.to(logits.device))
 
 
 def _projections(id_projections: Array, ood_projections: Array) -> tuple[Tensor, Tensor]:

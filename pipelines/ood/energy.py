@@ -136,16 +136,30 @@ def adjust_logits(logits: Array, class_prior: Array, tau: float = 1.0) -> Tensor
     """
     check_positive(tau, "tau")
     values = as_tensor(logits, "logits", rank=2)
+    log_shares = log_prior(class_prior, num_classes=values.shape[1])
+    check_finite(values, "logits")
+    values = values.to(working_dtype(values))
+    return values - (tau * log_shares).to(values)
+
+
+def log_prior(class_prior: Array, *, num_classes: int) -> Tensor:
+    """The logarithm of the classes' shares in training, log p_k, float64 (K,).
+
+    Args:
+        class_prior: p (K,), all > 0; a common factor adds a constant.
+        num_classes: K.
+
+    Raises:
+        ValueError: The shape is not (K,), or a share is not finite or not > 0.
+    """
     shares = as_tensor(class_prior, "class_prior", rank=1)
-    check_shares(shares, "class_prior", num_classes=values.shape[1])
+    check_shares(shares, "class_prior", num_classes=num_classes)
     if (shares == 0).any():
         raise ValueError(
             f"class_prior must be > 0 for every class, came 0 for class "
             f"{int((shares == 0).nonzero()[0, 0])}"
         )
-    check_finite(values, "logits")
-    values = values.to(working_dtype(values))
-    return values - (tau * shares.double().log()).to(values)
+    return shares.double().log()
 
 
 def _mean(energy: Array, name: str) -> float:

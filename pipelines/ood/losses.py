@@ -24,6 +24,7 @@ from pipelines.ood.checks import (
     working_dtype,
 )
 from pipelines.ood.classifier_losses import (
+    adjusted_cross_entropy,
     confidence_control,
     open_sampling,
     tail_contrast,
@@ -268,5 +269,8 @@ LOSSES: Table[Entry] = Table(
             tail_contrast, ("id_projections", "ood_projections", "labels", "tail_classes")
         ),
         "open_sampling": Entry(open_sampling, ("ood_logits", "drawn_labels", "class_weights")),
+        "adjusted_cross_entropy": Entry(
+            adjusted_cross_entropy, ("id_logits", "labels", "class_prior")
+        ),
     }
 )

@@ -12,7 +12,7 @@ INPUTS = frozenset(
     {
         "similarity", "logits", "local_similarity", "negative_similarity", "id_logits",
         "ood_logits", "prior", "image_features", "text_features", "labels", "id_projections",
-        "ood_projections", "tail_classes", "drawn_labels", "class_weights",
+        "ood_projections", "tail_classes", "drawn_labels", "class_weights", "class_prior",
     }
 )  # fmt: skip
 

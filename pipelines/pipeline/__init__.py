@@ -18,7 +18,7 @@ from pipelines.code_digest import Code, Entry, code_of
 from pipelines.compute.cluster import connect
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
-from pipelines.embed import stage as embed
+from pipelines.embed.benchmark import embed_benchmark
 from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
 from pipelines.finetune import outlier_prior
@@ -190,7 +190,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "train": Stage(hand_train, (train.train, prior.measure, images.make)),
-    "embed": Stage(stages.hand_embed, (embed.embed_benchmark,), uses_plugins=False),
+    "embed": Stage(stages.hand_embed, (embed_benchmark,), uses_plugins=False),
     "sweep": Stage(stages.hand_sweep, (sweep.run, sweep_record.keep)),
     "finetune": Stage(
         stages.hand_finetune,

@@ -12,6 +12,7 @@ from pipelines.config import to_yaml
 from pipelines.data import kept
 from pipelines.data.features import LOCAL
 from pipelines.embed import stage as embed
+from pipelines.embed.benchmark import embed_benchmark
 from pipelines.embed.result import EmbedResult, NetworkFeatures
 from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
@@ -59,7 +60,7 @@ def hand_embed(run: Run) -> EmbedResult:
         kept.write_table(run.storage, table, "runs", run.id, "train.parquet")
     networks = run.trained.networks
     backbones = [run.backbone_of(network) for network in networks]
-    results = embed.embed_benchmark(
+    results = embed_benchmark(
         run.benchmark,
         ([run.backbone] if run.frozen else []) + backbones,
         run.storage,

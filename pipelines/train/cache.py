@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from pydantic import JsonValue
 
 from pipelines.backbones import network as backbones
 from pipelines.backbones.description import BackboneConfig
@@ -34,6 +35,18 @@ def network_code(method: MethodConfig, backbone: BackboneConfig, *, root: Path =
     return code_of(train_network, trainable, plugin, *backbones.code(backbone), root=root)
 
 
+def network_setting(method: MethodConfig) -> dict[str, JsonValue]:
+    """What of the method's settings decides the weights: not how the network is judged."""
+    if (how := method.network) is not None:
+        # Of a backbone its identity stands in the address, not where its file is.
+        train = how.model_copy(update={"backbone": None})
+        method = method.model_copy(update={"head": method.head.model_copy(update={"train": train})})
+    setting = training_setting(method)
+    # Heads keep the correction of the predicted class beside their weights; a network does not.
+    del setting["adjust_logits"]
+    return setting
+
+
 @dataclass(frozen=True)
 class AddressedNetwork:
     """A training, where its network lies below `cache/networks/`, and the digest of its code."""
@@ -47,7 +60,7 @@ def address(job: NetworkJob, data: NetworkData) -> AddressedNetwork:
     """The job with its place in the cache."""
     code = network_code(job.method, job.backbone).digest
     content = {
-        "method": training_setting(job.method),
+        "method": network_setting(job.method),
         "seed": job.seed,
         "data": data.address,
         "backbone": dict(backbones.identity(_as_started(job))),
@@ -87,7 +100,7 @@ def keep(
     """Write what training gave under its address."""
     job = place.job
     record = NetworkRecord(
-        setting=training_setting(job.method),
+        setting=network_setting(job.method),
         seed=job.seed,
         data=data.address,
         code=place.code,

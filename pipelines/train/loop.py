@@ -145,21 +145,24 @@ def _start(
     if job.method.projection_dim:
         network.project(job.method.projection_dim, stream(job.seed, "projection"))
     network.to(memory_format=torch.channels_last)
+    how = job.method.network
+    assert how is not None  # only such jobs train networks
+    if how.parameters == "norm_and_last":
+        network.train_norm_and_last()
     model: nn.Module = network
     if workers.world > 1:
         # Only the first worker's statistics of batch normalisation are kept, and none trains.
         model = nn.parallel.DistributedDataParallel(
             network, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    how = job.method.network
-    assert how is not None  # only such jobs train networks
     reader = Reader(how.augmentation, job.method.num_views, job.seed)
     average = None
     if how.average:
         # Statistics of batch normalisation are averaged too.
         rule = get_ema_multi_avg_fn(how.average)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
-    updates = optimizer(job.method.training, network.parameters())
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    updates = optimizer(job.method.training, trained)
     return NetworkRun(job, data, network, model, updates, reader, workers, average)
 
 

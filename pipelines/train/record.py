@@ -11,7 +11,7 @@ class NetworkRecord(StoredRecord):
     """What a trained network was asked to be, and how its training went.
 
     Attributes:
-        setting: what of the method's settings decides a network (`training_setting`).
+        setting: what of the method's settings decides a network (`network_setting`).
         seed: of the training job.
         data: digest of the training data (`NetworkData.address`).
         code: digest of the code that trained it.

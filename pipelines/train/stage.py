@@ -72,7 +72,9 @@ def train(
     for job in jobs:
         check(job, data)
     addressed = [address(job, data) for job in jobs]
-    every = {place.address: place for place in addressed}
+    every: dict[str, AddressedNetwork] = {}
+    for place in addressed:  # of methods that share a network, the first is told of its training
+        every.setdefault(place.address, place)
     missing = [place for place in every.values() if not is_trained(storage, place.address)]
     logger.info("train: %d networks, %d of them to train", len(jobs), len(missing))
     if missing and mode == "ray":

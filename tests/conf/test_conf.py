@@ -24,17 +24,18 @@ JOBS = sorted(p.stem for p in (ROOT / "jobs").glob("*.py") if "__main__" in p.re
 GROUPS = ("backbone", "benchmark", "compute", "method", "sweep")
 # A preset for each sweep that is about a method or two.
 ABOUT_METHODS = ("balanced", "delta_energy", "margins", "prompts", "templates")
-OF_CLASSIFIERS = {"classifier", "oecc", "open_sampling", "pascl"}
-# The files of methods that train whole networks by a loss that serves heads too.
+OF_CLASSIFIERS = {"classifier", "logit_adjustment", "oecc", "open_sampling", "pascl"}
+# Further files of methods that train whole networks.
 NETWORKS = {
-    "network_balanced", "network_cross_entropy", "network_energy", "network_outlier_exposure",
+    "network_adjusted_logits", "network_balanced", "network_cross_entropy", "network_energy",
+    "network_outlier_exposure", "pascl_branch", "small_network", "small_network_energy",
 }  # fmt: skip
 RESULTS = (
-    "results_all", "results_cifar10_outliers", "results_densities", "results_digits",
-    "results_networks", "results_pacs",
+    "results_all", "results_cifar10_lt", "results_cifar10_outliers", "results_densities",
+    "results_digits", "results_networks", "results_pacs",
 )  # fmt: skip
 RECIPES = ("choi2023", "lafon2022", "liu2020")
-PRESETS = (*ABOUT_METHODS, "paper", *RECIPES, *RESULTS, "test")
+PRESETS = (*ABOUT_METHODS, "demo", "paper", *RECIPES, *RESULTS, "test")
 # Files that a job loads by another name than its own.
 OTHERS = ("embed_folder",)
 
@@ -132,6 +133,8 @@ def assert_within(part: Any, whole: Any) -> None:
     if isinstance(part, dict):
         for key, value in part.items():
             assert_within(value, whole[key])
+    elif isinstance(whole, dict):  # a backbone by its name
+        assert part == whole["name"]
     else:
         assert part == whole
 

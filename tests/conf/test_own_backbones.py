@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config import ConfigError, load
-from pipelines.methods import training_setting
 from pipelines.settings.config import PipelineConfig, open_checked
+from pipelines.train.cache import network_setting
 
 DEMO = ("preset=demo",)
 OWN = "methods.small_network.head.train.backbone"
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_said(words: tuple[str, ...], message: str) -> None
 
 def test_the_place_of_a_file_decides_no_network() -> None:
     settings = [
-        training_setting(
+        network_setting(
             load(PipelineConfig, "pipeline", [*DEMO, f"{OWN}.about={text}"]).methods[
                 "small_network"
             ]

@@ -205,7 +205,7 @@ DENSITIES = {"energy_correction", "feature_ebm", "gaussian_mixture"}
 # Methods that change a head of their own in training: their update by hand is in their own file.
 OWN_FILES = {"bayes_cal", "cocoop", "croft", "dplclip"}
 # They train whole networks: their update by hand is in tests/train/test_loop.py.
-OF_NETWORKS = {"oecc", "open_sampling", "pascl"}
+OF_NETWORKS = {"logit_adjustment", "oecc", "open_sampling", "pascl"}
 
 
 def test_every_method_has_its_update_by_hand():
@@ -369,6 +369,11 @@ REFUSED = {
         (name, head): f"method {name} .* its own head; allowed: {name}|nothing to train"
         for name in ("croft", "bayes_cal", "classifier")
         for head in ALL_HEADS.keys() - {name}
+    },
+    **{
+        (method, head): "trains a whole network from pixels|nothing to train"
+        for method in OF_NETWORKS
+        for head in ALL_HEADS
     },
 }
 SMALL = {

@@ -127,6 +127,17 @@ def open_sampling(ood_logits, drawn_labels, class_weights):
         return float(mpmath.fsum(costs) / mpmath.fsum(drawn))
 
 
+def adjusted_cross_entropy(id_logits, labels, class_prior, tau=1.0):
+    """-log of p_y^tau e^{f_y} / sum_k p_k^tau e^{f_k}, image by image."""
+    with mpmath.workdps(50):
+        powers = [mpmath.mpf(share) ** tau for share in class_prior]
+        costs = []
+        for row, label in zip(id_logits, labels, strict=True):
+            weights = [p * mpmath.exp(f) for p, f in zip(powers, row, strict=True)]
+            costs.append(-mpmath.log(weights[label] / mpmath.fsum(weights)))
+        return float(mpmath.fsum(costs) / len(costs))
+
+
 def assert_close(actual, expected, *, rtol, atol=0.0):
     """Assert |actual - expected| <= rtol * |expected| + atol row by row, in float64."""
     torch.testing.assert_close(

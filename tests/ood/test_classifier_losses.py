@@ -1,4 +1,4 @@
-"""The losses of OECC, PASCL and Open-Sampling against the authors' code and sums done by hand."""
+"""The losses of classifiers on long tails and with outliers: the authors' code, sums by hand."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipelines.ood import (
+    adjusted_cross_entropy,
     complementary_distribution,
     confidence_control,
     draw_labels,
@@ -107,7 +108,39 @@ def test_open_sampling_equals_the_authors_code(counts, complement, drawn, start,
         assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
+# github amazon-science/long-tailed-ood-detection, commit as above, stage2.py, function train: its
+# prior and loss, kept in float64.
+@pytest.mark.parametrize(
+    ("counts", "labels", "start", "tau", "expected"),
+    [
+        ([50, 30, 15, 5], [0, 0, 3, 1, 2, 0, 1], 0.3, 1.0, 2.3232859971847666),
+        (
+            [500, 299, 179, 107, 64, 38, 23, 13, 8, 5],
+            [0, 9, 4, 0, 1, 7, 2],
+            1.1,
+            0.5,
+            2.5003238991134453,
+        ),
+    ],
+)
+def test_logit_adjustment_equals_the_code_of_pascl(counts, labels, start, tau, expected):
+    logits, targets = waves(len(labels), len(counts), start=start), torch.tensor(labels)
+    for prior in (double(counts) / sum(counts), double(counts)):  # its scale does not count
+        loss = adjusted_cross_entropy(logits, targets, prior, tau)
+        assert float(loss) == pytest.approx(expected, rel=1e-13)
+
+
 # By hand, three classes
+
+
+def test_logit_adjustment_by_hand():
+    # Softmax weights p_k e^{f_k}: 1, 1, 1/2 of 5/2; and 1/2, 1/4, 1/4.
+    logits = double([[LOG(2), LOG(4), LOG(2)], [0.0, 0.0, 0.0]])
+    prior = double([0.5, 0.25, 0.25])
+    loss = adjusted_cross_entropy(logits, torch.tensor([1, 2]), prior)
+    assert float(loss) == pytest.approx((LOG(5 / 2) + LOG(4)) / 2)
+    plain = adjusted_cross_entropy(logits, torch.tensor([1, 2]), prior, tau=0.0)
+    assert float(plain) == pytest.approx((LOG(2) + LOG(3)) / 2)
 
 
 def test_oecc_by_hand():
@@ -340,3 +373,24 @@ def test_draws_need_a_number_and_a_distribution():
         draw_labels(torch.ones(3), 0, generator=generator)
     with pytest.raises(ValueError, match="distribution must be >= 0 with at least one > 0"):
         draw_labels(torch.zeros(3), 1, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_prior": torch.tensor([0.5, 0.5, 0.0])}, "must be > 0 .* came 0 for class 2"),
+        ({"class_prior": torch.ones(4)}, r"class_prior must have shape \(3,\), came \(4,\)"),
+        ({"class_prior": torch.tensor([2, 1, 1])}, "class_prior must be floating-point"),
+        ({"labels": torch.tensor([0, 3])}, r"labels must lie in 0\.\.2, came 0 to 3"),
+        ({"tau": -1.0}, "tau must be a finite number >= 0, came -1.0"),
+        ({"tau": math.inf}, "tau must be a finite number >= 0, came inf"),
+    ],
+)
+def test_logit_adjustment_refuses_bad_input(change, message):
+    inputs = {
+        "id_logits": torch.zeros(2, 3),
+        "labels": torch.tensor([0, 1]),
+        "class_prior": torch.tensor([0.5, 0.3, 0.2]),
+    }
+    with pytest.raises(ValueError, match=message):
+        adjusted_cross_entropy(**(inputs | change))

@@ -37,9 +37,10 @@ SETTINGS = {
     "uniform_deviation": [{}],
     "tail_contrast": [{}, {"temperature": 0.5}],
     "open_sampling": [{}],
+    "adjusted_cross_entropy": [{}, {"tau": 0.5}],
 }
 # Inputs that no loss differentiates, or that are no floating-point numbers.
-GIVEN = ("prior", "labels", "tail_classes", "drawn_labels", "class_weights")
+GIVEN = ("prior", "labels", "tail_classes", "drawn_labels", "class_weights", "class_prior")
 CASES = [
     pytest.param(name, setting, id=f"{name}-{setting}")
     for name in LOSSES
@@ -66,6 +67,7 @@ def sample_inputs(*, dtype=torch.float64, seed=0):
         "tail_classes": torch.tensor([False, True, False, True]),
         "drawn_labels": torch.tensor([2, 2, 3, 1, 0, 3]),
         "class_weights": torch.tensor([0.25, 0.75, 1.5, 1.5], dtype=dtype),
+        "class_prior": torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=dtype),
     }
 
 
@@ -161,6 +163,7 @@ ORACLES = {
     "uniform_deviation": oracles.uniform_deviation,
     "tail_contrast": oracles.tail_contrast,
     "open_sampling": oracles.open_sampling,
+    "adjusted_cross_entropy": oracles.adjusted_cross_entropy,
 }
 
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.config import UserError
 from pipelines.methods.base import TrainingConfig
 from pipelines.ood import classifier_losses
@@ -39,6 +41,9 @@ def numpy_loss(name, data, weight, bias, settings):
     g = data.outliers.pixels.mean(axis=(1, 2)) / 255
     f, o = h @ weight.T + bias, g @ weight.T + bias
     p, q = softmax(f), softmax(o)
+    if name == "logit_adjustment":
+        raised = (np.bincount(data.labels) / len(f)) ** settings["tau"] * np.exp(f)
+        p = raised / raised.sum(axis=1, keepdims=True)
     loss = -np.log(p[np.arange(len(f)), data.labels]).mean()
     if name in ("outlier_exposure", "pascl"):
         loss += settings.get("weight", 0.5) * -np.log(q).mean()
@@ -92,12 +97,14 @@ MARGINS = {"weight": 0.1, "m_in": -2.5, "m_out": -0.5}
         ("balanced_energy", {**MARGINS, "alpha": 2.0, "gamma": 0.5}),
         ("oecc", {"confidence_weight": 0.07, "outlier_weight": 0.05, "train_accuracy": 0.4}),
         ("open_sampling", {"weight": 1.0}),
+        ("logit_adjustment", {"tau": 1.0}),
+        ("logit_adjustment", {"tau": 0.5}),
         ("pascl", {"exposure_weight": 0.5}),
     ],
 )
 def test_one_step_is_the_one_computed_by_hand(name, settings, monkeypatch):
     data, network = toy_data(), toy_network()
-    size = None if name == "cross_entropy" else 10
+    size = None if name in ("cross_entropy", "logit_adjustment") else 10
     config = ONE_STEP.model_copy(update={"outlier_batch_size": size})
     weight = network.linear.weight.detach().double().numpy().copy()
     bias = network.linear.bias.detach().double().numpy().copy()
@@ -105,8 +112,9 @@ def test_one_step_is_the_one_computed_by_hand(name, settings, monkeypatch):
     if name == "balanced_energy":
         outliers = data.outliers.pixels.mean(axis=(1, 2)) / 255 @ weight.T + bias
         more["prior"] = np.bincount(outliers.argmax(axis=1), minlength=3) / 10
-    if name == "open_sampling":
+    if name in ("open_sampling", "logit_adjustment"):
         data = replace(data, labels=np.array([0] * 6 + [1] * 4 + [2] * 2))
+    if name == "open_sampling":
         drawn = np.array([0, 1, 2, 2, 2, 1, 0, 2, 2, 1])
         # What is drawn belongs to an outlier's place in the step, whatever its row.
         rows = steps_of(config, 12, 10, seed=0, epoch=1)[0].outlier_rows
@@ -123,6 +131,91 @@ def test_one_step_is_the_one_computed_by_hand(name, settings, monkeypatch):
     assert trained.state["fc.bias"].numpy() == pytest.approx(
         bias - 0.5 * (d_bias + 0.01 * bias), abs=2e-6
     )
+
+
+class NormThenMean(nn.Module):
+    """Colours mixed by a matrix, batch normalisation, the means over the image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(11)
+        self.mix = nn.Conv2d(3, 3, 1, bias=True)
+        self.bn = nn.BatchNorm2d(3)
+        with torch.no_grad():
+            self.bn.weight.copy_(torch.tensor([1.5, 0.5, 2.0]))
+            self.bn.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+
+    def forward(self, pixels):
+        return self.bn(self.mix(pixels)).mean(dim=(2, 3))
+
+
+def stage_2_loss(data, mix, norm, linear, tau):
+    """Adjusted cross-entropy in float64; and the batch's statistics."""
+    x = data.images.pixels / 255 @ mix[0].T + mix[1]
+    mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    h = ((x - mean) / np.sqrt(variance + 1e-5) * norm[0] + norm[1]).mean(axis=(1, 2))
+    f = h @ linear[0].T + linear[1]
+    raised = (np.bincount(data.labels) / len(f)) ** tau * np.exp(f)
+    chosen = raised[np.arange(len(f)), data.labels] / raised.sum(axis=1)
+    count = x[..., 0].size
+    return -np.log(chosen).mean(), mean, variance * count / (count - 1)
+
+
+def test_norm_and_last_moves_these_as_by_hand_and_nothing_else():
+    data = replace(toy_data(), labels=np.array([0] * 6 + [1] * 4 + [2] * 2))
+    network = toy_network(NormThenMean())
+    before = {name: value.double().numpy() for name, value in network.state().items()}
+    work = job("logit_adjustment", ONE_STEP, parameters="norm_and_last", tau=1.0)
+    after = train_network(work, data, network).state
+    mix = before["mix.weight"][:, :, 0, 0], before["mix.bias"]
+    names = ("bn.weight", "bn.bias", "fc.weight", "fc.bias")
+    arrays = [before[name].copy() for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        slope = np.zeros_like(array)
+        for place in np.ndindex(array.shape):
+            ends = []
+            for step in (1e-6, -1e-6):
+                array[place] += step
+                ends.append(stage_2_loss(data, mix, arrays[:2], arrays[2:], 1.0)[0])
+                array[place] -= step
+            slope[place] = (ends[0] - ends[1]) / 2e-6
+        assert np.abs(slope).max() > 1e-3
+        expected = before[name] - 0.5 * (slope + 0.01 * before[name])
+        assert after[name].numpy() == pytest.approx(expected, abs=2e-6)
+    # No decay either: what is frozen keeps its bytes.
+    for name in ("mix.weight", "mix.bias"):
+        assert after[name].double().numpy().tolist() == before[name].tolist()
+    # The statistics follow the batch.
+    _, mean, variance = stage_2_loss(data, mix, arrays[:2], arrays[2:], 1.0)
+    assert after["bn.running_mean"].numpy() == pytest.approx(0.1 * mean, abs=1e-6)
+    assert after["bn.running_var"].numpy() == pytest.approx(0.9 + 0.1 * variance, abs=1e-6)
+
+
+def test_layers_that_are_frozen_drop_nothing():
+    network = toy_network(convolutions(), 8)
+    network.train_norm_and_last()
+    for mode in (True, False):
+        network.train(mode)
+        modes = {type(layer).__name__: layer.training for layer in network.trunk}
+        assert modes.pop("BatchNorm2d") == mode
+        assert not any(modes.values())
+        assert network.linear.training == network.training == mode
+
+
+def test_norm_and_last_goes_on_from_a_checkpoint_with_the_same_bytes():
+    work = job("logit_adjustment", SEVERAL, parameters="norm_and_last")
+    whole = train_network(work, toy_data(), toy_network(convolutions(), 8))
+    checkpoint = Kept(1)
+    with pytest.raises(KeyboardInterrupt):
+        train_network(work, toy_data(), toy_network(convolutions(), 8), checkpoint=checkpoint)
+    again = train_network(work, toy_data(), toy_network(convolutions(), 8), checkpoint=checkpoint)
+    assert all(torch.equal(again.state[key], value) for key, value in whole.state.items())
+    assert torch.equal(whole.state["0.weight"], toy_network(convolutions(), 8).state()["0.weight"])
+
+
+def test_norm_and_last_of_drawn_weights_is_refused():
+    with pytest.raises(ValidationError, match=r"would stay as it was drawn; allowed .*: all"):
+        NetworkTraining(start="random", parameters="norm_and_last")
 
 
 def test_contrast_moves_what_lies_before_the_projection():
@@ -142,6 +235,11 @@ SEVERAL = TrainingConfig(epochs=2, batch_size=5, lr=0.1, warmup_epochs=0)
 def final(name, data=None, **settings):
     config = SEVERAL
     return train_network(job(name, config, **settings), data or toy_data(), toy_network()).state
+
+
+def test_a_strength_of_0_is_cross_entropy():
+    plain, other = final("cross_entropy"), final("logit_adjustment", tau=0)
+    assert all(torch.equal(plain[key], other[key]) for key in plain)
 
 
 @pytest.mark.parametrize("name", ["outlier_exposure", "energy_margin", "balanced_energy"])

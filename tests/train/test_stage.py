@@ -86,6 +86,14 @@ def test_what_is_there_is_found_and_nothing_is_trained_twice(
     assert trained(storage, *seeds) == first
 
 
+def test_methods_that_differ_in_how_they_judge_share_a_training(storage: Storage) -> None:
+    adjusted = replace(job("outlier_exposure", TRAINING, adjust_logits=1.0), backbone=NEW)
+    told: list[NetworkJob] = []
+    first, second = trained(storage, WORK, adjusted, on_report=lambda work, _: told.append(work))
+    assert first == second
+    assert told == [WORK, WORK]  # two epochs
+
+
 def test_a_flipped_byte_of_the_weights_is_seen_and_the_network_trained_again(
     storage: Storage,
 ) -> None:
@@ -119,12 +127,16 @@ def addresses() -> dict[str, str]:
     data = small_data()
     weight = job("outlier_exposure", TRAINING, weight=0.25)
     other_score = job("outlier_exposure", TRAINING, score="energy")
+    adjusted = job("outlier_exposure", TRAINING, adjust_logits=1.0)
+    part = job("outlier_exposure", TRAINING, parameters="norm_and_last")
     longer = job("outlier_exposure", TRAINING.model_copy(update={"epochs": 3}))
     return {
         name: cache.address(replace(work, backbone=backbone), given).address
         for name, work, given, backbone in (
             ("same", WORK, data, NEW),
             ("another score", other_score, data, NEW),
+            ("a corrected class", adjusted, data, NEW),
+            ("fewer parameters", part, data, NEW),
             ("another name", WORK, data, NEW.model_copy(update={"name": "x"})),
             ("another seed", replace(WORK, seed=1), data, NEW),
             ("another weight", weight, data, NEW),
@@ -139,7 +151,7 @@ def test_an_address_holds_what_decides_the_weights_and_nothing_else() -> None:
     found = addresses()
     same = found.pop("same")
     unchanged = {name for name, address in found.items() if address == same}
-    assert unchanged == {"another score", "another name"}
+    assert unchanged == {"another score", "a corrected class", "another name"}
     changed = [address for address in found.values() if address != same]
     assert len(set(changed)) == len(changed)
 

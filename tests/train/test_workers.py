@@ -32,6 +32,11 @@ JOBS = {
     "oecc": job("oecc", TRAINING),
     "open_sampling": job("open_sampling", TRAINING),
     "pascl": job("pascl", TRAINING),
+    "logit_adjustment": job(
+        "logit_adjustment",
+        TRAINING.model_copy(update={"outlier_batch_size": None}),
+        parameters="norm_and_last",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -74,9 +75,17 @@ def toy_network(trunk: nn.Module | None = None, width: int = 3) -> TrainableNetw
 
 
 def job(
-    name: str, training: TrainingConfig, *, average: float = 0.0, **settings: object
+    name: str,
+    training: TrainingConfig,
+    *,
+    average: float = 0.0,
+    parameters: Literal["all", "norm_and_last"] = "all",
+    **settings: object,
 ) -> NetworkJob:
     config: type[MethodConfig] = METHODS[name].Config
-    how = NetworkTraining(start="random", augmentation=Augmentation(), average=average)
+    start = "random" if parameters == "all" else "backbone"
+    how = NetworkTraining(
+        start=start, augmentation=Augmentation(), average=average, parameters=parameters
+    )
     method = config(name=name, head=Classifier(train=how), training=training, **settings)
     return NetworkJob(method, 0, CONFIG)
