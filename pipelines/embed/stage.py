@@ -129,32 +129,34 @@ def embed_for_each(
         UserError: for an empty source, an unknown or doubled key among `keys`, more bad
             images than `settings.max_rejected`, or an engine that cannot do this.
     """
-    named = [{name: _plan_name(name, b, backbones) for name in sources} for b in backbones]
-    caches: dict[str, FeatureCache] = {}
+    found: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
     encodings: dict[str, Encoding] = {}
-    for backbone, (name, source) in itertools.product(backbones, sources.items()):
-        own, some = (
-            _settings(settings, backbone, backbones),
-            None if keys is None else keys.get(name),
-        )
+    for backbone, (source_name, source) in itertools.product(backbones, sources.items()):
+        own, some = _settings(settings, backbone, backbones), (keys or {}).get(source_name)
         _check_engine(own, backbone, compute)
         identity = _identity(source, some, backbone, own, compute, pixel_pass)
-        plan_name, rows = _plan_name(name, backbone, backbones), settings.shard_rows
+        name = _plan_name(source_name, backbone, backbones)
         if (cache := features.find(storage, identity.address)) is not None:
-            caches[plan_name] = cache
+            found[name] = cache
             continue
-        plans[plan_name] = make_plan(plan_name, source, identity, keys=some, shard_rows=rows)
+        plans[name] = make_plan(name, source, identity, keys=some, shard_rows=own.shard_rows)
         how = own.decoding(backbone.lossless_to)
-        encodings[plan_name] = Encoding(backbone, how, own.local_features)
+        encodings[name] = Encoding(backbone, how, own.local_features)
     if plans:
         totals = {name: plan.total for name, plan in plans.items()}
         tally = Tally(totals, settings.max_rejected, on_progress)
         work = replace(_work(encodings, storage, settings, compute), pixel_pass=pixel_pass)
-        layout = _layout(settings, compute)
-        _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
-        caches |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
-    return [{name: caches[names[name]] for name in sources} for names in named]
+        found |= _make(plans, tally, work, _layout(settings, compute))
+    return [{name: found[_plan_name(name, b, backbones)] for name in sources} for b in backbones]
+
+
+def _make(
+    plans: Mapping[str, Plan], tally: Tally, work: Work, layout: _Layout
+) -> dict[str, FeatureCache]:
+    """The features of these plans, by the plan's name."""
+    _run(plans, tally, work.storage, lambda rows: _encode_shards(rows, plans, work, layout))
+    return {name: _finish(plan, tally, work.storage) for name, plan in plans.items()}
 
 
 def _settings(
