@@ -116,8 +116,7 @@ def embed_for_each(
 
     Args:
         sources: by the name that messages and progress use.
-        backbones: resolved, see `pipelines.backbones.network.resolve`. Where some of them read
-            texts, these alone give local features.
+        backbones: resolved. Where some of them read texts, these alone give local features.
         storage: holds cache/features.
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
@@ -127,7 +126,7 @@ def embed_for_each(
 
     Raises:
         UserError: for an empty source, an unknown or doubled key among `keys`, more bad
-            images than `settings.max_rejected`, or an engine that cannot do this.
+            images than `settings.max_rejected`, an engine that cannot do this.
     """
     found: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
@@ -141,14 +140,18 @@ def embed_for_each(
             found[name] = cache
             continue
         plans[name] = make_plan(name, source, identity, keys=some, shard_rows=own.shard_rows)
-        how = own.decoding(backbone.lossless_to)
-        encodings[name] = Encoding(backbone, how, own.local_features)
+        encodings[name] = _encoding(backbone, own)
     if plans:
         totals = {name: plan.total for name, plan in plans.items()}
         tally = Tally(totals, settings.max_rejected, on_progress)
         work = replace(_work(encodings, storage, settings, compute), pixel_pass=pixel_pass)
         found |= _make(plans, tally, work, _layout(settings, compute))
     return [{name: found[_plan_name(name, b, backbones)] for name in sources} for b in backbones]
+
+
+def _encoding(backbone: BackboneConfig, settings: EmbedConfig) -> Encoding:
+    how = settings.decoding(backbone.lossless_to)
+    return Encoding(backbone, how, settings.local_features)
 
 
 def _make(
