@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from pipelines.backbones.description import BackboneConfig
 from pipelines.embed import leaks
 from pipelines.finetune.logged import log_trainings
+from pipelines.methods import MethodConfig
+from pipelines.pipeline import network_sweep
 from pipelines.records import HeadKey
 from pipelines.run import Run
+from pipelines.sweep.train_result import TrainResult
 from pipelines.train import prior
 from pipelines.train import stage as train
 from pipelines.train.cache import entry, trained_backbone
 from pipelines.train.data import NetworkData, NetworkJob
 from pipelines.train.image_set import network_data, tables_of
+from pipelines.train.image_table import ImageTable
 from pipelines.train.images import Making
-from pipelines.train.result import NetworkRef, TrainResult
+from pipelines.train.result import NetworkRef
 
 
 def hand_train(run: Run) -> TrainResult:
@@ -25,27 +29,32 @@ def hand_train(run: Run) -> TrainResult:
         UserError: where an image serves two purposes (`pipelines.embed.leaks`), and what
             `pipelines.train.stage.train` raises.
     """
-    data = _data(run)
-    trained: dict[HeadKey, str] = {}
+    tables = _tables(run)
+    data = network_data(run.benchmark, tables)
+    methods, trained, swept = dict(run.config.methods), dict[HeadKey, str](), None
     waiting = {n: m.network for n, m in run.config.methods.items() if m.network is not None}
     while waiting:  # what others start from comes first
         ready = [name for name, how in waiting.items() if how.start not in waiting]
+        first = {name: _job(run, data, methods[name], 0, trained) for name in ready}
+        swept = network_sweep.search(run, first, data, tables, swept)
+        methods |= {} if swept is None else {n: c.setting for n, c in swept.methods.items()}
         jobs = {
-            HeadKey(method=name, seed=seed): _job(run, data, name, seed, trained)
+            HeadKey(method=name, seed=seed): _job(run, data, methods[name], seed, trained)
             for name in ready
             for seed in range(run.config.seeds)
         }
         trained |= _trained(run, data, jobs)
         waiting = {name: how for name, how in waiting.items() if name not in ready}
     keys = [key for name in run.config.methods for key in trained if key.method == name]
-    return TrainResult(networks=tuple(NetworkRef(key=key, address=trained[key]) for key in keys))
+    networks = tuple(NetworkRef(key=key, address=trained[key]) for key in keys)
+    return TrainResult(networks=networks, swept=swept)
 
 
 def _job(
-    run: Run, data: NetworkData, name: str, seed: int, trained: Mapping[HeadKey, str]
+    run: Run, data: NetworkData, method: MethodConfig, seed: int, trained: Mapping[HeadKey, str]
 ) -> NetworkJob:
     """A training, on the backbone or on the network that it starts from."""
-    method, backbone = run.config.methods[name], run.backbone
+    backbone = run.backbone
     assert method.network is not None
     start = method.network.start
     if (first := HeadKey(method=start, seed=seed)) in trained:
@@ -88,7 +97,7 @@ def _trained(run: Run, data: NetworkData, jobs: Mapping[HeadKey, NetworkJob]) ->
     )
 
 
-def _data(run: Run) -> NetworkData:
+def _tables(run: Run) -> dict[str, ImageTable]:
     """The decoded images, once it is known that none serves two purposes."""
     making = Making(
         max_rejected=run.config.embed.max_rejected,
@@ -98,4 +107,4 @@ def _data(run: Run) -> NetworkData:
     )
     tables = tables_of(run.benchmark, run.backbone, run.storage, run.config.embed, making)
     leaks.refuse(run.benchmark, tables, run.storage, ("runs", run.id, "shared_images.json"))
-    return network_data(run.benchmark, tables)
+    return tables
