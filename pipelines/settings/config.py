@@ -162,7 +162,7 @@ def _sweep_problems(config: PipelineConfig) -> list[str]:
         search_space.check_names(config.sweep.space, config.methods)
         for name, method in config.methods.items():
             for key in config.sweep.space.get(name, ()):
-                search_space.check_key(method, key)
+                search_space.check_key(method, key, name)
     except UserError as error:
         problems.append(str(error))
     return problems + [

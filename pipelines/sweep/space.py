@@ -116,21 +116,27 @@ def check_names(space: Iterable[str], methods: Iterable[str]) -> None:
             raise UserError(f"sweep.space.{name}: no such method; allowed: {', '.join(allowed)}")
 
 
-def check_key(method: MethodConfig, key: str) -> None:
-    """Refuse a dotted key that the method does not have.
+def check_key(method: MethodConfig, key: str, name: str | None = None) -> None:
+    """Refuse a dotted key that the method does not have, or that is not searched.
+
+    Args:
+        method: whose key it is.
+        key: dotted.
+        name: the method's in the run, where it has one of its own.
 
     Raises:
         UserError: naming it.
     """
+    of = f"sweep.space.{name or method.name}"
     *parents, last = key.split(".")
     node: Any = plain(method)
     for parent in parents:
         node = node.get(parent) if isinstance(node, dict) else None
     if not isinstance(node, dict) or last not in node:
-        raise UserError(f"sweep.space.{method.name}: no key {key!r} in method {method.name}")
+        raise UserError(f"{of}: no key {key!r} in method {method.name}")
     if method.network is not None and key in _FIXED_OF_NETWORKS:
         raise UserError(
-            f"sweep.space.{method.name}: {key} of a method that trains a whole network is not "
+            f"{of}: {key} of a method that trains a whole network is not "
             "searched; two methods of the run can differ in it"
         )
 

@@ -301,7 +301,7 @@ def _search(name: str, method: MethodConfig, settings: SweepConfig) -> Search:
     listed = epochs if isinstance(epochs, list) else next(iter(epochs.values()))
     values = [] if settings.sampler == "optuna" else _settings(name, method, settings)
     for key in space:
-        search_space.check_key(method, key)
+        search_space.check_key(method, key, name)
     return Search(
         method=name,
         settings=values,
