@@ -14,9 +14,15 @@ from ray import cloudpickle
 
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.storage import Storage
+from pipelines.score.config import PostHocConfig
+from pipelines.sweep import network_trial
 from pipelines.sweep import networks as sweep
 from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.network_trial import Labelled, NetworkShared
+from pipelines.sweep.networks import NetworkInputs
+from pipelines.sweep.trial import Follow
 from pipelines.train import cache
+from pipelines.train.image_set import images_of
 from pipelines.train.stage import train
 from tests.ray.commands import job_here
 from tests.ray.test_network_run import words  # noqa: F401 - the fixture
@@ -27,6 +33,7 @@ cloudpickle.register_pickle_by_value(network_toy)  # workers cannot import these
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
+POSTHOC, EPOCHS = {"budget": 4}, 4
 M_IN, M_OUT = (-4.0, -3.0, -2.0), (-1.5, -0.5)
 SEARCH = [
     "methods=[classifier,network_energy]", "sweep=posthoc", "sweep.posthoc.budget=4",
@@ -105,21 +112,54 @@ def test_the_chosen_setting_is_trained_for_all_seeds_and_nothing_twice(
     assert after == before
 
 
+def after_one_epoch(inputs: NetworkInputs, rate: float, storage: Storage) -> float:
+    """The criterion's AUROC of a training that is left after its first epoch."""
+
+    class Left(Exception):
+        pass
+
+    def leave(_: int, follow: Follow) -> None:
+        raise Left(follow("energy")[1].auroc)
+
+    shared = NetworkShared(
+        jobs=inputs.jobs, data=inputs.data, judged_on="validation_ood", storage=storage,
+        validation=Labelled(*images_of(inputs.benchmark, "validation", inputs.tables)),
+        ood={
+            name: Labelled(*images_of(inputs.benchmark, name, inputs.tables))
+            for name in inputs.benchmark.names("validation_ood")
+        },
+        scores=("energy",), posthoc=PostHocConfig(**POSTHOC),
+    )  # fmt: skip
+    job = inputs.jobs["tuned"]
+    training = job.method.training.model_copy(update={"epochs": EPOCHS, "lr": rate})
+    with pytest.raises(Left) as left:
+        network_trial.trial(
+            job.method.model_copy(update={"training": training}), job, shared, leave
+        )
+    return float(left.value.args[0])
+
+
 def test_a_scheduler_stops_networks_and_what_is_chosen_was_finished(tmp_path: Path) -> None:
     storage = Storage.open(str(tmp_path / "outputs"))
     inputs = toy_inputs(storage)
-    rates = [0.02, 1e-9, 2e-9, 3e-9, 4e-9, 5e-9]
+    # One after the other, the best of the first epoch first: the next are worse, and stopped.
+    apart = Storage.open(str(tmp_path / "apart"))
+    aurocs = {rate: after_one_epoch(inputs, rate, apart) for rate in (0.2, 0.02, 0.01)}
+    assert len(set(aurocs.values())) == 3
     settings = SweepConfig(
-        posthoc={"budget": 4}, scheduler="asha", grace_epochs=1, objectives=["accuracy"],
-        space={"tuned": {"training.epochs": [9], "training.lr": rates}},
+        posthoc=POSTHOC, scheduler="asha", grace_epochs=1,
+        space={"tuned": {
+            "training.epochs": [EPOCHS],
+            "training.lr": sorted(aurocs, key=lambda rate: -aurocs[rate]),
+        }},
     )  # fmt: skip
     found = sweep.run(inputs, settings, compute=ComputeConfig(trial_cpus=4))
-    assert {t.status for t in found.trials} == {"done", "stopped"}
+    assert [t.status for t in found.trials] == ["done", "stopped", "stopped"]
     stopped = [t for t in found.trials if t.status == "stopped"]
-    assert all(str(t.reason).startswith("stopped after epoch") for t in stopped)
+    assert {t.reason for t in stopped} == {"stopped after epoch 1"}
+    assert [t.scores["energy"].auroc for t in stopped] == sorted(aurocs.values(), reverse=True)[1:]
     chosen = found.methods["tuned"]
-    assert chosen.trial is not None
-    assert found.trials[chosen.trial].status == "done"
+    assert chosen.trial == 0
     job = inputs.jobs["tuned"]
     method = job.method.model_copy(update={"training": chosen.setting.training})
     trained: list[float] = []
@@ -128,15 +168,13 @@ def test_a_scheduler_stops_networks_and_what_is_chosen_was_finished(tmp_path: Pa
         mode="in_process", on_report=lambda _, report: trained.append(report["epoch"]),
     )  # fmt: skip
     assert trained == []
-    assert len(cache.entry(storage, place).read().history) == 9
+    assert len(cache.entry(storage, place).read().history) == EPOCHS
 
 
 def test_optuna_proposes_settings_of_networks(tmp_path: Path) -> None:
     inputs = toy_inputs(Storage.open(str(tmp_path / "outputs")))
     space = {"m_in": {"uniform": [-5.0, -1.0]}, "m_out": {"uniform": [-5.0, -1.0]}}
-    settings = SweepConfig(
-        posthoc={"budget": 4}, sampler="optuna", num_samples=3, space={"tuned": space}
-    )
+    settings = SweepConfig(posthoc=POSTHOC, sampler="optuna", num_samples=3, space={"tuned": space})
     found = sweep.run(inputs, settings, compute=ComputeConfig())
     assert [t.status for t in found.trials] == ["done"] * 3
     tried = [t.settings for t in found.trials]
