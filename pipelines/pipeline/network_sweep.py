@@ -91,6 +91,8 @@ def choices(run: Run) -> dict[str, Choice]:
 
 
 def _joined(run: Run, name: str, choice: Choice, of_network: Choice | None) -> Choice:
+    if name in run.frozen:  # a head's setting is the sweep's own choice
+        return choice
     update: dict[str, object] = {"setting": run.settings[name]}
     if of_network is not None:
         update |= {"chosen": of_network.chosen, "trial": of_network.trial}
