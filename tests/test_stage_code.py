@@ -71,3 +71,36 @@ def test_an_edit_repeats_the_stages_that_it_can_decide(
     monkeypatch.setattr(code_digest, "ROOT", tmp_path)
     now = {name: stage_code(name, config).digest for name in STAGES}
     assert tuple(name for name in ALL if now[name] != before[name]) == changed
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("sweep/choice.py", "return max(accurate,", "return min(accurate,"),
+        (
+            "sweep/network_trial.py",
+            "1.0,\n        data.class_names",
+            "2.0,\n        data.class_names",
+        ),
+        ("ood/scores.py", "def energy(", "def energy(edited, "),
+    ],
+)
+def test_what_chooses_networks_repeats_their_training_only_where_they_are_searched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, old: str, new: str
+) -> None:
+    words = ["methods=[network_energy]", "scores=[energy]"]
+    runs = {
+        name: load(PipelineConfig, "pipeline", [*words, f"sweep={name}"])
+        for name in ("margins", "balanced", "none")
+    }
+    before = {name: stage_code("train", config).digest for name, config in runs.items()}
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines", ignore=ignored)
+    path = tmp_path / "pipelines" / file
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    monkeypatch.setattr(code_digest, "ROOT", tmp_path)
+    now = {name: stage_code("train", config).digest for name, config in runs.items()}
+    # `balanced` searches another method's networks.
+    assert [name for name in runs if now[name] != before[name]] == ["margins"]

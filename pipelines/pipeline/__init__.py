@@ -36,10 +36,11 @@ from pipelines.run import Run
 from pipelines.run.observer import Observer
 from pipelines.score import stage as score
 from pipelines.score.code import score_rows_used
-from pipelines.settings.config import PipelineConfig
+from pipelines.settings.config import PipelineConfig, searched_networks
 from pipelines.store.errors import damaged_in
 from pipelines.store.locks import locked
 from pipelines.store.registry import working
+from pipelines.sweep import networks as sweep_networks
 from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.train import images, prior
@@ -166,7 +167,10 @@ def stage_code(name: str, config: PipelineConfig) -> Code:
                 continue
             modules = METHODS[method.name], HEADS[method.head.name]
             plugins += [module.Config.__module__ for module in modules]
-        if name != "train":
+        searches = name == "train" and bool(searched_networks(config))
+        if searches:
+            plugins.append(sweep_networks.run)
+        if searches or name != "train":
             plugins += score_rows_used(config.scores)
     return code_of(*stage.entries, *plugins, alone=[stage.run])
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from pipelines.backbones import classifier
 from pipelines.backbones.description import BackboneConfig
 from pipelines.config import digest, plain
 from pipelines.embed import leaks
 from pipelines.finetune.logged import log_trainings
+from pipelines.methods import MethodConfig
+from pipelines.pipeline import network_sweep
 from pipelines.records import HeadKey
 from pipelines.run import Run
+from pipelines.sweep.train_result import TrainResult
 from pipelines.train import prior
 from pipelines.train import stage as train
 from pipelines.train.cache import entry, trained_backbone
 from pipelines.train.data import NetworkData, NetworkJob
 from pipelines.train.image_set import network_data, tables_of
+from pipelines.train.image_table import ImageTable
 from pipelines.train.images import Making
-from pipelines.train.result import NetworkRef, TrainResult
+from pipelines.train.result import NetworkRef
 
 
 def hand_train(run: Run) -> TrainResult:
@@ -27,29 +32,39 @@ def hand_train(run: Run) -> TrainResult:
         UserError: where an image serves two purposes (`pipelines.embed.leaks`), and what
             `pipelines.train.stage.train` raises.
     """
+    methods, swept = dict(run.config.methods), None
     waiting = {n: m.network for n, m in run.config.methods.items() if m.network is not None}
     images = _images(run, waiting)
     trained: dict[HeadKey, str] = {}
     while waiting:  # what others start from comes first
         ready = [name for name, how in waiting.items() if how.start not in waiting]
-        for data in {images[name].address: images[name] for name in ready}.values():
+        for seen in {images[name].data.address: images[name] for name in ready}.values():
+            names = [name for name in ready if images[name] is seen]
+            first = {name: _job(run, seen.data, name, methods, 0, trained) for name in names}
+            swept = network_sweep.search(run, first, seen.data, seen.tables, swept)
+            methods |= {} if swept is None else {n: c.setting for n, c in swept.methods.items()}
             jobs = {
-                HeadKey(method=name, seed=seed): _job(run, data, name, seed, trained)
-                for name in ready
-                if images[name] is data
+                HeadKey(method=name, seed=seed): _job(run, seen.data, name, methods, seed, trained)
+                for name in names
                 for seed in range(run.config.seeds)
             }
-            trained |= _trained(run, data, jobs)
+            trained |= _trained(run, seen.data, jobs)
         waiting = {name: how for name, how in waiting.items() if name not in ready}
     keys = [key for name in run.config.methods for key in trained if key.method == name]
-    return TrainResult(networks=tuple(NetworkRef(key=key, address=trained[key]) for key in keys))
+    networks = tuple(NetworkRef(key=key, address=trained[key]) for key in keys)
+    return TrainResult(networks=networks, swept=swept)
 
 
 def _job(
-    run: Run, data: NetworkData, name: str, seed: int, trained: Mapping[HeadKey, str]
+    run: Run,
+    data: NetworkData,
+    name: str,
+    methods: Mapping[str, MethodConfig],
+    seed: int,
+    trained: Mapping[HeadKey, str],
 ) -> NetworkJob:
     """A training, on the backbone or on the network that it starts from."""
-    method, backbone = run.config.methods[name], run.backbone_for(name)
+    method, backbone = methods[name], run.backbone_for(name)
     assert method.network is not None
     start = method.network.start
     if (first := HeadKey(method=start, seed=seed)) in trained:
@@ -92,20 +107,29 @@ def _trained(run: Run, data: NetworkData, jobs: Mapping[HeadKey, NetworkJob]) ->
     )
 
 
-def _images(run: Run, names: Iterable[str]) -> dict[str, NetworkData]:
-    """By method, the images as its network sees them; of equal preprocessing one and the same."""
-    made: dict[str, NetworkData] = {}
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """The benchmark's images as a backbone sees them: decoded, by source, and those that train."""
+
+    tables: Mapping[str, ImageTable]
+    data: NetworkData
+
+
+def _images(run: Run, names: Iterable[str]) -> dict[str, _Images]:
+    """By method; of equal preprocessing one and the same."""
+    made: dict[str, _Images] = {}
     found = {}
     for name in names:
         backbone = run.backbone_for(name)
         how = digest([backbone.lossless_to, plain(classifier.preprocessing(backbone))])
         if how not in made:
-            made[how] = _data(run, backbone)
+            tables = _tables(run, backbone)
+            made[how] = _Images(tables, network_data(run.benchmark, tables))
         found[name] = made[how]
     return found
 
 
-def _data(run: Run, backbone: BackboneConfig) -> NetworkData:
+def _tables(run: Run, backbone: BackboneConfig) -> dict[str, ImageTable]:
     """The decoded images, once it is known that none serves two purposes."""
     making = Making(
         max_rejected=run.config.embed.max_rejected,
@@ -115,4 +139,4 @@ def _data(run: Run, backbone: BackboneConfig) -> NetworkData:
     )
     tables = tables_of(run.benchmark, backbone, run.storage, run.config.embed, making)
     leaks.refuse(run.benchmark, tables, run.storage, ("runs", run.id, "shared_images.json"))
-    return network_data(run.benchmark, tables)
+    return tables

@@ -28,6 +28,7 @@ from pipelines.fitted.fit import HeadToFit
 from pipelines.fitted.result import FinetuneResult
 from pipelines.fitted.stage import FittedOfHead
 from pipelines.methods import MethodConfig
+from pipelines.pipeline import network_sweep
 from pipelines.records import HeadKey, HeadRef, Params
 from pipelines.register import choose
 from pipelines.register import stage as register
@@ -85,7 +86,8 @@ def hand_embed(run: Run) -> EmbedResult:
 def hand_sweep(run: Run) -> SweepResult:
     """What is chosen and on what; its surfaces, evidence and best settings are written beside.
 
-    A method that trains networks is judged by that of the first seed.
+    A method that trains networks is judged by that of the first seed; its own settings were
+    chosen by the stage train, whose trials are listed here.
     """
     parts = [_swept(run, space) for space in run.spaces if 0 in space.seeds]
     result, tables = parts[0][0], [table for _, table in parts if table is not None]
@@ -97,6 +99,7 @@ def hand_sweep(run: Run) -> SweepResult:
         }
     )
     surfaces = pa.concat_tables(tables, promote_options="default") if tables else None
+    result, surfaces = network_sweep.joined(run, result, surfaces)
     place = sweep_record.Place(run.storage, run.id, run.tracker, run.tracking_run)
     sweep_record.keep(place, result, surfaces, words_again(run.config))
     return result
@@ -105,7 +108,8 @@ def hand_sweep(run: Run) -> SweepResult:
 def _swept(run: Run, space: FeatureSpace) -> tuple[SweepResult, pa.Table | None]:
     """What is chosen of one space's methods."""
     settings = run.config.sweep
-    others = set(run.config.methods) - set(space.methods)
+    # Of networks, the stage train has searched what is theirs.
+    others = set(run.config.methods) - {n for n in space.methods if n in run.frozen}
     searched = {name: s for name, s in settings.space.items() if name not in others}
     stage = space.fit_stage if settings.enabled else None
     if stage is not None:
@@ -118,7 +122,7 @@ def _swept(run: Run, space: FeatureSpace) -> tuple[SweepResult, pa.Table | None]
         storage=run.storage,
         fit_data=stage.data if stage is not None else None,
         records=load_records(run.storage, space.mined),
-        others_learn_from_outliers=any(m.needs_outliers for m in run.config.methods.values()),
+        learns=any(method.needs_outliers for method in run.config.methods.values()),
     )
     return sweep.run(
         inputs,
@@ -129,12 +133,17 @@ def _swept(run: Run, space: FeatureSpace) -> tuple[SweepResult, pa.Table | None]
 
 
 def _default_settings(run: Run) -> dict[str, DefaultSetting]:
-    """The settings that the chosen ones are compared with; none where nothing was searched."""
+    """The settings that the chosen ones are compared with; none where nothing was searched.
+
+    Nor of a searched network: its default would be another one to train, embed and judge.
+    """
     if not (run.config.sweep.enabled and run.config.compare_defaults):
         return {}
+    searched = run.trained.swept
+    left_out = set() if searched is None else set(searched.methods)
     return against_default.default_settings(
-        run.methods,
-        run.swept.methods,
+        {name: method for name, method in run.methods.items() if name not in left_out},
+        network_sweep.choices(run),
         run.config.scores,
         num_train=len(run.benchmark.sets["train"]),
     )
@@ -157,7 +166,7 @@ def _finetuned(
     run: Run, space: FeatureSpace, every_default: Mapping[str, DefaultSetting]
 ) -> FinetuneResult:
     """The heads of one space."""
-    choices = run.swept.methods
+    choices = network_sweep.choices(run)
     defaults = {n: d for n, d in every_default.items() if n in space.methods and 0 in space.seeds}
     jobs = {key: TrainingJob(choices[key.method].setting, key.seed) for key in space.keys}
     every = {**jobs, **against_default.trainings(defaults, num_seeds=len(space.seeds))}
@@ -212,7 +221,7 @@ def _fitted(
     defaults: Mapping[str, DefaultSetting],
 ) -> dict[HeadKey, FittedOfHead]:
     """What the scores of every head need fitted, by name."""
-    stage, choices = space.fit_stage, run.swept.methods
+    stage, choices = space.fit_stage, network_sweep.choices(run)
     if stage is None:
         return {key: {} for key in heads}
     asked = []

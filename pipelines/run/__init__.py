@@ -52,9 +52,10 @@ from pipelines.store import tracker as tracking
 from pipelines.store.database import RegisteredVersion
 from pipelines.store.locks import locked
 from pipelines.sweep.result import SweepResult
+from pipelines.sweep.train_result import TrainResult
 from pipelines.train.cache import entry as network_entry
 from pipelines.train.cache import trained_backbone
-from pipelines.train.result import NetworkRef, TrainResult
+from pipelines.train.result import NetworkRef
 
 # The file of a stage's record where it is not called after the stage.
 RECORDS = {"evaluate": "metrics.json"}
@@ -323,9 +324,16 @@ class Run:
         return any(method.network is not None for method in self.config.methods.values())
 
     @cached_property
+    def settings(self) -> dict[str, MethodConfig]:
+        """The methods by name; those whose networks were searched with the chosen setting."""
+        swept = self.trained.swept
+        chosen = {} if swept is None else {n: c.setting for n, c in swept.methods.items()}
+        return {**self.config.methods, **chosen}
+
+    @cached_property
     def methods(self) -> dict[str, MethodConfig]:
         """The methods as their results are judged, by name."""
-        return {name: judged(method) for name, method in self.config.methods.items()}
+        return {name: judged(method) for name, method in self.settings.items()}
 
     @property
     def frozen(self) -> dict[str, MethodConfig]:

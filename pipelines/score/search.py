@@ -31,6 +31,16 @@ class Setting:
     fpr: float
 
 
+def usable(scores: Iterable[str], head: str) -> list[str]:
+    """The scores, and parts of sums, that a head's similarities give without anything fitted.
+
+    Args:
+        scores: names.
+        head: the name of the head's kind.
+    """
+    return [n for n in scoring.with_parts(scores) if n in USABLE and scoring.applies(n, head)]
+
+
 def settings(
     score: str, config: PostHocConfig, *, num_classes: int, logit_scale: float
 ) -> list[dict[str, float]]:

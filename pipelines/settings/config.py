@@ -23,6 +23,7 @@ from pipelines.records import check_name
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.settings.words import RunWords
+from pipelines.sweep import space as search_space
 
 # Keys that say where and how to compute and what is shown, not what: they name no other run.
 NOT_CONTENT = ("storage", "tracking_uri", "compute", "verbose")
@@ -146,14 +147,35 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     return found
 
 
+def searched_networks(config: PipelineConfig) -> list[str]:
+    """The methods that train whole networks and whose settings are searched."""
+    space = config.sweep.space if config.sweep.enabled else {}
+    return [n for n, m in config.methods.items() if m.network is not None and space.get(n)]
+
+
+def _sweep_problems(config: PipelineConfig) -> list[str]:
+    """What is wrong with a search space that would be seen after networks are trained only."""
+    if not config.sweep.enabled or all(m.network is None for m in config.methods.values()):
+        return []
+    problems = []
+    try:
+        search_space.check_names(config.sweep.space, config.methods)
+        for name, method in config.methods.items():
+            for key in config.sweep.space.get(name, ()):
+                search_space.check_key(method, key, name)
+    except UserError as error:
+        problems.append(str(error))
+    return problems + [
+        f"sweep.space.{name}: a network's settings are chosen by scores of its logits, and "
+        f"scores=[{','.join(config.scores)}] holds none; add energy"
+        for name in searched_networks(config)
+        if not posthoc.usable(config.scores, config.methods[name].head.name)
+    ]
+
+
 def _network_problems(config: PipelineConfig) -> list[str]:
     """What does not go together of methods that train whole networks and the backbone."""
-    problems = [
-        f"sweep.space.{name}: settings of a method that trains a whole network are not searched; "
-        f"leave it out, its scores are searched all the same"
-        for name, space in config.sweep.space.items()
-        if space and name in config.methods and config.methods[name].network is not None
-    ]
+    problems = _sweep_problems(config)
     trains = {n: m.network for n, m in config.methods.items() if m.network is not None}
     starts = {name: how.start for name, how in trains.items()}
     for name, start in starts.items():

@@ -133,14 +133,14 @@ def _fit(trial: Any, count: int, opened: Run) -> None:
 def _shared(opened: Run) -> Shared:
     view = opened.sets.for_training()
     return Shared(
-        sweep.training_data(view),
-        view.load("validation"),
-        {name: view.load(name) for name in view.names("validation_ood")},
-        "validation_ood",
-        opened.backbone,
-        opened.storage,
-        tuple(opened.config.scores),
-        opened.config.sweep.posthoc,
+        data=sweep.training_data(view),
+        validation=view.load("validation"),
+        ood={name: view.load(name) for name in view.names("validation_ood")},
+        judged_on="validation_ood",
+        backbone=opened.backbone,
+        storage=opened.storage,
+        scores=tuple(opened.config.scores),
+        posthoc=opened.config.sweep.posthoc,
     )
 
 

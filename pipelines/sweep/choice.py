@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pipelines.config import UserError
 from pipelines.methods import MethodConfig
 from pipelines.score import search as posthoc
+from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.result import NO_DETECTION, Choice, JudgedOn, SweepResult, Trial
 from pipelines.sweep.spec import Spec
 from pipelines.sweep.trial_record import TrialRecord
@@ -98,6 +99,32 @@ def choice_of(chosen: FinishedTrial) -> Choice:
         scores={score: figures.params for score, figures in record.scores.items()},
         validation=record.scores,
         accuracy=record.accuracy,
+    )
+
+
+def result_of(
+    finished: Mapping[str, Sequence[FinishedTrial]],
+    choices: Mapping[str, Choice],
+    settings: SweepConfig,
+    judged_on: JudgedOn,
+) -> SweepResult:
+    """The result of a sweep.
+
+    Args:
+        finished: all trials, by method.
+        choices: the choice of each method.
+        settings: the search space.
+        judged_on: what stood for the unknown.
+    """
+    return SweepResult(
+        criterion=CRITERIA[judged_on],
+        judged_on=judged_on,
+        sampler=settings.sampler,
+        scheduler=settings.scheduler,
+        accuracy_tolerance=settings.accuracy_tolerance,
+        budget=settings.posthoc.budget,
+        methods=dict(choices),
+        trials=tuple(trial.trial() for trials in finished.values() for trial in trials),
     )
 
 

@@ -1,7 +1,7 @@
 """Pictures of a sweep: its trials, what mattered, the post-hoc surface, accuracy against FPR.
 
 Drawn from `SweepResult`, the surfaces of the chosen trials and `pipelines.sweep.evidence`, in the
-look of `pipelines.plots`. Colour is always validation AUROC, the same scale in a figure. Optuna's
+look of `pipelines.plots`. Colour is validation AUROC (or FPR), the same scale in a figure. Optuna's
 own pictures are not used: they leave out failed and stopped trials and the chosen one.
 """
 
@@ -10,27 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from numpy.typing import NDArray
 
-from pipelines.plots import COLOURS, INK, LINE, MUTED, PAPER, new_figure
+from pipelines.plots import COLOURS, LINE, MUTED, PAPER, new_figure
 from pipelines.sweep import evidence, importance, surfaces
 from pipelines.sweep.axes import Scale
 from pipelines.sweep.evidence import ParetoPoint
 from pipelines.sweep.importance import Importance, is_number, spans_decades, varied
+from pipelines.sweep.marks import (
+    AUROC,
+    FPR,
+    colour_bar,
+    colour_map,
+    colour_of,
+    judged,
+    ring,
+)
+from pipelines.sweep.planes import contour, margin_map
 from pipelines.sweep.result import ScoreParams, Settings, SweepResult, Trial
 from pipelines.sweep.surfaces import Row
 
 _BLUE, _VERMILION, _ORANGE = COLOURS[0], COLOURS[1], COLOURS[4]
 _MARKERS = "osD^vPX<>hp*"
-_PLACES = 6  # of trials that a contour needs
 _SHOWN = 200  # trials of one picture: the best of more
 _DELTA_ENERGY = "delta_energy"
 
@@ -50,10 +54,15 @@ def drawn(sweep: SweepResult, table: pa.Table | None = None) -> Iterator[tuple[s
             yield f"parallel-{method}", f"{method}: one line a trial", figure
         if (figure := contour(trials, criterion, choice.chosen, measured)) is not None:
             yield f"contour-{method}", f"{method}: two settings", figure
+        if (figure := margin_map(trials, criterion, choice.chosen)) is not None:
+            yield f"margins-{method}", f"{method}: the two margins", figure
         for score in dict.fromkeys((criterion, _DELTA_ENERGY)):
             rows = surfaces.of_score(table, method, score)
             if (figure := surface(rows, choice.scores.get(score, {}))) is not None:
                 yield f"surface-{method}-{score}", f"{method} + {score}, chosen head", figure
+        rows = surfaces.of_score(table, method, criterion)
+        if (figure := surface(rows, choice.scores.get(criterion, {}), FPR)) is not None:
+            yield f"fpr-{method}-{criterion}", f"{method} + {criterion}, chosen head: FPR", figure
         of_score = evidence.criterion_surface(sweep, table, method)
         bars += [one for one in (measured, of_score) if one is not None and one.shares]
     if bars:
@@ -74,7 +83,7 @@ def parallel(trials: Sequence[Trial], criterion: str, chosen: Settings) -> Figur
 
     A failed trial is dashed and ends in a cross behind its settings; a stopped one is dotted.
     """
-    keys, known = varied(trials), _judged(trials, criterion)
+    keys, known = varied(trials), judged(trials, criterion)
     if not keys or len(known) < 2:
         return None
     known = known[-_SHOWN:]
@@ -83,7 +92,7 @@ def parallel(trials: Sequence[Trial], criterion: str, chosen: Settings) -> Figur
     scales = [Scale.of(key, [trial.settings.get(key) for trial in every]) for key in keys]
     scales.append(Scale.of("ID accuracy (%)", [100 * (t.accuracy or 0) for t, _ in known]))
     scales.append(Scale.of("AUROC (%)", [100 * auroc for _, auroc in known]))
-    colours = _colours([auroc for _, auroc in known])
+    colours = colour_map([auroc for _, auroc in known])
     with new_figure(1.25 * len(scales) + 1.6, 3.3) as figure:
         axes = figure.subplots()
         for trial, auroc in known:
@@ -92,7 +101,7 @@ def parallel(trials: Sequence[Trial], criterion: str, chosen: Settings) -> Figur
             axes.plot(
                 range(len(scales)),
                 [scale.place(value) for scale, value in zip(scales, values, strict=True)],
-                color=_colour(colours, 100 * auroc),
+                color=colour_of(colours, 100 * auroc),
                 linewidth=3.4 if best else 1.4,
                 linestyle=":" if trial.status == "stopped" else "-",
                 zorder=4 if best else 3,
@@ -101,56 +110,13 @@ def parallel(trials: Sequence[Trial], criterion: str, chosen: Settings) -> Figur
             places = [scales[i].place(trial.settings.get(key)) for i, key in enumerate(keys)]
             _failed_line(axes, places)
         _upright(axes, scales)
-        _colour_bar(figure, axes, colours)
+        colour_bar(figure, axes, colours)
         _line_legend(axes, trials)
     return figure
 
 
-def contour(
-    trials: Sequence[Trial],
-    criterion: str,
-    chosen: Settings,
-    measured: Importance | None = None,
-) -> Figure | None:
-    """Validation AUROC over the two numeric settings that matter most, linear between trials.
-
-    Where other settings vary too, the best trial of a place stands for it.
-    """
-    known = _judged(trials, criterion)
-    shares = measured.shares if measured is not None else {}
-    keys = [
-        key
-        for key in sorted(varied(trials), key=lambda key: -shares.get(key, 0.0))
-        if all(is_number(trial.settings.get(key)) for trial, _ in known)
-    ][:2]
-    if len(keys) < 2:
-        return None
-    scales = [Scale.of(key, [trial.settings[key] for trial, _ in known]) for key in keys]
-    best: dict[tuple[float, ...], float] = {}
-    for trial, auroc in known:  # ascending, so the best one stays
-        best[tuple(s.place(trial.settings[k]) for s, k in zip(scales, keys, strict=True))] = auroc
-    places = np.array(list(best))
-    values = 100 * np.array(list(best.values()))
-    if len(places) < _PLACES or np.linalg.matrix_rank(places - places.mean(axis=0)) < 2:
-        return None
-    colours = _colours(list(best.values()))
-    with new_figure(4.6, 3.4) as figure:
-        axes = figure.subplots()
-        levels = np.linspace(*_span(values), 13)
-        axes.tricontourf(*places.T, values, levels, cmap=colours.cmap, norm=colours.norm)
-        dot: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "clip_on": False}
-        for place, value in zip(places, values, strict=True):
-            axes.plot(*place, "o", markersize=6, color=_colour(colours, value), **dot)
-        if all(key in chosen for key in keys):
-            spot = [s.place(chosen[key]) for s, key in zip(scales, keys, strict=True)]
-            _ring(axes, *spot)
-        _frame(axes, scales)
-        _colour_bar(figure, axes, colours)
-    return figure
-
-
-def surface(rows: Sequence[Row], chosen: ScoreParams) -> Figure | None:
-    """Validation AUROC over one parameter, a line for each value of another; the choice ringed.
+def surface(rows: Sequence[Row], chosen: ScoreParams, of: str = AUROC) -> Figure | None:
+    """AUROC or FPR over one parameter, a line for each value of another; the choice ringed.
 
     The first is tau where it varied, else k, gamma or c. Of more than two, the best setting at a
     place stands for it.
@@ -161,19 +127,19 @@ def surface(rows: Sequence[Row], chosen: ScoreParams) -> Figure | None:
     with new_figure(4.4, 3.1) as figure:
         axes = figure.subplots()
         for number, value in enumerate(_values(rows, other) if other else [None]):
-            line = _line(rows, along, (other, value))
+            line = _line(rows, along, (other, value), of)
             colour = COLOURS[number % len(COLOURS)]
             marker = "." if len(line) <= 40 else ""
             label = f"{other} = {value:g}" if other and value is not None else None
             axes.plot(*zip(*line, strict=True), color=colour, marker=marker, label=label)
             if value == (chosen.get(other) if other else None) and along in chosen:
                 x, y = min(line, key=lambda point: abs(point[0] - chosen[along]))
-                _ring(axes, x, y)
+                ring(axes, x, y)
         if spans_decades(_values(rows, along)):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel=along, ylabel="validation AUROC (%)")
+        axes.set(xlabel=along, ylabel=f"validation {of} (%)")
         axes.grid(color=LINE, linewidth=0.6)
         axes.margins(y=0.12)
         if other:
@@ -189,17 +155,18 @@ def _varied_parameters(rows: Sequence[Row]) -> tuple[str | None, str | None]:
 
 
 def _line(
-    rows: Sequence[Row], along: str, fixed: tuple[str | None, float | None]
+    rows: Sequence[Row], along: str, fixed: tuple[str | None, float | None], of: str
 ) -> list[tuple[float, float]]:
-    """Places and AUROC in percent of the settings with one value of another parameter."""
+    """Places and the figure in percent of the settings with one value of another parameter."""
     other, value = fixed
+    better = max if of == AUROC else min
     best: dict[float, float] = {}
     for row in rows:
-        place, auroc = row[along], row["auroc"]
+        place, figure = row[along], row[of.lower()]
         assert is_number(place)
-        assert is_number(auroc)
+        assert is_number(figure)
         if other is None or row[other] == value:
-            best[place] = max(best.get(place, 0.0), 100 * auroc)
+            best[place] = better(best.get(place, 100 * figure), 100 * figure)
     return sorted(best.items())
 
 
@@ -249,7 +216,7 @@ def front(points: Sequence[ParetoPoint], chosen: set[tuple[str, int]]) -> Figure
             )
         for point in points:
             if (point.method, point.trial) in chosen:
-                _ring(axes, 100 * point.fpr, 100 * point.accuracy)
+                ring(axes, 100 * point.fpr, 100 * point.accuracy)
         axes.set_xlabel("FPR at 95 % TPR, validation OOD (%)")
         axes.set_ylabel("ID validation accuracy (%)")
         axes.grid(color=LINE, linewidth=0.6)
@@ -259,41 +226,8 @@ def front(points: Sequence[ParetoPoint], chosen: set[tuple[str, int]]) -> Figure
     return figure
 
 
-def _judged(trials: Sequence[Trial], criterion: str) -> list[tuple[Trial, float]]:
-    """The trials that have both figures, with their AUROC, the best last."""
-    known = [
-        (trial, figures.auroc)
-        for trial in trials
-        if trial.status != "failed"
-        and trial.accuracy is not None
-        and (figures := trial.by(criterion)) is not None
-    ]
-    return sorted(known, key=lambda item: item[1])
-
-
 def _values(rows: Sequence[Row], key: str) -> list[float]:
     return sorted({value for row in rows if is_number(value := row.get(key))})
-
-
-def _span(percents: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
-    low, high = float(np.min(percents)), float(np.max(percents))
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _colours(aurocs: Sequence[float]) -> ScalarMappable:
-    """Percent to colour, dark blue to yellow-green, without the ends that a page swallows."""
-    steps = mpl.colormaps["viridis"](np.linspace(0.08, 0.9, 24))
-    return ScalarMappable(Normalize(*_span([100 * a for a in aurocs])), ListedColormap(steps))
-
-
-def _colour(colours: ScalarMappable, percent: float) -> tuple[float, ...]:
-    return tuple(colours.to_rgba(np.array([percent]))[0])
-
-
-def _colour_bar(figure: Figure, axes: Axes, colours: ScalarMappable) -> None:
-    bar = figure.colorbar(colours, ax=axes, pad=0.03, fraction=0.05)
-    bar.set_label("validation AUROC (%)", color=INK)
-    bar.outline.set_visible(False)
 
 
 def _failed_line(axes: Axes, places: Sequence[float]) -> None:
@@ -337,16 +271,3 @@ def _line_legend(axes: Axes, trials: Sequence[Trial]) -> None:
 def _legend_below(axes: Axes) -> None:
     count = len(axes.get_legend_handles_labels()[1])
     axes.figure.legend(loc="outside lower center", ncols=min(count, 4), handlelength=2)
-
-
-def _frame(axes: Axes, scales: Sequence[Scale]) -> None:
-    """The scales' own values along the sides of a square from 0 to 1."""
-    for side, scale in zip("xy", scales, strict=True):
-        places, texts = zip(*scale.ticks, strict=True)
-        axes.set(**{f"{side}ticks": places, f"{side}ticklabels": texts, f"{side}label": scale.name})
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-
-
-def _ring(axes: Axes, x: float, y: float) -> None:
-    style: dict[str, Any] = {"fillstyle": "none", "color": INK, "clip_on": False, "zorder": 5}
-    axes.plot([x], [y], "o", markersize=13, markeredgewidth=1.6, **style)

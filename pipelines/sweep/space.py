@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.config import UserError, plain
-from pipelines.methods import AnyMethod, MethodConfig
+from pipelines.config import UserError, group_names, plain
+from pipelines.methods import METHODS, AnyMethod, MethodConfig
 from pipelines.sweep.domains import Sampler, Space
 from pipelines.sweep.result import Settings, SettingValue
 
+# What a network is, or starts from, is no setting of its training.
+_FIXED_OF_NETWORKS = ("name", "head", "head.name", "head.train", "head.train.start")
 # Draws after which a space whose settings are refused again and again is given up.
 _PATIENCE = 1000
 
@@ -102,18 +104,41 @@ _DRAWS: Mapping[str, Callable[[Sequence[Any], np.random.Generator], Any]] = {
 }
 
 
-def check_key(method: MethodConfig, key: str) -> None:
-    """Refuse a dotted key that the method does not have.
+def check_names(space: Iterable[str], methods: Iterable[str]) -> None:
+    """Refuse a space for what is no method: a typing error would search nothing.
 
     Raises:
         UserError: naming it.
     """
+    allowed = sorted({*methods, *METHODS, *group_names("method")})
+    for name in space:
+        if name not in allowed:
+            raise UserError(f"sweep.space.{name}: no such method; allowed: {', '.join(allowed)}")
+
+
+def check_key(method: MethodConfig, key: str, name: str | None = None) -> None:
+    """Refuse a dotted key that the method does not have, or that is not searched.
+
+    Args:
+        method: whose key it is.
+        key: dotted.
+        name: the method's in the run, where it has one of its own.
+
+    Raises:
+        UserError: naming it.
+    """
+    of = f"sweep.space.{name or method.name}"
     *parents, last = key.split(".")
     node: Any = plain(method)
     for parent in parents:
         node = node.get(parent) if isinstance(node, dict) else None
     if not isinstance(node, dict) or last not in node:
-        raise UserError(f"sweep.space.{method.name}: no key {key!r} in method {method.name}")
+        raise UserError(f"{of}: no key {key!r} in method {method.name}")
+    if method.network is not None and key in _FIXED_OF_NETWORKS:
+        raise UserError(
+            f"{of}: {key} of a method that trains a whole network is not "
+            "searched; two methods of the run can differ in it"
+        )
 
 
 def is_ordered(method: MethodConfig, values: Mapping[str, SettingValue]) -> bool:

@@ -77,7 +77,7 @@ class MakeSpec:
         """
         settings: Settings = dict(values)  # type: ignore[arg-type]
         for key in settings:
-            search_space.check_key(self.method, key)
+            search_space.check_key(self.method, key, self.name)
         try:
             config = search_space.with_values(self.method, settings)
         except UserError as error:

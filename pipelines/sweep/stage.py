@@ -20,13 +20,14 @@ import pyarrow as pa
 
 from pipelines.backbones.description import BackboneConfig
 from pipelines.compute.cluster import ComputeConfig
-from pipelines.config import UserError, group_names
-from pipelines.data.feature_sets import FeatureSet, FeatureSets
+from pipelines.config import UserError
+from pipelines.data.benchmarks import Benchmark
+from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune import columns as training_columns
 from pipelines.finetune.loop import TrainingData
 from pipelines.fitted.plan import FitData
-from pipelines.methods import METHODS, MethodConfig
+from pipelines.methods import MethodConfig
 from pipelines.score import by_name as scoring
 from pipelines.score import comparing_search
 from pipelines.score import search as posthoc
@@ -43,6 +44,7 @@ from pipelines.sweep.trial_record import TrialRecord, failed, has_record, read_r
 
 if TYPE_CHECKING:
     from pipelines.sweep.proposed import Search
+    from pipelines.sweep.worker import AnyShared
 
 __all__ = ["Inputs", "SweepConfig", "parse_method", "run", "training_data"]
 
@@ -61,7 +63,7 @@ class Inputs:
         storage: finished trials are kept under `cache/trials/`.
         fit_data: what scores are fitted to, where there is one that is.
         records: the mined words of neg_label, where it is among the scores.
-        others_learn_from_outliers: whether a method of the run beside these does.
+        learns: whether a method of the run that is none of `methods` learns from outliers.
     """
 
     methods: Mapping[str, MethodConfig]
@@ -71,7 +73,7 @@ class Inputs:
     storage: Storage
     fit_data: FitData | None = None
     records: scoring.Records = field(default_factory=dict)
-    others_learn_from_outliers: bool = False
+    learns: bool = False
 
 
 def run(
@@ -102,20 +104,14 @@ def run(
         num_train = len(inputs.sets.benchmark.sets["train"])
         return choice.defaults(methods, inputs.scores, num_train=num_train), None
     settings = settings.completed(methods)
-    _check_names(settings.space, methods)
+    search_space.check_names(settings.space, methods)
     shared = _shared(inputs, settings)
-    finished = _run_trials(shared, inputs.sets, settings, compute=compute, on_progress=on_progress)
+    digest = inputs_digest(shared, inputs.sets)
+    makers = {n: MakeSpec(n, method, shared.scores, digest) for n, method in methods.items()}
+    finished = run_trials(makers, shared, settings, compute=compute, on_progress=on_progress)
     chosen = {name: choice.choose(finished[name], settings.accuracy_tolerance) for name in methods}
-    result = SweepResult(
-        criterion=choice.CRITERIA[shared.judged_on],
-        judged_on=shared.judged_on,
-        sampler=settings.sampler,
-        scheduler=settings.scheduler,
-        accuracy_tolerance=settings.accuracy_tolerance,
-        budget=settings.posthoc.budget,
-        methods={name: _choice(trial, shared) for name, trial in chosen.items()},
-        trials=tuple(trial.trial() for name in methods for trial in finished[name]),
-    )
+    choices = {name: _choice(trial, shared) for name, trial in chosen.items()}
+    result = choice.result_of(finished, choices, settings, shared.judged_on)
     records = [(name, trial.number, trial.record) for name, trial in chosen.items()]
     return result, surfaces.table(records, inputs.scores)
 
@@ -142,18 +138,12 @@ def training_data(sets: FeatureSets, methods: Iterable[MethodConfig] = ()) -> Tr
     return training_columns.fill(data, sets, methods)
 
 
-def _check_names(space: Iterable[str], methods: Iterable[str]) -> None:
-    allowed = sorted({*methods, *METHODS, *group_names("method")})
-    for name in space:
-        if name not in allowed:
-            raise UserError(f"sweep.space.{name}: no such method; allowed: {', '.join(allowed)}")
-
-
 def _shared(inputs: Inputs, settings: SweepConfig) -> Shared:
     """What every trial works on, opened through the view that holds no test set."""
     view, methods, scores = inputs.sets.for_training(), inputs.methods, inputs.scores
-    learns = any(method.needs_outliers for method in methods.values())
-    judged_on, ood = _unknown(view, learns=learns or inputs.others_learn_from_outliers)
+    learns = inputs.learns or any(method.needs_outliers for method in methods.values())
+    judged_on, names = unknown(view.benchmark, learns=learns)
+    ood = {name: view.load(name) for name in names}
     return Shared(
         data=training_data(view, methods.values()),
         validation=view.load("validation"),
@@ -170,18 +160,26 @@ def _shared(inputs: Inputs, settings: SweepConfig) -> Shared:
     )
 
 
-def _unknown(view: FeatureSets, *, learns: bool) -> tuple[JudgedOn, dict[str, FeatureSet]]:
-    """What stands for the unknown while settings are chosen."""
-    if "validation" not in view.benchmark.sets:
+def unknown(benchmark: Benchmark, *, learns: bool) -> tuple[JudgedOn, list[str]]:
+    """What stands for the unknown while settings are chosen, and the names of its sets.
+
+    Args:
+        benchmark: its sets.
+        learns: whether a method of the run learns from outliers.
+
+    Raises:
+        UserError: for a benchmark without validation images.
+    """
+    if "validation" not in benchmark.sets:
         raise UserError(
-            f"benchmark {view.benchmark.name!r} has no set validation to choose settings on; "
+            f"benchmark {benchmark.name!r} has no set validation to choose settings on; "
             "add one, or take the defaults with sweep=none"
         )
-    if names := view.names("validation_ood"):
-        return "validation_ood", {name: view.load(name) for name in names}
-    if "outliers" in view.benchmark.sets and not learns:
-        return "outliers", {"outliers": view.load("outliers")}
-    return "held_out_classes", {}
+    if names := benchmark.names("validation_ood"):
+        return "validation_ood", names
+    if "outliers" in benchmark.sets and not learns:
+        return "outliers", ["outliers"]
+    return "held_out_classes", []
 
 
 def _choice(chosen: FinishedTrial, shared: Shared) -> Choice:
@@ -199,17 +197,27 @@ def _choice(chosen: FinishedTrial, shared: Shared) -> Choice:
     return chosen_setting.model_copy(update={"scores": {**defaults, **chosen_setting.scores}})
 
 
-def _run_trials(
-    shared: Shared,
-    sets: FeatureSets,
+def run_trials(
+    makers: Mapping[str, MakeSpec],
+    shared: AnyShared,
     settings: SweepConfig,
     *,
     compute: ComputeConfig,
     on_progress: Progress | None,
 ) -> dict[str, list[FinishedTrial]]:
-    """Every trial of every method, by the method's name."""
-    methods, digest = shared.methods, inputs_digest(shared, sets)
-    makers = {n: MakeSpec(n, method, shared.scores, digest) for n, method in methods.items()}
+    """Every trial of every method, by the method's name.
+
+    Args:
+        makers: by the method's name, what specifies its trials.
+        shared: what they work on.
+        settings: the search space.
+        compute: resources of a trial.
+        on_progress: called with (trials done, in all, a note).
+
+    Raises:
+        UserError: for a space that does not fit.
+    """
+    methods = {name: make.method for name, make in makers.items()}
     # Settings that are neither proposed on the way nor stopped early.
     is_known = settings.scheduler == "none" and settings.sampler != "optuna"
     names = [name for name in methods if settings.space.get(name) and not is_known]
@@ -237,7 +245,7 @@ def _run_trials(
 
 def _run_known(
     specs: Mapping[str, Sequence[Spec]],
-    shared: Shared,
+    shared: AnyShared,
     *,
     compute: ComputeConfig,
     budget: Budget,
@@ -293,7 +301,7 @@ def _search(name: str, method: MethodConfig, settings: SweepConfig) -> Search:
     listed = epochs if isinstance(epochs, list) else next(iter(epochs.values()))
     values = [] if settings.sampler == "optuna" else _settings(name, method, settings)
     for key in space:
-        search_space.check_key(method, key)
+        search_space.check_key(method, key, name)
     return Search(
         method=name,
         settings=values,

@@ -24,7 +24,7 @@ from pipelines.config import UserError
 from pipelines.data.feature_sets import FeatureSet
 from pipelines.data.kept import Damaged
 from pipelines.data.storage import Storage
-from pipelines.finetune.loop import OnHead, Trained, TrainingData, TrainingJob, train_in_process
+from pipelines.finetune.loop import Trained, TrainingData, TrainingJob, train_in_process
 from pipelines.finetune.together import train_together
 from pipelines.fitted import search as fitted_search
 from pipelines.fitted.plan import FitData
@@ -41,20 +41,22 @@ from pipelines.sweep.trial_record import Surface, TrialRecord, failed
 
 logger = logging.getLogger(__name__)
 
+# Accuracy, and AUROC and FPR under one score's best setting, of what is being trained.
+Follow: TypeAlias = Callable[[str], tuple[float, Detection]]
+# Is given an epoch's number, and what judges the epoch by a score.
+OnEpoch: TypeAlias = Callable[[int, Follow], None]
 # By score, every setting that was judged.
 Searched: TypeAlias = dict[str, list[Setting]]
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What every trial works on; put once into Ray's object store.
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What a trained head is judged on.
 
     Attributes:
-        data: what heads are trained on.
         validation: ID images.
         ood: what stands for the unknown, by name; empty where classes are held out in turn.
-        judged_on: where `ood` comes from.
-        backbone, storage: where the text tower and the records are.
+        storage: where fitted records are.
         scores: names.
         posthoc: what is searched of every score.
         fit_data: what scores are fitted to, where there is one that is.
@@ -63,11 +65,8 @@ class Shared:
         records: the mined words of neg_label.
     """
 
-    data: TrainingData
     validation: FeatureSet
     ood: Mapping[str, FeatureSet]
-    judged_on: JudgedOn
-    backbone: BackboneConfig
     storage: Storage
     scores: tuple[str, ...]
     posthoc: PostHocConfig
@@ -76,13 +75,28 @@ class Shared:
     local: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     records: scoring.Records = field(default_factory=dict)
 
-    def load_backbone(self) -> Tower:
-        """The backbone, loaded once in each process."""
-        return _loaded(self.backbone.model_dump_json())
-
     def sets(self) -> tuple[FeatureSet, ...]:
         """ID validation, then each set that stands for the unknown."""
         return (self.validation, *self.ood.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared(Judging):
+    """What every trial of heads works on; put once into Ray's object store.
+
+    Attributes:
+        data: what heads are trained on.
+        judged_on: where `ood` comes from.
+        backbone: where the text tower is.
+    """
+
+    data: TrainingData
+    judged_on: JudgedOn
+    backbone: BackboneConfig
+
+    def load_backbone(self) -> Tower:
+        """The backbone, loaded once in each process."""
+        return _loaded(self.backbone.model_dump_json())
 
 
 @functools.lru_cache(maxsize=2)
@@ -107,18 +121,23 @@ def attempt(make: Callable[[], TrialRecord]) -> TrialRecord:
         return failed(error, time.perf_counter() - start)
 
 
-def trial(method: MethodConfig, shared: Shared, on_head: OnHead | None = None) -> TrialRecord:
+def trial(method: MethodConfig, shared: Shared, on_epoch: OnEpoch | None = None) -> TrialRecord:
     """Train one head (seed 0) and search every score's parameters on validation data.
 
     Args:
         method: the setting.
         shared: what it works on.
-        on_head: called after each epoch with the epoch's number and the head as it is then.
+        on_epoch: called after each epoch with its number and what judges the head as it is then.
     """
+    on_head = None if on_epoch is None else functools.partial(_tell, on_epoch, shared)
     start = time.perf_counter()
     job = TrainingJob(method, seed=0)
     trained = train_in_process(job, shared.data, shared.load_backbone(), on_head=on_head)
     return judged(trained, method, shared, seconds=time.perf_counter() - start)
+
+
+def _tell(on_epoch: OnEpoch, shared: Shared, epoch: int, head: Predictor) -> None:
+    on_epoch(epoch, lambda score: followed(head, score, shared))
 
 
 def trials_together(methods: Sequence[MethodConfig], shared: Shared) -> Iterator[TrialRecord]:
@@ -140,7 +159,7 @@ def _judged_result(
 
 
 def judged(
-    trained: Trained, method: MethodConfig, shared: Shared, *, seconds: float
+    trained: Trained, method: MethodConfig, shared: Judging, *, seconds: float
 ) -> TrialRecord:
     """The record of a trained head: its accuracy, and the best of every score's settings.
 
@@ -165,7 +184,7 @@ def judged(
     )
 
 
-def followed(predictor: Predictor, score: str, shared: Shared) -> tuple[float, Detection]:
+def followed(predictor: Predictor, score: str, shared: Judging) -> tuple[float, Detection]:
     """Accuracy, and AUROC and FPR of one score's best setting: what early stopping looks at."""
     similarities = _similarities(predictor, shared)
     best = posthoc.best(_of_similarities(score, predictor, shared, similarities))
@@ -180,14 +199,14 @@ class _Similarities:
     ood: Mapping[str, NDArray[np.float32]]
 
 
-def _similarities(predictor: Predictor, shared: Shared) -> _Similarities:
+def _similarities(predictor: Predictor, shared: Judging) -> _Similarities:
     validation, *others = (
         predictor.similarity(s.features, shared.local.get(s.name)) for s in shared.sets()
     )
     return _Similarities(validation, dict(zip(shared.ood, others, strict=True)))
 
 
-def _accuracy(predictor: Predictor, shared: Shared, similarities: _Similarities) -> float:
+def _accuracy(predictor: Predictor, shared: Judging, similarities: _Similarities) -> float:
     right = predictor.predicted(similarities.validation) == shared.validation.labels
     return float(right.mean())
 
@@ -201,13 +220,12 @@ def _figures(settings: Sequence[Setting]) -> ScoreFigures:
 
 
 def _searched(
-    predictor: Predictor, method: MethodConfig, shared: Shared, similarities: _Similarities
+    predictor: Predictor, method: MethodConfig, shared: Judging, similarities: _Similarities
 ) -> Searched:
     """Every setting of every score, and of the parts of sums."""
     searched = {
         score: _of_similarities(score, predictor, shared, similarities)
-        for score in scoring.with_parts(shared.scores)
-        if score in posthoc.USABLE and scoring.applies(score, predictor.head)
+        for score in posthoc.usable(shared.scores, predictor.head)
     }
     # Without OOD images these would have to be fitted anew for each held-out class.
     for name in further_searches(shared.scores) if shared.ood else ():
@@ -216,7 +234,7 @@ def _searched(
 
 
 def _of_similarities(
-    score: str, predictor: Predictor, shared: Shared, similarities: _Similarities
+    score: str, predictor: Predictor, shared: Judging, similarities: _Similarities
 ) -> list[Setting]:
     """Every setting of a score that reads similarities or logits alone."""
     scale, known = predictor.logit_scale, similarities.validation
@@ -236,7 +254,7 @@ def further_searches(scores: Sequence[str]) -> list[str]:
 def _search_comparing(
     predictor: Predictor,
     method: MethodConfig,  # noqa: ARG001
-    shared: Shared,
+    shared: Judging,
     searched: Searched,  # noqa: ARG001
 ) -> Searched:
     return comparing_search.search(
@@ -245,7 +263,7 @@ def _search_comparing(
 
 
 def _search_fitted(
-    predictor: Predictor, method: MethodConfig, shared: Shared, searched: Searched
+    predictor: Predictor, method: MethodConfig, shared: Judging, searched: Searched
 ) -> Searched:
     if shared.fit_data is None:
         return {}
@@ -258,5 +276,5 @@ def _search_fitted(
     )
 
 
-Search: TypeAlias = Callable[[Predictor, MethodConfig, Shared, Searched], Searched]
+Search: TypeAlias = Callable[[Predictor, MethodConfig, Judging, Searched], Searched]
 FURTHER_SEARCHES: Table[Search] = Table({"comparing": _search_comparing, "fitted": _search_fitted})

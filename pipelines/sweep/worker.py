@@ -8,14 +8,14 @@ from typing import TypeAlias
 import ray.tune
 
 from pipelines.config import UserError
-from pipelines.finetune.loop import OnHead
-from pipelines.heads import Predictor
 from pipelines.score import search as posthoc
+from pipelines.sweep import network_trial
 from pipelines.sweep import trial as sweep_trial
+from pipelines.sweep.network_trial import NetworkShared
 from pipelines.sweep.result import NO_DETECTION, Detection, Settings
 from pipelines.sweep.space import in_order
 from pipelines.sweep.spec import MakeSpec, Spec
-from pipelines.sweep.trial import Shared
+from pipelines.sweep.trial import Follow, OnEpoch, Shared
 from pipelines.sweep.trial_record import (
     TrialRecord,
     failed,
@@ -24,6 +24,8 @@ from pipelines.sweep.trial_record import (
     read_record,
 )
 
+# What trials of heads, or of networks, work on.
+AnyShared: TypeAlias = Shared | NetworkShared
 # What Ray Tune takes from a trial: figures by name.
 Report: TypeAlias = dict[str, float | int | bool | str]
 
@@ -33,22 +35,29 @@ _WORST = {"accuracy": 0.0, "auroc": 0.0, "fpr": 1.0}
 _AFTER_THE_LAST = 10**9
 
 
-def run(spec: Spec, shared: Shared, on_head: OnHead | None = None) -> TrialRecord:
+def run(spec: Spec, shared: AnyShared, on_epoch: OnEpoch | None = None) -> TrialRecord:
     """The record of one trial: found, or made and kept.
 
     Args:
         spec: what to train.
         shared: what it works on.
-        on_head: called after each epoch with the epoch's number and the head as it is then.
+        on_epoch: called after each epoch with its number and what judges it.
     """
     if has_record(shared.storage, spec.address):
         return read_record(shared.storage, spec.address)
     if spec.problem is not None:
         record = failed(UserError(spec.problem))
     else:
-        record = sweep_trial.attempt(lambda: sweep_trial.trial(spec.config, shared, on_head))
+        record = sweep_trial.attempt(lambda: _trial(spec, shared, on_epoch))
     keep_record(record, shared.storage, spec.address)
     return record
+
+
+def _trial(spec: Spec, shared: AnyShared, on_epoch: OnEpoch | None) -> TrialRecord:
+    if isinstance(shared, NetworkShared):
+        job = shared.jobs[spec.method]
+        return network_trial.trial(spec.config, job, shared, on_epoch)
+    return sweep_trial.trial(spec.config, shared, on_epoch)
 
 
 def run_together(specs: Sequence[Spec], shared: Shared) -> Iterator[tuple[Spec, TrialRecord]]:
@@ -63,27 +72,28 @@ def run_together(specs: Sequence[Spec], shared: Shared) -> Iterator[tuple[Spec, 
         yield spec, record
 
 
-def known_trials(config: Mapping[str, Sequence[Spec]], shared: Shared) -> None:
+def known_trials(config: Mapping[str, Sequence[Spec]], shared: AnyShared) -> None:
     """Run settings that were known beforehand: a report for each that is finished."""
     specs = config["specs"]
     if len(specs) == 1:
         ray.tune.report(_summary(run(specs[0], shared), specs[0]))
         return
+    assert isinstance(shared, Shared)  # networks have no shape to be trained together in
     for spec, record in run_together(specs, shared):
         ray.tune.report(_summary(record, spec))
 
 
-def live_trial(config: Mapping[str, Settings], shared: Shared, make_spec: MakeSpec) -> None:
+def live_trial(config: Mapping[str, Settings], shared: AnyShared, make_spec: MakeSpec) -> None:
     """Run a setting that was proposed: a report an epoch, so that a scheduler can stop it."""
     spec = make_spec(in_order(config["values"]))
     score = _followed_score(spec.criterion, shared.scores)
 
-    def on_head(epoch: int, head: Predictor) -> None:
+    def on_epoch(epoch: int, follow: Follow) -> None:
         if epoch < spec.config.training.epochs:
-            accuracy, seen = sweep_trial.followed(head, score, shared)
+            accuracy, seen = follow(score)
             ray.tune.report({"epoch": epoch, "finished": False, **_figures(accuracy, seen)})
 
-    ray.tune.report(_summary(run(spec, shared, on_head), spec))
+    ray.tune.report(_summary(run(spec, shared, on_epoch), spec))
 
 
 def _followed_score(criterion: str, scores: Sequence[str]) -> str:

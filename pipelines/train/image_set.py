@@ -99,14 +99,12 @@ def network_data(benchmark: Benchmark, tables: Mapping[str, ImageTable]) -> Netw
         UserError: where no training image could be read.
     """
     names = [name for name in (TRAIN, VALIDATION, OUTLIERS) if name in benchmark.sets]
-    found = {name: _chosen(benchmark, name, tables) for name in names}
+    found = {name: images_of(benchmark, name, tables) for name in names}
     none = ImageSet((), np.zeros(0, np.int64), np.zeros(0, np.int64)), np.zeros(0, np.int64)
     images, labels = found.get(TRAIN, none)
     if not len(labels):
         raise UserError(f"benchmark {benchmark.name!r}: no image of the set 'train' can be read")
     validation, validation_labels = found.get(VALIDATION, none)
-    members = {name: [benchmark.sets[name].keys, benchmark.sets[name].labels] for name in names}
-    addresses = {name: table.address for name, table in tables.items()}
     return NetworkData(
         class_names=benchmark.class_names,
         images=images,
@@ -114,22 +112,26 @@ def network_data(benchmark: Benchmark, tables: Mapping[str, ImageTable]) -> Netw
         validation=validation,
         validation_labels=validation_labels,
         outliers=found[OUTLIERS][0] if OUTLIERS in found else None,
-        address=digest([benchmark.class_names, members, _used(benchmark, names, addresses)]),
+        address=address_of_sets(benchmark, names, tables),
     )
 
 
-def _used(
-    benchmark: Benchmark, names: Sequence[str], addresses: Mapping[str, str]
-) -> dict[str, str]:
-    """The addresses of the tables that these sets read."""
-    sources = {source for name in names for source in benchmark.sets[name].sources}
-    return {name: addresses[name] for name in sorted(sources)}
+def address_of_sets(
+    benchmark: Benchmark, names: Sequence[str], tables: Mapping[str, ImageTable]
+) -> str:
+    """A digest of these sets: the classes, which images with which labels, and their pixels."""
+    sets = {name: benchmark.sets[name] for name in names}
+    members = {name: [s.sources, s.keys, s.labels] for name, s in sets.items()}
+    # The pixels of a source that is in none of the sets say nothing of them.
+    sources = sorted({source for chosen in sets.values() for source in chosen.sources})
+    used = {source: tables[source].address for source in sources}
+    return digest([benchmark.class_names, members, used])
 
 
-def _chosen(
+def images_of(
     benchmark: Benchmark, name: str, tables: Mapping[str, ImageTable]
 ) -> tuple[ImageSet, NDArray[np.int64]]:
-    """A set's images and their labels."""
+    """A set's images that could be read, and their labels (N,)."""
     chosen = benchmark.sets[name]
     sources, keys = np.array(chosen.sources), np.array(chosen.keys, dtype=object)
     used = list(dict.fromkeys(chosen.sources))

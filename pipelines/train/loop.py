@@ -19,9 +19,9 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ from pipelines.train.data import (
 EVALUATED_AT_ONCE = 500
 # Seconds between checkpoints within an epoch.
 PAUSE = 600.0
+# Is given an epoch's number and the network as it is then.
+OnNetwork: TypeAlias = Callable[[int, TrainableNetwork], None]
 
 
 class Checkpoint(Protocol):
@@ -109,6 +111,7 @@ def train_network(
     workers: Workers | None = None,
     checkpoint: Checkpoint | None = None,
     on_epoch: OnEpoch | None = None,
+    on_network: OnNetwork | None = None,
 ) -> TrainedNetwork:
     """Train one network.
 
@@ -119,6 +122,8 @@ def train_network(
         workers: this worker's place, where several train together.
         checkpoint: where to keep the state, and to go on from.
         on_epoch: called with each epoch's report.
+        on_network: called with each epoch's number and the network that would be kept after it,
+            which it may not change.
 
     Raises:
         UserError: where the loss stops being a number.
@@ -136,6 +141,8 @@ def train_network(
                 checkpoint.save(_pack(run))
             if on_epoch is not None:
                 on_epoch(run.history[-1])
+            if on_network is not None:
+                on_network(run.epoch, run.kept)
     return TrainedNetwork(run.kept.state(), tuple(run.history))
 
 
@@ -186,7 +193,11 @@ def _prepare(run: NetworkRun) -> dict[str, Tensor]:
         raise UserError(f"method={method.name}: {error}") from None
 
 
-@torch.no_grad()
+def features_of(network: TrainableNetwork, images: Images) -> Tensor:
+    """Penultimate activations (N, D) of images as they are, float32, on the network's device."""
+    return _evaluated(network, images, np.arange(len(images.ids)), 0)
+
+
 def logits_of(network: TrainableNetwork, images: Images, rows: Rows | None = None) -> Tensor:
     """Logits (N, K) of images as they are, float32, on the network's device.
 
@@ -195,12 +206,17 @@ def logits_of(network: TrainableNetwork, images: Images, rows: Rows | None = Non
         images: what is encoded.
         rows: which of them; all where None.
     """
-    every = np.arange(len(images.ids)) if rows is None else rows
+    return _evaluated(network, images, np.arange(len(images.ids)) if rows is None else rows, 1)
+
+
+@torch.no_grad()
+def _evaluated(network: TrainableNetwork, images: Images, rows: Rows, which: int) -> Tensor:
+    """One of the network's outputs for these rows, in evaluation mode."""
     training, device = network.training, network.mean.device
     network.eval()
     parts = [
-        network(images.read(every[chosen]).to(device))[1]
-        for chosen in in_order(len(every), EVALUATED_AT_ONCE)
+        network(images.read(rows[chosen]).to(device))[which]
+        for chosen in in_order(len(rows), EVALUATED_AT_ONCE)
     ]
     network.train(training)
     return torch.cat(parts).float()

@@ -1,8 +1,8 @@
-"""What the stage train writes: which network each method and seed was given."""
+"""A network that was trained, as the stage's record names it."""
 
 from __future__ import annotations
 
-from pipelines.records import HeadKey, Record, StoredRecord
+from pipelines.records import HeadKey, Record
 
 
 class NetworkRef(Record):
@@ -10,13 +10,3 @@ class NetworkRef(Record):
 
     key: HeadKey
     address: str
-
-
-class TrainResult(StoredRecord):
-    """The content of `train.json`.
-
-    Attributes:
-        networks: of every method that trains one, seed by seed.
-    """
-
-    networks: tuple[NetworkRef, ...] = ()

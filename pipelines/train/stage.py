@@ -30,7 +30,7 @@ from pipelines.train.cache import (
     save_checkpoint,
 )
 from pipelines.train.data import EpochReport, NetworkData, NetworkJob, check
-from pipelines.train.loop import train_network
+from pipelines.train.loop import OnNetwork, train_network
 
 if TYPE_CHECKING:  # Ray takes seconds to import: only where workers are started
     import ray
@@ -85,6 +85,36 @@ def train(
     return [place.address for place in addressed]
 
 
+def train_here(
+    job: NetworkJob,
+    data: NetworkData,
+    storage: Storage,
+    *,
+    device: str = "cpu",
+    on_network: OnNetwork | None = None,
+) -> str:
+    """Train one job in this process where the cache does not hold its network.
+
+    Args:
+        job: what to train.
+        data: what it is trained on.
+        storage: where networks and checkpoints are kept.
+        device: where it is trained.
+        on_network: called after each epoch that is trained with its number and the network.
+
+    Returns:
+        The network's address, that of `train` for the same job.
+
+    Raises:
+        UserError: what `train` raises.
+    """
+    check(job, data)
+    place = address(job, data)
+    if not is_trained(storage, place.address):
+        _train_and_keep(place, _Given(data, storage), Workers(), device, on_network=on_network)
+    return place.address
+
+
 def _told(on_report: OnReport, job: NetworkJob) -> Callable[[EpochReport], None]:
     return lambda report: on_report(job, report)
 
@@ -118,7 +148,8 @@ def _train_and_keep(
     given: _Given,
     workers: Workers,
     device: str,
-    on_epoch: Callable[[EpochReport], None] | None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    on_network: OnNetwork | None = None,
 ) -> None:
     """Train one network and write it under its address; of several workers the first writes."""
     job = place.job
@@ -132,6 +163,7 @@ def _train_and_keep(
         workers=workers,
         checkpoint=_StoredCheckpoint(given.storage, place.address, writes=workers.rank == 0),
         on_epoch=on_epoch,
+        on_network=on_network,
     )
     if workers.rank == 0:
         keep(place, given.data, trained, given.storage)

@@ -96,14 +96,26 @@ def test_networks_are_rows_beside_the_one_they_start_from(words: list[str], tmp_
 def test_what_does_not_go_together_is_said_before_any_work(words: list[str]) -> None:
     asked = (
         (("backbone.untrained=true",), "methods.classifier: backbone 'seeded' has no weights"),
-        (("sweep.space.network_energy.weight=[0.1,1.0]",), "whole network are not searched"),
+        (
+            ("sweep=posthoc", "sweep.space.network_energy.wait=[0.1,1.0]"),
+            "sweep.space.network_energy: no key 'wait'",
+        ),
+        (("sweep=posthoc", "sweep.space.network_enrgy.weight=[0.1]"), "network_enrgy: no such"),
+        (
+            ("sweep=posthoc", "sweep.space.network_energy={head.train.start: [random]}"),
+            "head.train.start of a method that trains a whole network is not searched",
+        ),
+        (
+            ("sweep=posthoc", "sweep.space.network_energy.weight=[0.1]", "scores=[knn]"),
+            "scores=[knn] holds none; add energy",
+        ),
         (("methods=[coop]", "methods.coop.head={name: classifier, train: {}}"), "trains no"),
         (("methods=[oecc]", "methods.oecc.head={name: linear_probe}"), "trains a whole network"),
     )
     for more, message in asked:
-        kept = [
-            w for w in words if not w.startswith("methods") or not more[0].startswith("methods=")
-        ]
+        given = {word.partition("=")[0] for word in more}
+        kept = [w for w in words if w.partition("=")[0] not in given]
+        kept = [w for w in kept if not w.startswith("methods") or "methods" not in given]
         done = job_here("pipeline", *kept, *more)
         assert done.returncode == 2, done.stdout
         assert message in done.stderr, done.stderr

@@ -237,14 +237,14 @@ def test_a_trial_searches_them_and_its_address_knows_the_words(tmp_path: Path) -
             opened(tmp_path / "b", local=False), ["validation"], {}, ["gl_mcm"]
         )
     shared = Shared(
-        data,
-        sets.load("validation"),
-        {"validation_ood/x": sets.load("validation_ood/x")},
-        "validation_ood",
-        BackboneConfig(name="tiny"),
-        Storage(str(tmp_path)),
-        ("gl_mcm", "neg_label"),
-        PostHocConfig(),
+        data=data,
+        validation=sets.load("validation"),
+        ood={"validation_ood/x": sets.load("validation_ood/x")},
+        judged_on="validation_ood",
+        backbone=BackboneConfig(name="tiny"),
+        storage=Storage(str(tmp_path)),
+        scores=("gl_mcm", "neg_label"),
+        posthoc=PostHocConfig(),
         records={"neg_label": words()},
     )
     other = replace(shared, records={"neg_label": NegativeLabels(-words().text_features)})

@@ -37,9 +37,11 @@ def test_every_picture_is_drawn_once_and_as_png() -> None:
         "contour-coop",
         "surface-coop-mcm",
         "surface-coop-delta_energy",
+        "fpr-coop-mcm",
         "parallel-ebm",
         "contour-ebm",
         "surface-ebm-delta_energy",
+        "fpr-ebm-delta_energy",
         "importance",
         "pareto",
     ]
@@ -136,6 +138,63 @@ def test_a_surface_is_a_line_for_each_c_with_the_chosen_place_ringed() -> None:
     assert curve.tolist() == [
         pytest.approx([row["tau"], 100 * row["auroc"]]) for row in rows if row["c"] == 3
     ]
+
+
+def test_the_fpr_of_a_surface_is_its_own_column() -> None:
+    rows = [row for row in surface("coop", 0) if row["score"] == "mcm"]
+    rows = [{**row, "fpr": 0.3 + 0.01 * place} for place, row in enumerate(rows)]
+    figure = sweep_figures.surface(rows, {"tau": rows[2]["tau"]}, "FPR")
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == "validation FPR (%)"
+    (curve,) = [xy for xy in lines(figure, marker=".") if len(xy)]
+    assert curve.tolist() == [pytest.approx([r["tau"], 100 * r["fpr"]]) for r in rows]
+    (ring,) = lines(figure, markersize=13)
+    assert ring[0].tolist() == pytest.approx([rows[2]["tau"], 32.0])
+
+
+class TestMarginMap:
+    def made(self, aurocs: dict[tuple[int, int, float], float]) -> list[Any]:
+        return [
+            trial("network", n, {"m_in": a, "m_out": b, "training.lr": lr}, auroc)
+            for n, ((a, b, lr), auroc) in enumerate(aurocs.items())
+        ]
+
+    def test_auroc_and_fpr_over_both_with_the_best_trial_of_a_place(self) -> None:
+        # Two rates at each pair: the larger one is better by a point everywhere.
+        aurocs = {
+            (a, b, lr): 0.8 + 0.01 * n + (0.01 if lr > 0.01 else 0)
+            for lr in (0.001, 0.1)
+            for n, (a, b) in enumerate(((-9, -6), (-9, -3), (-7, -6), (-7, -3), (-5, -3), (-5, -1)))
+        }
+        chosen = {"m_in": -7, "m_out": -3, "training.lr": 0.1}
+        figure = sweep_figures.margin_map(self.made(aurocs), "delta_energy", chosen)
+        assert figure is not None
+        area, rate = figure.axes[:2]
+        assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in (area, rate)} == {
+            ("m_in", "m_out")
+        }
+        assert {"validation AUROC (%)", "validation FPR (%)"} <= texts(figure)
+        for axes in (area, rate):
+            (ring,) = [line for line in axes.lines if line.get_markersize() == 13]
+            assert ring.get_xydata().tolist() == [[0.5, pytest.approx(3 / 5)]]
+            assert len(axes.lines) == 6 + 1
+        # FPR is 1 - AUROC here: the same places, the least colour where the other has the most.
+        best = [_colours_of(axes) for axes in (area, rate)]
+        assert best[0][(1.0, 1.0)] == best[1][(0.0, 0.0)]
+        assert best[0][(0.0, 0.0)] == best[1][(1.0, 1.0)]
+
+    def test_nothing_where_one_margin_or_none_was_searched(self) -> None:
+        one = [
+            trial("network", n, {"m_in": -9 - n, "m_out": -3, "w": n % 3}, 0.9) for n in range(9)
+        ]
+        assert sweep_figures.margin_map(one, "mcm", {}) is None
+        assert sweep_figures.margin_map(sampled(), "mcm", {}) is None
+        assert sweep_figures.margin_map([], "mcm", {}) is None
+
+
+def _colours_of(axes: Any) -> dict[tuple[float, float], Any]:
+    dots = [line for line in axes.lines if line.get_markersize() == 6]
+    return {tuple(map(float, d.get_xydata()[0])): d.get_color() for d in dots}
 
 
 def test_bars_state_their_share() -> None:

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from pipelines import code_digest
+from pipelines.config import digest
 from pipelines.methods import METHODS, MethodConfig
+from pipelines.sweep.network_trial import judging_code
 from pipelines.sweep.spec import MakeSpec, trial_code
+from pipelines.train.cache import network_code
+from tests.sweep.network_toy import NEW, network
 
 COOP: MethodConfig = METHODS["coop"].Config()
 EBM: MethodConfig = METHODS["ebm"].Config()
 PLAIN = ("mcm", "delta_energy")
+EVERY = {"coop", "ebm", "ebm without scores", "knn", "network"}
 # A file, a name in it whose definition is edited, and what does change with it.
 EDITS = [
     ("finetune/loop.py", "def train_in_process(", {"coop", "ebm", "ebm without scores", "knn"}),
@@ -24,14 +29,22 @@ EDITS = [
     ("methods/outlier_exposure.py", "def loss(", set()),
     ("ood/losses.py", "def masked_energy_change(", {"ebm", "ebm without scores"}),
     ("ood/losses.py", "def outlier_exposure(", set()),
-    ("ood/scores.py", "def delta_energy(", {"coop", "ebm"}),
+    ("ood/scores.py", "def delta_energy(", {"coop", "ebm", "network"}),
     ("ood/scores.py", "def max_logit(", set()),
-    ("ood/metrics.py", "def auroc(", {"coop", "ebm", "ebm without scores", "knn"}),
+    ("ood/metrics.py", "def auroc(", EVERY),
     ("ood/nearest_neighbours.py", "    def __call__(", {"knn"}),
-    ("score/search.py", "def temperatures(", {"coop", "ebm", "ebm without scores", "knn"}),
+    ("score/search.py", "def temperatures(", EVERY),
     ("sweep/space.py", "def settings(", set()),
     ("sweep/proposed.py", "def run_proposed(", set()),
     ("sweep/choice.py", "def choose(", set()),
+    # Of a network, training and judging.
+    ("train/loop.py", "def train_network(", {"network"}),
+    ("methods/energy_margin.py", "def loss(", {"network"}),
+    ("backbones/kinds/cifar.py", "def _conv(", {"network"}),
+    ("sweep/network_trial.py", "def judge(", {"network"}),
+    ("train/batches.py", "def steps_of(", {"network"}),
+    ("train/stage.py", "def train_here(", set()),
+    ("sweep/networks.py", "def run(", set()),
 ]
 TRIALS = {
     "coop": (COOP, PLAIN),
@@ -59,7 +72,9 @@ def before(tree: Path) -> dict[str, str]:
 
 def digests(root: Path) -> dict[str, str]:
     code_digest._code_of.cache_clear()
-    return {name: trial_code(*given, root=root).digest for name, given in TRIALS.items()}
+    found = {name: trial_code(*given, root=root).digest for name, given in TRIALS.items()}
+    parts = network_code(network(), NEW, root=root), judging_code(PLAIN, root=root)
+    return found | {"network": digest([code.digest for code in parts])}
 
 
 @pytest.mark.parametrize(("file", "definition", "expected"), EDITS)
@@ -75,7 +90,7 @@ def test_an_edit_changes_the_trials_that_it_can_decide(
         after = digests(tree)
     finally:
         path.write_text(text)
-    assert {name for name in TRIALS if after[name] != before[name]} == expected
+    assert {name for name in after if after[name] != before[name]} == expected
 
 
 def test_a_new_plug_in_changes_no_trial(tree: Path, before: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from pipelines.config import UserError
 from pipelines.methods.base import TrainingConfig
 from pipelines.ood import classifier_losses
 from pipelines.train.batches import steps_of
-from pipelines.train.loop import train_network
+from pipelines.train.loop import logits_of, train_network
 from tests.train.toy import job, toy_data, toy_network
 
 # All images in one step, so that its order does not matter.
@@ -331,6 +331,26 @@ def test_reports_have_losses_and_validation():
     assert {"loss", "loss/cross_entropy", "loss/margin", "lr", "validation/accuracy"} <= set(
         history[0]
     )
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_look_at_the_network_under_way_changes_nothing(average):
+    work = job("energy_margin", SEVERAL, average=average)
+    whole = train_network(work, toy_data(), toy_network(convolutions(), 8))
+    data, seen = toy_data(), []
+
+    def look(epoch, network):
+        right = logits_of(network, data.validation).argmax(dim=1).numpy() == data.validation_labels
+        seen.append((epoch, float(right.mean()), network.state()))
+
+    watched = train_network(work, data, toy_network(convolutions(), 8), on_network=look)
+    assert watched.history == whole.history
+    for key, value in whole.state.items():
+        assert torch.equal(watched.state[key], value)
+        assert torch.equal(seen[-1][2][key], value)
+    assert [(epoch, accuracy) for epoch, accuracy, _ in seen] == [
+        (report["epoch"], pytest.approx(report["validation/accuracy"])) for report in whole.history
+    ]
 
 
 def test_the_moving_average_of_the_weights_is_kept():
