@@ -107,6 +107,7 @@ def compose(job: str, words: Sequence[str]) -> tuple[Tree, list[str]]:
     for key, value in (composer.fitting(preset, data) | given).items():
         if "." in key:
             composer.override(data, key, value)
+    composer.expand_own_backbones(data.get("methods"))
     return composer.finish(data), composer.problems
 
 
@@ -241,7 +242,17 @@ class _Composer:
         own = {
             name: m.get("name", name) if name.startswith("@") else name for name, m in read.items()
         }
+        self.expand_own_backbones(read)
         return {str(own[name]): method for name, method in read.items()}
+
+    def expand_own_backbones(self, methods: Any) -> None:
+        """Replace the name of the backbone that a method trains by the content of its file."""
+        for name, method in methods.items() if isinstance(methods, dict) else ():
+            head = method.get("head") if isinstance(method, dict) else None
+            train = head.get("train") if isinstance(head, dict) else None
+            if isinstance(train, dict) and isinstance(chosen := train.get("backbone"), str):
+                word = f"methods.{name}.head.train.backbone"
+                train["backbone"] = self.group("backbone", chosen, word)
 
     def override(self, data: Tree, key: str, value: Any) -> None:
         """Set the value of a dotted key, making the mappings on the way."""

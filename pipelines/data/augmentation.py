@@ -1,4 +1,4 @@
-"""The sections of training whole networks: how images are changed, where weights start."""
+"""The section `augmentation`: how training images of whole networks are changed."""
 
 from __future__ import annotations
 
@@ -60,22 +60,3 @@ class Augmentation(Section):
         if self.size is not None and self.crop != "resized_crop":
             raise ValueError(f"size={self.size}: crop={self.crop} resizes nothing; leave it out")
         return self
-
-
-class NetworkTraining(Section):
-    """What training a whole network needs beside a method's training settings."""
-
-    start: str = Field(
-        "backbone",
-        description="backbone: fine-tune its weights; random: train from scratch; or a method of "
-        "the run that trains a network: fine-tune that one, seed by seed",
-    )
-    augmentation: Augmentation = Field(
-        Augmentation(), description="how training images are changed"
-    )
-    average: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of the moving average of the weights that is kept; 0: the weights",
-    )

@@ -34,7 +34,14 @@ from pipelines.embed import leaks
 from pipelines.embed.config import EmbedConfig
 from pipelines.embed.plan import FeatureIdentity, Plan, make_plan
 from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
-from pipelines.embed.workers import ShardEncoder, ShardPlan, ShardPreparer, ShardReceipt, Work
+from pipelines.embed.workers import (
+    Encoding,
+    ShardEncoder,
+    ShardPlan,
+    ShardPreparer,
+    ShardReceipt,
+    Work,
+)
 from pipelines.store.errors import damaged_in
 
 if TYPE_CHECKING:
@@ -57,7 +64,7 @@ def embed_benchmark(
 
     Args:
         benchmark: its sources and sets.
-        backbones: resolved; at least one, all of one preprocessing.
+        backbones: resolved; at least one.
         storage: holds cache/features.
         settings: as `embed_sources`.
         compute: as `embed_sources`.
@@ -176,7 +183,8 @@ def embed_for_each(
 
     Args:
         sources: by the name that messages and progress use.
-        backbones: resolved, see `pipelines.backbones.network.resolve`; of one preprocessing.
+        backbones: resolved, see `pipelines.backbones.network.resolve`. Where some of them read
+            texts, these alone give local features.
         storage: holds cache/features.
         settings: batch and shard sizes, decoding, how many bad images to put up with.
         compute: number of actors and what each takes.
@@ -191,29 +199,41 @@ def embed_for_each(
     chosen = keys or {}
     caches: dict[str, FeatureCache] = {}
     plans: dict[str, Plan] = {}
-    owners: dict[str, BackboneConfig] = {}
+    encodings: dict[str, Encoding] = {}
     named = [{name: _plan_name(name, b, backbones) for name in sources} for b in backbones]
     for backbone, names in zip(backbones, named, strict=True):
-        _check_engine(settings, backbone, compute)
+        own = _settings(settings, backbone, backbones)
+        _check_engine(own, backbone, compute)
         for name, source in sources.items():
             some, plan_name = chosen.get(name), names[name]
-            identity = _identity(source, some, backbone, settings, compute, pixel_pass)
+            identity = _identity(source, some, backbone, own, compute, pixel_pass)
             cache = features.find(storage, identity.address)
             if cache is not None:
                 caches[plan_name] = cache
                 continue
             rows = settings.shard_rows
             plans[plan_name] = make_plan(plan_name, source, identity, keys=some, shard_rows=rows)
-            owners[plan_name] = backbone
+            how = own.decoding(backbone.lossless_to)
+            encodings[plan_name] = Encoding(backbone, how, own.local_features)
     if plans:
         totals = {name: plan.total for name, plan in plans.items()}
         tally = Tally(totals, settings.max_rejected, on_progress)
-        work = _work(backbones[0], storage, settings, compute)
-        work = replace(work, pixel_pass=pixel_pass, backbones=owners)
+        work = _work(encodings, storage, settings, compute)
+        work = replace(work, pixel_pass=pixel_pass)
         layout = _layout(settings, compute)
         _run(plans, tally, storage, lambda rows: _encode_shards(rows, plans, work, layout))
         caches |= {name: _finish(plan, tally, storage) for name, plan in plans.items()}
     return [{name: caches[names[name]] for name in sources} for names in named]
+
+
+def _settings(
+    settings: EmbedConfig, backbone: BackboneConfig, backbones: Sequence[BackboneConfig]
+) -> EmbedConfig:
+    """The settings for one of several backbones: only some have local features."""
+    reads_texts = [network.has_text(other) for other in backbones]
+    if network.has_text(backbone) or not any(reads_texts):
+        return settings
+    return settings.model_copy(update={"local_features": False})
 
 
 def _plan_name(source: str, backbone: BackboneConfig, backbones: Sequence[BackboneConfig]) -> str:
@@ -255,14 +275,15 @@ def _identity(
 
 
 def _work(
-    backbone: BackboneConfig, storage: Storage, settings: EmbedConfig, compute: ComputeConfig
+    encodings: Mapping[str, Encoding],
+    storage: Storage,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
 ) -> Work:
     return Work(
-        backbone=backbone,
+        encodings=encodings,
         storage=storage,
-        how=settings.decoding(backbone.lossless_to),
         batch_size=settings.batch_size,
-        local_features=settings.local_features,
         threads=compute.embed_threads,
         device=compute.embed_device,
         engine=_engine(settings),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -72,29 +72,40 @@ class ShardReceipt(Record):
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every worker needs to know; small enough to send."""
+class Encoding:
+    """How the images of a source become features: by which backbone, and from which bytes."""
 
     backbone: BackboneConfig
-    storage: Storage
     how: Decoding
-    batch_size: int
     local_features: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker needs to know; small enough to send.
+
+    Attributes:
+        encodings: by the name of a source in the plan; sources of one encoding stand together.
+        storage: where shards are written.
+        batch_size, threads, device: of the encoder.
+        pixel_pass: what is encoded in place of the images.
+        engine: what runs the tower in place of torch.
+    """
+
+    encodings: Mapping[str, Encoding]
+    storage: Storage
+    batch_size: int
     threads: int
     device: str
     pixel_pass: PixelPass | None = None
     engine: MakeEngine | None = None
-    # Of sources that another backbone of the same preprocessing encodes, by the source's name.
-    backbones: Mapping[str, BackboneConfig] = field(default_factory=dict)
 
 
 class ShardPreparer:
     """Plan rows to pixels."""
 
     def __init__(self, work: Work, sources: Mapping[str, Source]) -> None:
-        """Needs the backbone's preprocessing, not its weights."""
-        crop = network.cropping(work.backbone)
-        self.preparer = Preparer(crop, work.how, threads=1)
+        """Needs the backbones' preprocessing, not their weights."""
         self.work = work
         self.sources = sources
 
@@ -107,7 +118,8 @@ class ShardPreparer:
     def _row(self, row: pa.Table) -> pa.Table:
         plan = ShardPlan.of(row)
         contents = self.sources[plan.name].read(plan.keys)
-        batches = self.preparer.batches(plan.keys, contents, self.work.batch_size)
+        preparer = _preparer(self.work.encodings[plan.name], threads=1)
+        batches = preparer.batches(plan.keys, contents, self.work.batch_size)
         items = [item for batch in batches for item in batch]
         good = [item for item in items if not isinstance(item, Rejected)]
         pixels = np.stack(good) if good else np.empty((0, 1, 1, 3), np.uint8)
@@ -119,6 +131,10 @@ class ShardPreparer:
             _one_binary(pixels),
         ]
         return pa.Table.from_arrays([*row.columns, *columns], schema=PREPARED)
+
+
+def _preparer(encoding: Encoding, threads: int) -> Preparer:
+    return Preparer(network.cropping(encoding.backbone), encoding.how, threads)
 
 
 def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
@@ -135,23 +151,22 @@ class ShardEncoder:
         """Load the first source's model on the work's device."""
         self.work = work
         self.sources = sources
-        self.preparer = Preparer(network.cropping(work.backbone), work.how, work.threads)
-        self.backbone = next(iter(work.backbones.values()), work.backbone)
-        self.encoder = self._load(self.backbone)
+        self.encoding = next(iter(work.encodings.values()))
+        self.encoder = self._load(self.encoding)
 
-    def _load(self, backbone: BackboneConfig) -> Encoder:
+    def _load(self, encoding: Encoding) -> Encoder:
         work = self.work
-        loaded = network.load(backbone, device=work.device)
+        loaded = network.load(encoding.backbone, device=work.device)
         # A pass over the pixels runs by torch: nothing is exported for it.
         makes = work.engine if work.pixel_pass is None else None
         made = makes and makes(loaded, work.batch_size, work.threads)
-        return Encoder(loaded, work.batch_size, work.local_features, work.pixel_pass, made)
+        return Encoder(loaded, work.batch_size, encoding.local_features, work.pixel_pass, made)
 
     def _encoder(self, source: str) -> Encoder:
-        """Of the source's backbone: shards come backbone by backbone, so one is kept."""
-        wanted = self.work.backbones.get(source, self.work.backbone)
-        if wanted != self.backbone:
-            self.backbone, self.encoder = wanted, self._load(wanted)
+        """Of the source's encoding: shards come one encoding after the other, so one is kept."""
+        wanted = self.work.encodings[source]
+        if wanted != self.encoding:
+            self.encoding, self.encoder = wanted, self._load(wanted)
         return self.encoder
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -187,7 +202,8 @@ class ShardEncoder:
         size = self.work.batch_size
         if "pixels" not in row.column_names:
             contents = self.sources[plan.name].read(plan.keys)
-            for batch in self.preparer.batches(plan.keys, contents, size):
+            preparer = _preparer(self.work.encodings[plan.name], self.work.threads)
+            for batch in preparer.batches(plan.keys, contents, size):
                 hashes += map(image_hash, batch)
                 yield batch
             return

@@ -65,7 +65,11 @@ def train(
     by_address = {head.address: head for head in addressed}
     missing = [head for head in by_address.values() if not is_trained(storage, head.address)]
     logger.info("finetune: %d heads, %d of them to train", len(jobs), len(missing))
-    if missing and mode == "ray":
+    # A classifier's own layer is read from its file: no worker is started for it.
+    needs_workers = backbones.has_text(backbone) or any(
+        head.job.method.head.trainable for head in missing
+    )
+    if missing and mode == "ray" and needs_workers:
         train_with_ray(missing, data, backbone, storage, compute=compute, on_epoch=on_epoch)
     elif missing:
         network = backbones.load(backbone)

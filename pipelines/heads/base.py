@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.config import Section, UserError
-from pipelines.data.augmentation import NetworkTraining
 from pipelines.heads.models import Backbone, ClassifierModel, TextModel
 from pipelines.ood.energy import adjust_logits
 from pipelines.ood.seeds import generator

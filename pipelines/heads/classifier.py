@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipelines.backbones.classifier import rows_of
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.config import UserError
-from pipelines.data.augmentation import NetworkTraining
 from pipelines.heads import base, rules
 from pipelines.heads.base import (
     HeadConfig,

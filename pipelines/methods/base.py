@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field, JsonValue, model_validator
 from torch import Tensor
 
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.config import Section, plain
-from pipelines.data.augmentation import NetworkTraining
 from pipelines.heads import HEADS, AnyHead
 
 # (losses by name, whose sum is minimised; figures to report)
@@ -143,6 +143,10 @@ class MethodConfig(Section):
 
 def training_setting(method: MethodConfig) -> dict[str, JsonValue]:
     """What decides a trained head of the method's settings, for addresses of caches."""
+    if (how := method.network) is not None and how.backbone is not None:
+        # The address of a network names the architecture and the weights, not a file's place.
+        train = how.model_copy(update={"backbone": None})
+        method = method.model_copy(update={"head": method.head.model_copy(update={"train": train})})
     return {key: value for key, value in plain(method).items() if key not in NOT_TRAINED}
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.data.augmentation import NetworkTraining
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.heads import AnyHead
 from pipelines.heads.classifier import Config as ClassifierConfig
 from pipelines.methods.base import (

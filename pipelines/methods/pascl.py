@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.data.augmentation import NetworkTraining
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.heads import AnyHead
 from pipelines.heads.classifier import Config as ClassifierConfig
 from pipelines.methods.base import (

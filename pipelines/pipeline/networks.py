@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from pipelines.backbones import classifier
 from pipelines.backbones.description import BackboneConfig
+from pipelines.config import digest, plain
 from pipelines.embed import leaks
 from pipelines.finetune.logged import log_trainings
 from pipelines.records import HeadKey
@@ -25,17 +27,19 @@ def hand_train(run: Run) -> TrainResult:
         UserError: where an image serves two purposes (`pipelines.embed.leaks`), and what
             `pipelines.train.stage.train` raises.
     """
-    data = _data(run)
-    trained: dict[HeadKey, str] = {}
     waiting = {n: m.network for n, m in run.config.methods.items() if m.network is not None}
+    images = _images(run, waiting)
+    trained: dict[HeadKey, str] = {}
     while waiting:  # what others start from comes first
         ready = [name for name, how in waiting.items() if how.start not in waiting]
-        jobs = {
-            HeadKey(method=name, seed=seed): _job(run, data, name, seed, trained)
-            for name in ready
-            for seed in range(run.config.seeds)
-        }
-        trained |= _trained(run, data, jobs)
+        for data in {images[name].address: images[name] for name in ready}.values():
+            jobs = {
+                HeadKey(method=name, seed=seed): _job(run, data, name, seed, trained)
+                for name in ready
+                if images[name] is data
+                for seed in range(run.config.seeds)
+            }
+            trained |= _trained(run, data, jobs)
         waiting = {name: how for name, how in waiting.items() if name not in ready}
     keys = [key for name in run.config.methods for key in trained if key.method == name]
     return TrainResult(networks=tuple(NetworkRef(key=key, address=trained[key]) for key in keys))
@@ -45,7 +49,7 @@ def _job(
     run: Run, data: NetworkData, name: str, seed: int, trained: Mapping[HeadKey, str]
 ) -> NetworkJob:
     """A training, on the backbone or on the network that it starts from."""
-    method, backbone = run.config.methods[name], run.backbone
+    method, backbone = run.config.methods[name], run.backbone_for(name)
     assert method.network is not None
     start = method.network.start
     if (first := HeadKey(method=start, seed=seed)) in trained:
@@ -88,7 +92,20 @@ def _trained(run: Run, data: NetworkData, jobs: Mapping[HeadKey, NetworkJob]) ->
     )
 
 
-def _data(run: Run) -> NetworkData:
+def _images(run: Run, names: Iterable[str]) -> dict[str, NetworkData]:
+    """By method, the images as its network sees them; of equal preprocessing one and the same."""
+    made: dict[str, NetworkData] = {}
+    found = {}
+    for name in names:
+        backbone = run.backbone_for(name)
+        how = digest([backbone.lossless_to, plain(classifier.preprocessing(backbone))])
+        if how not in made:
+            made[how] = _data(run, backbone)
+        found[name] = made[how]
+    return found
+
+
+def _data(run: Run, backbone: BackboneConfig) -> NetworkData:
     """The decoded images, once it is known that none serves two purposes."""
     making = Making(
         max_rejected=run.config.embed.max_rejected,
@@ -96,6 +113,6 @@ def _data(run: Run) -> NetworkData:
         at_once=run.config.compute.at_once,
         on_progress=lambda done, total, _: run.observer.progress(done, total, "images decoded"),
     )
-    tables = tables_of(run.benchmark, run.backbone, run.storage, run.config.embed, making)
+    tables = tables_of(run.benchmark, backbone, run.storage, run.config.embed, making)
     leaks.refuse(run.benchmark, tables, run.storage, ("runs", run.id, "shared_images.json"))
     return network_data(run.benchmark, tables)

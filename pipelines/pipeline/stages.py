@@ -117,6 +117,7 @@ def _swept(run: Run, space: FeatureSpace) -> tuple[SweepResult, pa.Table | None]
         storage=run.storage,
         fit_data=stage.data if stage is not None else None,
         records=load_records(run.storage, space.mined),
+        others_learn_from_outliers=any(m.needs_outliers for m in run.config.methods.values()),
     )
     return sweep.run(
         inputs,

@@ -10,8 +10,8 @@ cache is there, and otherwise repeated with the reason.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -93,7 +93,17 @@ class MlflowRun(StoredRecord):
 
 @dataclass(frozen=True)
 class Run:
-    """One resolved configuration and what it has produced so far."""
+    """One resolved configuration and what it has produced so far.
+
+    Attributes:
+        config: with every value given.
+        storage: where everything is kept.
+        benchmark: its images by set.
+        backbone: that all methods without one of their own work on, resolved.
+        id: its name.
+        observer: is told what happens.
+        own_backbones: that methods train in place of the run's, resolved, by method.
+    """
 
     config: PipelineConfig
     storage: Storage
@@ -101,6 +111,7 @@ class Run:
     backbone: BackboneConfig
     id: str
     observer: Observer
+    own_backbones: Mapping[str, BackboneConfig] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: PipelineConfig, observer: Observer) -> Run:
@@ -115,12 +126,18 @@ class Run:
                 backbone_training(observer),
                 device=config.compute.embed_device,
             )
+            own = {
+                name: network.resolve(method.network.backbone, storage)
+                for name, method in config.methods.items()
+                if method.network is not None and method.network.backbone is not None
+            }
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(network.identity(backbone))
         if scoring.NEG_LABEL in config.scores:
             identity["words"] = digest(read_words(config.negative_classes))
+        identity |= {f"of {name}": digest(network.identity(other)) for name, other in own.items()}
         run_id = digest([content, benchmark.address, identity], length=12)
-        run = cls(config, storage, benchmark, backbone, run_id, observer)
+        run = cls(config, storage, benchmark, backbone, run_id, observer, own)
         run.storage.write_bytes(to_yaml(config).encode(), "runs", run_id, "config.yaml")
         return run
 
@@ -315,10 +332,18 @@ class Run:
         """The methods that train no network, by name."""
         return {n: m for n, m in self.config.methods.items() if m.network is None}
 
+    def backbone_for(self, method: str) -> BackboneConfig:
+        """What a method works on: the backbone of its own, of the one it starts from, the run's."""
+        how = self.config.methods[method].network
+        if how is not None and how.start in self.config.methods:
+            return self.backbone_for(how.start)
+        return self.own_backbones.get(method, self.backbone)
+
     def backbone_of(self, trained: NetworkRef) -> BackboneConfig:
         """A trained network as a backbone."""
         name = f"{trained.key.method}/{trained.key.seed}"
-        return trained_backbone(self.backbone, trained.address, self.storage, name)
+        architecture = self.backbone_for(trained.key.method)
+        return trained_backbone(architecture, trained.address, self.storage, name)
 
     @cached_property
     def spaces(self) -> tuple[FeatureSpace, ...]:

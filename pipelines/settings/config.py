@@ -154,7 +154,8 @@ def _network_problems(config: PipelineConfig) -> list[str]:
         for name, space in config.sweep.space.items()
         if space and name in config.methods and config.methods[name].network is not None
     ]
-    starts = {n: m.network.start for n, m in config.methods.items() if m.network is not None}
+    trains = {n: m.network for n, m in config.methods.items() if m.network is not None}
+    starts = {name: how.start for name, how in trains.items()}
     for name, start in starts.items():
         seen = [name]
         while start in starts and start not in seen:
@@ -165,37 +166,58 @@ def _network_problems(config: PipelineConfig) -> list[str]:
                 f"methods.{name}.head.train.start={starts[name]}: allowed are backbone, random, or "
                 "a method of the run that trains a network and does not start from this one"
             )
-    if not config.backbone.untrained:
-        return problems
+        elif starts[name] in starts and trains[name].backbone is not None:
+            problems.append(
+                f"methods.{name}.head.train.backbone: it starts from {starts[name]} and so has "
+                "that one's architecture; leave it out"
+            )
     return problems + [
-        f"methods.{name}: backbone {config.backbone.name!r} has no weights (untrained=true); "
+        f"methods.{name}: backbone {backbone.name!r} has no weights (untrained=true); "
         "allowed: methods with head.train.start=random, or that start from one of these"
-        for name, method in config.methods.items()
-        if starts.get(name, "backbone") == "backbone"
+        for name, backbone in _backbones(config).items()
+        if backbone.untrained and starts.get(name, "backbone") == "backbone"
     ]
+
+
+def _backbones(config: PipelineConfig) -> dict[str, BackboneConfig]:
+    """By method, its own backbone or the run's; without those that start from another method."""
+    return {
+        name: (method.network and method.network.backbone) or config.backbone
+        for name, method in config.methods.items()
+        if method.network is None or method.network.start not in config.methods
+    }
 
 
 def _backbone_problems(config: PipelineConfig, class_names: Sequence[str]) -> list[str]:
-    """What the methods need of the backbone and it has not: a text tower, or the classes."""
-    has = "text" if network.has_text(config.backbone) else "classifier"
+    """What methods need of their backbones and these have not: a text tower, or the classes."""
     kinds = {"text": "a vision-language model", "classifier": "an image classifier"}
-    problems = [
-        f"methods.{name}: head={method.head.name} needs {kinds[need]}, and backbone "
-        f"{config.backbone.name!r} is {kinds[has]}"
-        for name, method in config.methods.items()
-        for need in method.head.needs
-        if need != has
-    ]
-    reads = [m for m in config.methods.values() if "classifier" in m.head.needs]
-    # A network that is trained from scratch has the benchmark's classes, whatever they are.
-    if not problems and any(m.network is None or m.network.start == "backbone" for m in reads):
-        try:
-            known = classifier.class_names(config.backbone)
-        except UserError as error:
-            return [str(error)]
-        if unknown := [name for name in class_names if name not in known]:
-            problems.append(classifier.unknown_classes(config.backbone.name, unknown, known))
-    return problems
+    problems = []
+    for name, backbone in _backbones(config).items():
+        head, how = config.methods[name].head, config.methods[name].network
+        has = "text" if network.has_text(backbone) else "classifier"
+        wrong = [
+            f"methods.{name}: head={head.name} needs {kinds[need]}, and backbone "
+            f"{backbone.name!r} is {kinds[has]}"
+            for need in head.needs
+            if need != has
+        ]
+        # A network that is trained from scratch has the benchmark's classes, whatever they are.
+        if not wrong and "classifier" in head.needs and (how is None or how.start == "backbone"):
+            wrong = _class_problems(backbone, class_names)
+        problems += wrong
+    return list(dict.fromkeys(problems))
+
+
+def _class_problems(backbone: BackboneConfig, class_names: Sequence[str]) -> list[str]:
+    """The benchmark's classes that a classifier does not know."""
+    try:
+        known = classifier.class_names(backbone)
+    except UserError as error:
+        return [str(error)]
+    if not known:
+        return [f"backbone {backbone.name}: class_names are missing, the rows of its last layer"]
+    unknown = [name for name in class_names if name not in known]
+    return [classifier.unknown_classes(backbone.name, unknown, known)] if unknown else []
 
 
 def words_again(config: PipelineConfig) -> str:

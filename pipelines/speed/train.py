@@ -23,10 +23,11 @@ from PIL import Image
 
 from pipelines.backbones import network
 from pipelines.backbones.description import BackboneConfig, Preprocessing
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.backbones.threads import torch_threads
 from pipelines.compute.cluster import ComputeConfig, connect
 from pipelines.config import digest
-from pipelines.data.augmentation import Augmentation, NetworkTraining
+from pipelines.data.augmentation import Augmentation
 from pipelines.data.index_table import as_index
 from pipelines.data.storage import Storage
 from pipelines.embed.config import EmbedConfig

@@ -61,6 +61,7 @@ class Inputs:
         storage: finished trials are kept under `cache/trials/`.
         fit_data: what scores are fitted to, where there is one that is.
         records: the mined words of neg_label, where it is among the scores.
+        others_learn_from_outliers: whether a method of the run beside these does.
     """
 
     methods: Mapping[str, MethodConfig]
@@ -70,6 +71,7 @@ class Inputs:
     storage: Storage
     fit_data: FitData | None = None
     records: scoring.Records = field(default_factory=dict)
+    others_learn_from_outliers: bool = False
 
 
 def run(
@@ -150,7 +152,8 @@ def _check_names(space: Iterable[str], methods: Iterable[str]) -> None:
 def _shared(inputs: Inputs, settings: SweepConfig) -> Shared:
     """What every trial works on, opened through the view that holds no test set."""
     view, methods, scores = inputs.sets.for_training(), inputs.methods, inputs.scores
-    judged_on, ood = _unknown(methods, view)
+    learns = any(method.needs_outliers for method in methods.values())
+    judged_on, ood = _unknown(view, learns=learns or inputs.others_learn_from_outliers)
     return Shared(
         data=training_data(view, methods.values()),
         validation=view.load("validation"),
@@ -167,9 +170,7 @@ def _shared(inputs: Inputs, settings: SweepConfig) -> Shared:
     )
 
 
-def _unknown(
-    methods: Mapping[str, MethodConfig], view: FeatureSets
-) -> tuple[JudgedOn, dict[str, FeatureSet]]:
+def _unknown(view: FeatureSets, *, learns: bool) -> tuple[JudgedOn, dict[str, FeatureSet]]:
     """What stands for the unknown while settings are chosen."""
     if "validation" not in view.benchmark.sets:
         raise UserError(
@@ -178,7 +179,6 @@ def _unknown(
         )
     if names := view.names("validation_ood"):
         return "validation_ood", {name: view.load(name) for name in names}
-    learns = any(method.needs_outliers for method in methods.values())
     if "outliers" in view.benchmark.sets and not learns:
         return "outliers", {"outliers": view.load("outliers")}
     return "held_out_classes", {}

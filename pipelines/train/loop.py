@@ -20,7 +20,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -148,7 +148,10 @@ def _start(
     network.to(memory_format=torch.channels_last)
     model: nn.Module = network
     if workers.world > 1:
-        model = nn.parallel.DistributedDataParallel(network)
+        # Only the first worker's statistics of batch normalisation are kept, and none trains.
+        model = nn.parallel.DistributedDataParallel(
+            network, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     how = job.method.network
     assert how is not None  # only such jobs train networks
     reader = Reader(how.augmentation, job.method.num_views, job.seed)
@@ -296,15 +299,14 @@ def _outputs(run: NetworkRun, part: Step, epoch: int) -> Outputs:
     with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=half):
         given = run.model(torch.cat(pixels).to(run.device, non_blocking=True))
     n, count = views * len(own), len(part.rows)
+    # One exchange of all that the network gives: each one makes the workers wait for each other.
+    joined, widths = torch.cat([x.float() for x in given], dim=1), [x.shape[1] for x in given]
     # Views lie one after the other: (V n, ...) to (n, V, ...), then the other workers' rows.
-    images = [
-        run.workers.gather(x[:n].float().unflatten(0, (views, -1)).transpose(0, 1), count)
-        for x in given
-    ]
-    others = [
-        None if outliers is None else run.workers.gather(x[n:].float(), len(outliers))
-        for x in given
-    ]
+    rows = joined[:n].reshape(views, len(own), -1).transpose(0, 1)
+    images = torch.split(run.workers.gather(rows, count), widths, dim=2)
+    others: Sequence[Tensor | None] = [None] * len(widths)
+    if outliers is not None:
+        others = torch.split(run.workers.gather(joined[n:], len(outliers)), widths, dim=1)
     features, logits = images[:2]
     return Outputs(
         similarity=logits[:, 0],

@@ -10,7 +10,7 @@ from pipelines.data.features import FeatureCache, finish, inspect_shard
 from pipelines.data.images import Decoding
 from pipelines.data.sources import FolderSource
 from pipelines.data.storage import Storage
-from pipelines.embed.workers import PLAN, PREPARED, ShardEncoder, ShardPreparer, Work
+from pipelines.embed.workers import PLAN, PREPARED, Encoding, ShardEncoder, ShardPreparer, Work
 
 KEYS = [f"class_{number % 3}/{number:03d}.jpg" for number in (0, 3, 6, 9, 12, 15, 18)]
 
@@ -38,7 +38,8 @@ def test_decoding_apart_changes_no_byte(
     written = []
     for place in ("together", "apart"):
         storage = Storage.open(str(tmp_path / place))
-        work = Work(backbone, storage, Decoding(), 4, extra, threads=1, device="cpu")
+        encodings = {"mine": Encoding(backbone, Decoding(), extra)}
+        work = Work(encodings, storage, 4, threads=1, device="cpu")
         row = {"name": "mine", "address": "abc", "shard": 3, "keys": KEYS}
         table = pa.Table.from_pylist([row], schema=PLAN)
         if place == "apart":
@@ -59,7 +60,8 @@ def test_columns_come_back_in_shape(
     architecture, weights = backbone_files["vit"]
     backbone = BackboneConfig(name="tiny", config=str(architecture), path=str(weights))
     storage = Storage.open(str(tmp_path / "storage"))
-    work = Work(backbone, storage, Decoding(), 4, True, threads=2, device="cpu")
+    encodings = {"mine": Encoding(backbone, Decoding(), local_features=True)}
+    work = Work(encodings, storage, 4, threads=2, device="cpu")
     row = {"name": "mine", "address": "abc", "shard": 0, "keys": KEYS}
     ShardEncoder(work, {"mine": source})(pa.Table.from_pylist([row], schema=PLAN))
     receipt = inspect_shard(storage, "abc", 0)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.backbones.description import BackboneConfig, Preprocessing
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.backbones.trainable import TrainableNetwork
-from pipelines.data.augmentation import Augmentation, NetworkTraining
+from pipelines.data.augmentation import Augmentation
 from pipelines.heads.classifier import Config as Classifier
 from pipelines.methods import METHODS, MethodConfig
 from pipelines.methods.base import TrainingConfig

@@ -1,6 +1,6 @@
 """Networks for images of 32 x 32 pixels, as the papers on CIFAR train them.
 
-    resnet20 .. resnet110   He 2016, section 4.2: three stages, shortcuts of option A
+    resnet8 .. resnet110    He 2016, section 4.2: three stages, shortcuts of option A
     resnet18, resnet34      He 2016 for ImageNet, with a 3 x 3 stem and no pooling before stage 1
     wrn40_2                 Zagoruyko 2016, WRN-40-2
     densenet100             Huang 2017, DenseNet-BC with 100 layers and growth rate 12
@@ -231,7 +231,7 @@ def _resnet(depth: int) -> Callable[[int], nn.Module]:
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": _resnet(depth) for depth in (8, 20, 32, 44, 56, 110)},
     "resnet18": lambda num_classes: ResNet((2, 2, 2, 2), 64, num_classes),
     "resnet34": lambda num_classes: ResNet((3, 4, 6, 3), 64, num_classes),
     "wrn40_2": lambda num_classes: WideResNet(40, 2, num_classes),
