@@ -176,7 +176,7 @@ def test_a_finished_stage_is_found_as_it_was_or_done_again(
     DAMAGES[damage](path, another(path, [path]))
     whole.again()
     assert whole.differing() == []
-    assert path.is_file()
+    assert kind == "MLflow run" or path.is_file()  # written when something is trained
 
 
 @pytest.mark.slow
