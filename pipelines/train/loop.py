@@ -17,6 +17,7 @@ training was stopped at any moment and went on from its checkpoint.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -264,17 +265,21 @@ def _take(run: NetworkRun, step: Step, epoch: int, number: int, rate: float) -> 
         for name, value in figures.items():
             report[name] = report.get(name, 0.0) + value * share
     if not math.isfinite(report["loss"]):
-        raise UserError(
-            f"method={run.job.method.name}: the loss is {report['loss']} at step {number + 1} of "
-            f"epoch {epoch}, learning rate {rate:.3g}; try a smaller training.lr, or a longer "
-            "training.warmup_epochs"
-        )
+        raise _gone_wrong(run, f"the loss is {report['loss']} at step {number + 1} of", rate)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.step()
     if run.average is not None:
         run.average.update_parameters(run.network)
     return report
+
+
+def _gone_wrong(run: NetworkRun, what: str, rate: float) -> UserError:
+    """What a user is told whose training left the range of numbers."""
+    return UserError(
+        f"method={run.job.method.name}: {what} epoch {run.epoch + 1}, learning rate {rate:.3g}; "
+        "try a smaller training.lr, or a longer training.warmup_epochs"
+    )
 
 
 def _losses(
@@ -337,17 +342,26 @@ def _outputs(run: NetworkRun, part: Step, epoch: int) -> Outputs:
 
 
 def _close(run: NetworkRun, count: int, rate: float) -> None:
-    """End the epoch: the means of its figures, and what validation says."""
-    run.epoch += 1
-    report = {"epoch": float(run.epoch), "lr": rate}
+    """End the epoch: the means of its figures, and what validation says.
+
+    Raises:
+        UserError: where a weight or a figure is no number.
+    """
+    report = {"epoch": float(run.epoch + 1), "lr": rate}
     report |= {name: total / count for name, total in run.totals.items()}
     labels = torch.from_numpy(run.data.validation_labels).to(run.device)
     if len(labels):
         logits = logits_of(run.kept, run.data.validation)
         report["validation/accuracy"] = float((logits.argmax(dim=1) == labels).float().mean())
         report["validation/cross_entropy"] = float(F.cross_entropy(logits, labels))
+    # The last update of an epoch has no loss after it that would show what it did.
+    weights = itertools.chain(run.kept.parameters(), run.kept.buffers())
+    if not all(bool(value.isfinite().all()) for value in weights):
+        raise _gone_wrong(run, "a weight is no number after", rate)
+    if wrong := [name for name, value in report.items() if not math.isfinite(value)]:
+        raise _gone_wrong(run, f"{wrong[0]} is no number in", rate)
     run.history.append(report)
-    run.step, run.totals = 0, {}
+    run.epoch, run.step, run.totals = run.epoch + 1, 0, {}
 
 
 def _pack(run: NetworkRun) -> bytes:
