@@ -92,12 +92,9 @@ def hand_sweep(run: Run) -> SweepResult:
     parts = [_swept(run, space) for space in run.spaces if 0 in space.seeds]
     result, tables = parts[0][0], [table for _, table in parts if table is not None]
     chosen = {name: choice for part, _ in parts for name, choice in part.methods.items()}
-    result = result.model_copy(
-        update={
-            "methods": {name: chosen[name] for name in run.config.methods},
-            "trials": tuple(trial for part, _ in parts for trial in part.trials),
-        }
-    )
+    methods = {name: chosen[name] for name in run.config.methods}
+    trials = tuple(trial for part, _ in parts for trial in part.trials)
+    result = result.model_copy(update={"methods": methods, "trials": trials})
     surfaces = pa.concat_tables(tables, promote_options="default") if tables else None
     result, surfaces = network_sweep.joined(run, result, surfaces)
     place = sweep_record.Place(run.storage, run.id, run.tracker, run.tracking_run)
@@ -109,8 +106,8 @@ def _swept(run: Run, space: FeatureSpace) -> tuple[SweepResult, pa.Table | None]
     """What is chosen of one space's methods."""
     settings = run.config.sweep
     # Of networks, the stage train has searched what is theirs.
-    others = set(run.config.methods) - {n for n in space.methods if n in run.frozen}
-    searched = {name: s for name, s in settings.space.items() if name not in others}
+    others = set(run.config.methods) - (set(space.methods) & set(run.frozen))
+    searched = {n: s for n, s in settings.space.items() if n not in others}
     stage = space.fit_stage if settings.enabled else None
     if stage is not None:
         stage.prepare(name for name, values in searched.items() if values)

@@ -35,6 +35,7 @@ from pipelines.records import HeadKey, StoredRecord
 from pipelines.register import stage as register
 from pipelines.register.result import RegisterResult
 from pipelines.run.observer import Observer, backbone_training
+from pipelines.run.record import MlflowRun, StageStamp
 from pipelines.run.space import FeatureSpace, judged
 from pipelines.score import by_name as scoring
 from pipelines.score.cache import entry as fitted_entry
@@ -66,30 +67,6 @@ BESIDE = {
     "evaluate": ("report.html",),
 }
 RecordT = TypeVar("RecordT", bound=StoredRecord)
-
-
-class StageStamp(StoredRecord):
-    """What a finished stage came from; written after its record.
-
-    Attributes:
-        code: digests of the modules and versions of the libraries that decide it, by name.
-        files: digests of the modules' whole files: where they are equal, nothing is parsed.
-        inputs: digests of the records of the stages before it, by stage.
-        output: digest of its own record.
-        beside: digests of the other files that it wrote into the run's folder, by path.
-    """
-
-    code: dict[str, str]
-    files: dict[str, str]
-    inputs: dict[str, str]
-    output: str
-    beside: dict[str, str]
-
-
-class MlflowRun(StoredRecord):
-    """The content of `mlflow.json`: which MLflow run is that of this run."""
-
-    run_id: str
 
 
 @dataclass(frozen=True)
@@ -127,10 +104,9 @@ class Run:
                 backbone_training(observer),
                 device=config.compute.embed_device,
             )
+            trained = {n: m.network for n, m in config.methods.items() if m.network is not None}
             own = {
-                name: network.resolve(method.network.backbone, storage)
-                for name, method in config.methods.items()
-                if method.network is not None and method.network.backbone is not None
+                n: network.resolve(t.backbone, storage) for n, t in trained.items() if t.backbone
             }
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(network.identity(backbone))
