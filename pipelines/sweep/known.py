@@ -13,14 +13,14 @@ from pipelines.sweep import tune
 from pipelines.sweep.progress import Budget, Live
 from pipelines.sweep.spec import Spec
 from pipelines.sweep.trial_record import has_record
-from pipelines.sweep.worker import AnyShared, known_trials
+from pipelines.sweep.worker import Trials, known_trials
 
 # Settings trained as one batched model; more gain little and are lost together.
 MOST_TOGETHER = 16
 
 
 def run_known(
-    specs: Sequence[Spec], shared: AnyShared, *, compute: ComputeConfig, budget: Budget, live: Live
+    specs: Sequence[Spec], shared: Trials, *, compute: ComputeConfig, budget: Budget, live: Live
 ) -> dict[str, str]:
     """Run trials to their end; returns why, by address, a trial has no record.
 
@@ -46,7 +46,7 @@ def run_known(
 
 def _run_groups(
     groups: Sequence[Sequence[Spec]],
-    shared: AnyShared,
+    shared: Trials,
     compute: ComputeConfig,
     budget: Budget,
     live: Live,

@@ -77,6 +77,12 @@ class NetworkShared:
     posthoc: PostHocConfig
     device: str = "cpu"
 
+    def trial(
+        self, name: str, method: MethodConfig, on_epoch: OnEpoch | None = None
+    ) -> TrialRecord:
+        """Train and judge one setting of the method of that name."""
+        return trial(method, self.jobs[name], self, on_epoch)
+
 
 @dataclass(frozen=True)
 class MakeNetworkSpec(MakeSpec):

@@ -19,7 +19,7 @@ from pipelines.sweep.result import ScoreFigures, Settings
 from pipelines.sweep.space import in_order
 from pipelines.sweep.spec import MakeSpec, Spec
 from pipelines.sweep.trial_record import TrialRecord, failed, has_record, read_record
-from pipelines.sweep.worker import AnyShared, live_trial
+from pipelines.sweep.worker import Trials, live_trial
 
 _MODES: Mapping[Objective, str] = {"accuracy": "max", "auroc": "max", "fpr": "min"}
 
@@ -54,7 +54,7 @@ class Search:
 def run_proposed(
     search: Search,
     make_spec: MakeSpec,
-    shared: AnyShared,
+    shared: Trials,
     *,
     compute: ComputeConfig,
     budget: Budget,
@@ -83,7 +83,7 @@ def run_proposed(
     return finished
 
 
-def _record(result: Any, spec: Spec, shared: AnyShared) -> TrialRecord:
+def _record(result: Any, spec: Spec, shared: Trials) -> TrialRecord:
     """The record that a worker kept, or what is known of a trial that came to none."""
     if has_record(shared.storage, spec.address):
         return read_record(shared.storage, spec.address)

@@ -44,7 +44,7 @@ from pipelines.sweep.trial_record import TrialRecord, failed, has_record, read_r
 
 if TYPE_CHECKING:
     from pipelines.sweep.proposed import Search
-    from pipelines.sweep.worker import AnyShared
+    from pipelines.sweep.worker import Trials
 
 __all__ = ["Inputs", "SweepConfig", "parse_method", "run", "training_data"]
 
@@ -199,7 +199,7 @@ def _choice(chosen: FinishedTrial, shared: Shared) -> Choice:
 
 def run_trials(
     makers: Mapping[str, MakeSpec],
-    shared: AnyShared,
+    shared: Trials,
     settings: SweepConfig,
     *,
     compute: ComputeConfig,
@@ -245,7 +245,7 @@ def run_trials(
 
 def _run_known(
     specs: Mapping[str, Sequence[Spec]],
-    shared: AnyShared,
+    shared: Trials,
     *,
     compute: ComputeConfig,
     budget: Budget,

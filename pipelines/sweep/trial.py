@@ -98,6 +98,15 @@ class Shared(Judging):
         """The backbone, loaded once in each process."""
         return _loaded(self.backbone.model_dump_json())
 
+    def trial(
+        self,
+        name: str,  # noqa: ARG002 - of heads the setting says everything
+        method: MethodConfig,
+        on_epoch: OnEpoch | None = None,
+    ) -> TrialRecord:
+        """Train and judge one setting of the method of that name."""
+        return trial(method, self, on_epoch)
+
 
 @functools.lru_cache(maxsize=2)
 def _loaded(backbone: str) -> Tower:

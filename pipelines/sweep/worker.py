@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import ray.tune
 
 from pipelines.config import UserError
+from pipelines.data.storage import Storage
+from pipelines.methods import MethodConfig
 from pipelines.score import search as posthoc
-from pipelines.sweep import network_trial
 from pipelines.sweep import trial as sweep_trial
-from pipelines.sweep.network_trial import NetworkShared
 from pipelines.sweep.result import NO_DETECTION, Detection, Settings
 from pipelines.sweep.space import in_order
 from pipelines.sweep.spec import MakeSpec, Spec
@@ -24,8 +24,6 @@ from pipelines.sweep.trial_record import (
     read_record,
 )
 
-# What trials of heads, or of networks, work on.
-AnyShared: TypeAlias = Shared | NetworkShared
 # What Ray Tune takes from a trial: figures by name.
 Report: TypeAlias = dict[str, float | int | bool | str]
 
@@ -35,7 +33,24 @@ _WORST = {"accuracy": 0.0, "auroc": 0.0, "fpr": 1.0}
 _AFTER_THE_LAST = 10**9
 
 
-def run(spec: Spec, shared: AnyShared, on_epoch: OnEpoch | None = None) -> TrialRecord:
+class Trials(Protocol):
+    """What trials of heads, or of networks, work on."""
+
+    @property
+    def storage(self) -> Storage:
+        """Where records are kept."""
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of those that judge."""
+
+    def trial(
+        self, name: str, method: MethodConfig, on_epoch: OnEpoch | None = None
+    ) -> TrialRecord:
+        """Train and judge one setting of the method of that name."""
+
+
+def run(spec: Spec, shared: Trials, on_epoch: OnEpoch | None = None) -> TrialRecord:
     """The record of one trial: found, or made and kept.
 
     Args:
@@ -48,16 +63,9 @@ def run(spec: Spec, shared: AnyShared, on_epoch: OnEpoch | None = None) -> Trial
     if spec.problem is not None:
         record = failed(UserError(spec.problem))
     else:
-        record = sweep_trial.attempt(lambda: _trial(spec, shared, on_epoch))
+        record = sweep_trial.attempt(lambda: shared.trial(spec.method, spec.config, on_epoch))
     keep_record(record, shared.storage, spec.address)
     return record
-
-
-def _trial(spec: Spec, shared: AnyShared, on_epoch: OnEpoch | None) -> TrialRecord:
-    if isinstance(shared, NetworkShared):
-        job = shared.jobs[spec.method]
-        return network_trial.trial(spec.config, job, shared, on_epoch)
-    return sweep_trial.trial(spec.config, shared, on_epoch)
 
 
 def run_together(specs: Sequence[Spec], shared: Shared) -> Iterator[tuple[Spec, TrialRecord]]:
@@ -72,7 +80,7 @@ def run_together(specs: Sequence[Spec], shared: Shared) -> Iterator[tuple[Spec, 
         yield spec, record
 
 
-def known_trials(config: Mapping[str, Sequence[Spec]], shared: AnyShared) -> None:
+def known_trials(config: Mapping[str, Sequence[Spec]], shared: Trials) -> None:
     """Run settings that were known beforehand: a report for each that is finished."""
     specs = config["specs"]
     if len(specs) == 1:
@@ -83,7 +91,7 @@ def known_trials(config: Mapping[str, Sequence[Spec]], shared: AnyShared) -> Non
         ray.tune.report(_summary(record, spec))
 
 
-def live_trial(config: Mapping[str, Settings], shared: AnyShared, make_spec: MakeSpec) -> None:
+def live_trial(config: Mapping[str, Settings], shared: Trials, make_spec: MakeSpec) -> None:
     """Run a setting that was proposed: a report an epoch, so that a scheduler can stop it."""
     spec = make_spec(in_order(config["values"]))
     score = _followed_score(spec.criterion, shared.scores)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.backbones.description import BackboneConfig, Preprocessing
-from pipelines.data.augmentation import NetworkTraining
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.data.benchmarks import Benchmark, Selection
 from pipelines.data.storage import Storage
 from pipelines.heads.classifier import Config as Classifier
