@@ -98,7 +98,8 @@ class MakeNetworkSpec(MakeSpec):
 
     def _address(self, config: MethodConfig) -> str:
         network = cache.address(replace(self.job, method=config), self.data).address
-        return digest([network, judging_code(self.scores).digest, self.inputs])
+        code = judging_code(self.scores).digest
+        return digest([network, config.adjust_logits, code, self.inputs])
 
 
 def judging_code(scores: tuple[str, ...], *, root: Path = ROOT) -> Code:
