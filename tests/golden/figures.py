@@ -13,7 +13,7 @@ from tests.golden.recording import FOLDER, Recording
 
 # Words of `python -m jobs.pipeline`, by the recording's name.
 RUNS: dict[str, tuple[str, ...]] = {
-    "demo": (),
+    "demo": ("preset=demo",),
     "results_digits": ("preset=results_digits",),
     "results_all": ("preset=results_all",),
     "results_all_swept": ("preset=results_all", "sweep=default"),
