@@ -13,7 +13,7 @@ from pipelines.sweep import tune
 from pipelines.sweep.progress import Budget, Live
 from pipelines.sweep.spec import Spec
 from pipelines.sweep.trial_record import has_record
-from pipelines.sweep.worker import Trials, known_trials
+from pipelines.sweep.worker import Trials, known_trials, run
 
 # Settings trained as one batched model; more gain little and are lost together.
 MOST_TOGETHER = 16
@@ -28,7 +28,12 @@ def run_known(
     setting alone.
     """
     reasons: dict[str, str] = {}
-    waiting, groups = list(specs), _groups(specs, compute)
+    waiting = [s for s in specs if s.problem is not None or shared.needs_worker(s.config)]
+    for spec in specs:
+        if spec not in waiting and not budget.is_spent:
+            seen = run(spec, shared).by(spec.criterion)
+            live.add(spec.method, None if seen is None else seen.auroc)
+    groups = _groups(waiting, compute) if waiting else []
     for _ in range(2):
         if not waiting or budget.is_spent:
             break

@@ -83,6 +83,10 @@ class NetworkShared:
         """Train and judge one setting of the method of that name."""
         return trial(method, self.jobs[name], self, on_epoch)
 
+    def needs_worker(self, method: MethodConfig) -> bool:  # noqa: ARG002
+        """Always: a whole network is trained."""
+        return True
+
 
 @dataclass(frozen=True)
 class MakeNetworkSpec(MakeSpec):

@@ -107,6 +107,11 @@ class Shared(Judging):
         """Train and judge one setting of the method of that name."""
         return trial(method, self, on_epoch)
 
+    def needs_worker(self, method: MethodConfig) -> bool:
+        """No for a classifier's own layer, judged by its logits: nothing is trained or encoded."""
+        encodes, fits = backbones.has_text(self.backbone), scoring.any_fitted(self.scores)
+        return encodes or fits or method.head.trainable
+
 
 @functools.lru_cache(maxsize=2)
 def _loaded(backbone: str) -> Tower:

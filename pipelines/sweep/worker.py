@@ -49,6 +49,9 @@ class Trials(Protocol):
     ) -> TrialRecord:
         """Train and judge one setting of the method of that name."""
 
+    def needs_worker(self, method: MethodConfig) -> bool:
+        """Whether a trial is so much work that a worker is started for it."""
+
 
 def run(spec: Spec, shared: Trials, on_epoch: OnEpoch | None = None) -> TrialRecord:
     """The record of one trial: found, or made and kept.
