@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,14 +15,14 @@ from pipelines.config import CONF, Section, chosen, group_names, load, plain
 RUN_JOBS = ("pipeline", "train", "embed", "sweep", "finetune", "score", "evaluate", "register")
 # What users set most, in the order of a run; a group's names are added to its meaning.
 MOST_SET = {
-    "benchmark": "images and classes",
+    "benchmark": "its images",
     "benchmark.root": "folder in which a public benchmark's archives were unpacked",
-    "backbone": "the frozen network",
+    "backbone": "the network",
     "backbone.path": "file with its weights",
-    "methods": "what is compared, [NAME, ...] or all",
+    "methods": "compared, [NAME, ...] or all",
     "methods.NAME.training.epochs": "a setting of one method; --help all lists them",
     "scores": "what judges every head, [NAME, A+B, ...] or all",
-    "sweep": "the settings that are searched on validation data",
+    "sweep": "settings to search on validation data",
     "shots": "training images a class; null: all",
     "imbalance": "long tail: the last class's share of the first's images",
     "seeds": "number of repetitions",
@@ -31,7 +32,7 @@ MOST_SET = {
     "tracking_uri": "MLflow server; default: SQLite in the storage folder",
     "verbose": "print every table in place of one screen",
     "preset": "words from a file",
-    "allow_env": "true: files of your own may read environment variables, ${oc.env:NAME}",
+    "allow_env": "true: files of your own may read ${oc.env:NAME}",
 }
 GROUPS = {"methods": "method"}
 WIDTH = 98
@@ -56,7 +57,7 @@ def text(job: str, section: Callable[[], type[Section]], words: Sequence[str], a
         lines += _most_set(job, rest)
     else:
         lines += _every_key(load(section(), job, rest))
-    lines += ["", "KEY=@FILE takes a group, and preset=@FILE words, from a file of your own."]
+    lines += ["KEY=@FILE takes a group, and preset=@FILE words, from a file of your own."]
     return "\n".join(lines)
 
 
@@ -74,15 +75,29 @@ def _most_set(job: str, words: Sequence[str]) -> Iterator[str]:
         yield f"  {label:<33} {first}"
         yield from (f"  {'':<33} {line}" for line in others)
     yield ""
-    yield f"every key with its type and meaning: python -m jobs.{job} --help all"
+    yield f"every key, type and meaning: python -m jobs.{job} --help all. NAME*: several in conf/."
 
 
 def _names(group: str) -> list[str]:
     """The names that a group's files, or the presets, offer."""
     if group == "preset":
         jobs = {"embed_folder", "predict", "move", "figures", "benchmark", *RUN_JOBS}
-        return sorted({path.stem for path in CONF.glob("*.yaml")} - jobs)
-    return group_names(group) if (CONF / group).is_dir() else []
+        return _folded(sorted({path.stem for path in CONF.glob("*.yaml")} - jobs))
+    names = group_names(group) if (CONF / group).is_dir() else []
+    return names if group == "backbone" else _folded(names)
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    """The names, with families (NAME and NAME_..., or three of a first word) as one: NAME*."""
+    first = Counter(name.partition("_")[0] for name in names)
+    families = {name for name in names if any(n.startswith(f"{name}_") for n in names)}
+    families |= {f"{word}_" for word, count in first.items() if count > 2 and word not in families}
+
+    def shown(name: str) -> str:
+        within = [f for f in families if name == f or name.startswith(f"{f.rstrip('_')}_")]
+        return f"{min(within, key=len)}*" if within else name
+
+    return list(dict.fromkeys(map(shown, names)))
 
 
 def _shown(value: Any) -> str:

@@ -68,7 +68,7 @@ def test_make_test_runs_lint_types_layers_and_the_tests_without_set_up(checkout:
 
 def test_make_demo_runs_the_main_job(checkout: Path) -> None:
     assert run("make", "demo", cwd=checkout).returncode == 0
-    assert calls(checkout) == ["python -m jobs.pipeline"]
+    assert calls(checkout) == ["python -m jobs.pipeline preset=demo"]
 
 
 def test_a_newer_lock_file_is_installed_again(checkout: Path) -> None:

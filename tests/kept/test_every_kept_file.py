@@ -215,7 +215,7 @@ def test_no_file_is_of_an_unknown_kind(finished: Finished) -> None:
 def one_of_each(whole: Finished, kinds: tuple[str, ...]) -> list[Path]:
     """A file of each kind, each at an address of its own where there are enough."""
     files, chosen = by_kind(whole.root, CACHE), list[Path]()
-    for kind in kinds:
+    for kind in sorted(kinds, key=lambda kind: len(files[kind])):  # the rarest choose first
         used = [address(path) for path in chosen]
         chosen.append(min(files[kind], key=lambda path: used.count(address(path))))
     return chosen
