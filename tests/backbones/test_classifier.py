@@ -119,7 +119,7 @@ def test_what_decides_a_feature_is_its_identity(tmp_path: Path) -> None:
     [
         ({"class_names": None}, r"needs backbone\.class_names="),
         ({"preprocessing": None}, r"needs backbone\.preprocessing="),
-        ({"model": "resnet21"}, "no network 'resnet21'; allowed: resnet20"),
+        ({"model": "resnet21"}, "no network 'resnet21'; allowed: resnet8"),
         ({"path": None}, "no weights named"),
         ({"path": "nowhere.safetensors"}, r"no file nowhere\.safetensors"),
         ({"class_names": ["cat", "cat"]}, "'cat' stands twice"),
