@@ -395,5 +395,6 @@ def test_the_sweeps_evidence_is_told_and_drawn(evidence):
     assert "random forest" in said
     before = Page(evidence.page())
     drawn = [sum(tag == "svg" for tag, _ in page.attributes) for page in (shown, before)]
-    # Before: two parallel coordinates of two trials each, and the front of all four.
-    assert drawn[0] - drawn[1] == 9 - 3
+    # Before: two parallel coordinates of two trials each, and the front of all four. Beside the
+    # nine, FPR over the temperature of each method's criterion (Liu 2020, figure 4a).
+    assert drawn[0] - drawn[1] == 9 - 3 + 2
