@@ -1,4 +1,4 @@
-"""The whole path: embed, sweep, finetune, score, evaluate, register. `make demo` runs this."""
+"""The whole path: train, embed, sweep, finetune, score, evaluate, register; preset=demo: a demo."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class TrainableNetwork(nn.Module):
         linear: activations to logits (N, K).
         place: the linear layer's name in the architecture.
         projection: activations to what a contrastive loss compares (N, P), for training alone.
-        only_norms: whether of the trunk the normalisation layers alone are trained.
+        only_norms: whether the trunk's normalisation layers are its only trained parts.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""All stages in order: embed, sweep, finetune, score, evaluate, register.
+"""All stages in order: train (where a method asks for it), embed, sweep, finetune and the rest.
 
 A stage reads the records of earlier ones and writes its own. It is found where its stamp is still
 true (`pipelines.run`), so a killed run goes on where it was, and a stage whose code changed is

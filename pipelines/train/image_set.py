@@ -20,7 +20,7 @@ from pipelines.embed.config import EmbedConfig
 from pipelines.train.data import NetworkData
 from pipelines.train.images import ImageTable, Making, Preparation, make
 
-# The sets that a training reads; no other image is decoded for it.
+# The sets that a training reads; the others are decoded to find images that they share.
 TRAIN, VALIDATION, OUTLIERS = "train", "validation", "outliers"
 
 

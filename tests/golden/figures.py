@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.experiments import demo
 from tests.golden.recording import FOLDER, Recording
 
 # Words of `python -m jobs.pipeline`, by the recording's name.
 RUNS: dict[str, tuple[str, ...]] = {
-    "demo": ("preset=demo",),
+    "demo": demo.WORDS,
     "results_digits": ("preset=results_digits",),
     "results_all": ("preset=results_all",),
     "results_all_swept": ("preset=results_all", "sweep=default"),

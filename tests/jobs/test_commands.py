@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.experiments import demo
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,8 @@ def test_make_test_runs_lint_types_layers_and_the_tests_without_set_up(checkout:
 
 def test_make_demo_runs_the_main_job(checkout: Path) -> None:
     assert run("make", "demo", cwd=checkout).returncode == 0
-    assert calls(checkout) == ["python -m jobs.pipeline preset=demo"]
+    # The picture of README is drawn from the run of the same words.
+    assert calls(checkout) == [" ".join(("python -m jobs.pipeline", *demo.WORDS))]
 
 
 def test_a_newer_lock_file_is_installed_again(checkout: Path) -> None:

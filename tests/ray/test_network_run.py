@@ -17,34 +17,17 @@ from PIL import Image
 from pipelines.backbones.kinds import cifar
 from pipelines.data.digits import DigitsSource
 from tests.ray.commands import job, job_here
+from tests.small_network import NAMES, short, write_network
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-NAMES = ["zero", "one", "two", "three", "four", "five"]
 METHODS = ("classifier", "network_energy", "network_outlier_exposure")
-SHORT = [
-    f"methods.{name}.training.{key}={value}"
-    for name in METHODS[1:]
-    for key, value in (("epochs", 1), ("batch_size", 16), ("outlier_batch_size", 16))
-]
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     """A run of a network of seeded weights, and of two trained from it, two seeds each."""
-    torch.manual_seed(0)
-    state = cifar.NETWORKS["resnet20"](len(NAMES)).state_dict()
-    safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
-    about = {
-        "name": "seeded",
-        "kind": "cifar",
-        "model": "resnet20",
-        "path": str(tmp_path / "weights.safetensors"),
-        "class_names": NAMES,
-        "preprocessing": {"size": 32, "mean": [0.5] * 3, "std": [0.25] * 3},
-    }
-    (tmp_path / "seeded.yaml").write_text(json.dumps(about))
     return [
-        f"backbone=@{tmp_path}/seeded.yaml", f"methods=[{','.join(METHODS)}]", *SHORT,
+        write_network(tmp_path), f"methods=[{','.join(METHODS)}]", *short(*METHODS[1:]),
         "scores=[msp,energy,knn]", "sweep=none", "seeds=2", "shots=4",
         "evaluate.num_resamples=100", f"storage={tmp_path}/storage",
     ]  # fmt: skip
