@@ -21,10 +21,9 @@ from pipelines.evaluate.metrics import (
     DifferenceMetric,
     SettingValue,
 )
-from pipelines.evaluate.scored import FIGURES, Scored, paired_difference
+from pipelines.evaluate.scored import Scored, paired_difference
 from pipelines.finetune.loop import TrainingJob
 from pipelines.methods import MethodConfig, training_setting
-from pipelines.ood import METRICS
 from pipelines.records import HeadKey, Params
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
@@ -233,14 +232,11 @@ def _figures(
     """A metric of both, means over seeds, and their difference with its 95 % interval."""
     ood = pairs[0][0].ood
     chosen, default = (
-        [head.pair(score, ood) for head in side] for side in zip(*pairs, strict=True)
+        [head.resampled(metric, score, ood, num_resamples) for head in side]
+        for side in zip(*pairs, strict=True)
     )
-
-    def mean(side: Sequence[Any]) -> float:
-        return float(np.mean([METRICS[FIGURES[metric]](*pair) for pair in side]))
-
     return ChosenAgainstDefault(
-        default=mean(default),
-        chosen=mean(chosen),
-        difference=paired_difference(metric, chosen, default, num_resamples),
+        default=float(np.mean([head.value for head in default])),
+        chosen=float(np.mean([head.value for head in chosen])),
+        difference=paired_difference(chosen, default),
     )

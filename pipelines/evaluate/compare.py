@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipelines.evaluate.config import CompareConfig
-from pipelines.evaluate.metrics import Comparison, Gain, Step
-from pipelines.evaluate.scored import DIFFERENCES, Pair, Scored, heads_of, paired_difference
-from pipelines.ood import Interval
+from pipelines.evaluate.metrics import Comparison, DifferenceMetric, Gain, Step
+from pipelines.evaluate.scored import DIFFERENCES, Scored, heads_of, paired_difference
+from pipelines.ood import Interval, Resampled
 from pipelines.records import HeadKey
 
 
@@ -30,10 +30,8 @@ def comparisons(
             group=group,
             metric=metric,
             difference=paired_difference(
-                metric,
-                [head.pair(reference, names) for head in heads],
-                [head.pair(other, names) for head in heads],
-                num_resamples,
+                [head.resampled(metric, reference, names, num_resamples) for head in heads],
+                [head.resampled(metric, other, names, num_resamples) for head in heads],
             ),
         )
         for group, names in heads[0].ood_groups.items()
@@ -65,9 +63,15 @@ def gains(
     if not any(head.ood for head in scored.values()) or not {start, end, turn} <= set(rows):
         return ()
 
+    def judged(metric: DifferenceMetric, method: str, score: str) -> list[Resampled]:
+        heads = heads_of(scored, method)
+        return [head.resampled(metric, score, head.ood, num_resamples) for head in heads]
+
     def gained(before: tuple[str, str], after: tuple[str, str]) -> list[Interval]:
-        sides = _pairs(scored, *after), _pairs(scored, *before)
-        return [paired_difference(metric, *sides, num_resamples) for metric in DIFFERENCES]
+        return [
+            paired_difference(judged(metric, *after), judged(metric, *before))
+            for metric in DIFFERENCES
+        ]
 
     steps: dict[Step, tuple[tuple[str, str], tuple[str, str]]] = {
         "training": (start, turn),
@@ -79,10 +83,6 @@ def gains(
         auroc, fpr = gained(before, after)
         found.append(Gain(step=step, auroc=auroc, fpr=fpr))
     return tuple(found)
-
-
-def _pairs(scored: Mapping[HeadKey, Scored], method: str, score: str) -> list[Pair]:
-    return [head.pair(score, head.ood) for head in heads_of(scored, method)]
 
 
 def sentence(compare: CompareConfig, found: Sequence[Gain]) -> str:

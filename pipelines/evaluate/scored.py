@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.evaluate.metrics import MEAN, DifferenceMetric
-from pipelines.ood import Interval, paired_delta_interval
+from pipelines.ood import Interval, Resampled, resampled
 from pipelines.records import HeadKey, SetName
 
 # The metrics of `pipelines.ood.METRICS` that tables show, by their short names.
@@ -24,9 +24,6 @@ FIGURES = {
     "aupr_ood": "aupr_ood",
 }
 DIFFERENCES: tuple[DifferenceMetric, ...] = ("auroc", "fpr")
-
-# The scores of ID and of OOD images.
-Pair: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,22 @@ class Scored:
         """The scores of these sets, one set after the other."""
         return np.concatenate([self.sets[name][f"score_{score}"] for name in names])
 
-    def pair(self, score: str, ood: Sequence[str]) -> Pair:
-        """The scores of ID test and of these OOD sets, pooled."""
-        return self.scores(score, "test"), self.scores(score, *ood)
+    def resampled(
+        self, metric: DifferenceMetric, score: str, ood: Sequence[str], num_resamples: int
+    ) -> Resampled:
+        """A metric of ID test against these OOD sets, pooled; each is resampled once."""
+        place = (score, tuple(ood), num_resamples)
+        if place not in self._resampled:
+            sides = self.scores(score, "test"), self.scores(score, *ood)
+            found = resampled([FIGURES[name] for name in DIFFERENCES], sides, num_resamples)
+            self._resampled[place] = dict(zip(DIFFERENCES, found, strict=True))
+        return self._resampled[place][metric]
+
+    @cached_property
+    def _resampled(
+        self,
+    ) -> dict[tuple[str, tuple[str, ...], int], dict[DifferenceMetric, Resampled]]:
+        return {}
 
     def correct(self, name: str) -> NDArray[np.bool_]:
         """Where the predicted class is the label, in one set."""
@@ -99,17 +109,10 @@ def heads_of(
     return [scored[key] for key in sorted(keys, key=lambda key: key.seed)]
 
 
-def paired_difference(
-    metric: DifferenceMetric, first: Sequence[Pair], second: Sequence[Pair], num_resamples: int
-) -> Interval:
+def paired_difference(first: Sequence[Resampled], second: Sequence[Resampled]) -> Interval:
     """Mean over seeds of first - second, with its 95 % paired bootstrap interval.
 
     The images of a group's sets are pooled. The ends of the interval are means of the ends of
     each seed's interval, which is wide rather than narrow: seeds do not cancel.
     """
-    return Interval.mean(
-        [
-            paired_delta_interval(FIGURES[metric], a, b, num_resamples=num_resamples)
-            for a, b in zip(first, second, strict=True)
-        ]
-    )
+    return Interval.mean([a.minus(b) for a, b in zip(first, second, strict=True)])

@@ -13,7 +13,6 @@ from pathlib import Path
 from pipelines.config import ConfigError
 from pipelines.evaluate.scored import Scored
 from pipelines.experiments.result_runs import NUM_RESAMPLES, open_runs
-from pipelines.ood import auroc, paired_delta_interval
 from pipelines.plots import markdown_table, write_csv
 
 PRESET = "preset=results_networks"
@@ -70,10 +69,12 @@ def _changes(exact: Scored, reduced: Scored) -> list[tuple[str, float, float, fl
     rows = []
     columns = [c for c in exact.table.column_names if c.startswith("score_")]
     for score in (column.removeprefix("score_") for column in columns):
-        pairs = [head.pair(score, head.ood) for head in (reduced, exact)]
-        change = paired_delta_interval("auroc", pairs[0], pairs[1], NUM_RESAMPLES)
+        after, before = (
+            head.resampled("auroc", score, head.ood, NUM_RESAMPLES) for head in (reduced, exact)
+        )
+        change = after.minus(before)
         points = (100 * value for value in (change.value, change.low, change.high))
-        rows.append((score, 100 * auroc(*pairs[1]), *points))
+        rows.append((score, 100 * before.value, *points))
     return rows
 
 

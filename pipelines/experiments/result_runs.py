@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from pipelines.config import ConfigError, load
 from pipelines.evaluate.metrics import DifferenceMetric, Metrics
-from pipelines.evaluate.scored import FIGURES, Scored, heads_of
+from pipelines.evaluate.scored import Scored, heads_of
 from pipelines.ood import (
     Interval,
     ood_metrics,
     paired_accuracy_interval,
-    paired_delta_interval,
 )
 from pipelines.records import HeadKey, Role, SetName
 from pipelines.run import Run
@@ -140,8 +139,8 @@ def detection_gain(
     """A metric of (method, score) minus that of another pair, OOD images pooled."""
 
     def interval(run: ResultRun, first: Scored, second: Scored) -> Interval:
-        pairs = first.pair(place[1], run.ood), second.pair(other[1], run.ood)
-        return paired_delta_interval(FIGURES[metric], *pairs, num_resamples=NUM_RESAMPLES)
+        after = first.resampled(metric, place[1], run.ood, NUM_RESAMPLES)
+        return after.minus(second.resampled(metric, other[1], run.ood, NUM_RESAMPLES))
 
     return _paired(runs, place[0], other[0], interval)
 

@@ -47,6 +47,7 @@ from pipelines.ood.metrics import (
     METRICS,
     Bounded,
     Metric,
+    Resampled,
     aupr_id,
     aupr_ood,
     aurc,
@@ -59,6 +60,7 @@ from pipelines.ood.metrics import (
     ood_metrics,
     paired_accuracy_interval,
     paired_delta_interval,
+    resampled,
     threshold_at_tpr,
 )
 from pipelines.ood.nearest_neighbours import KNN
@@ -112,6 +114,7 @@ __all__ = [
     "Mahalanobis",
     "Metric",
     "RelativeMahalanobis",
+    "Resampled",
     "ScoreHistogram",
     "ViM",
     "adjust_logits",
@@ -160,6 +163,7 @@ __all__ = [
     "prior",
     "record_from_state",
     "record_state",
+    "resampled",
     "sgld",
     "step_up",
     "suggest_margins",

@@ -7,7 +7,7 @@ only), NaN or inf is a ValueError that says which. `METRICS`, at the foot, holds
 (id_scores, ood_scores); `ood_metrics` computes all of them in one pass.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipelines.ood import curves
 from pipelines.ood.curves import Rule, Steps, sort_both, steps_of_counts, steps_of_sorted
-from pipelines.ood.resampling import Interval, PairMetric, resampled_metric, resampled_shares
+from pipelines.ood.resampling import Interval, PairMetric, resampled_metrics, resampled_shares
 from pipelines.ood.statistics import FloatArray, ScoreHistogram, Values, score_array
 
 Convention: TypeAlias = Literal["first", "nearest", "percentile"]
@@ -252,10 +252,63 @@ def bootstrap_interval(
     Raises:
         ValueError: A side is empty or holds NaN or inf, the name is unknown, or no resamples.
     """
-    sides = _sides(id_scores, ood_scores)
-    function, rule = _metric(metric)
-    (resampled,) = resampled_metric(rule, [sides], num_resamples, seed)
-    return Interval.of(function(*sides), resampled)
+    (found,) = resampled([metric], (id_scores, ood_scores), num_resamples, seed)
+    return Interval.of(found.value, found.resamples)
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A metric of scores, and of bootstrap resamples of them.
+
+    Attributes:
+        value: Of the scores.
+        resamples: (R,), of each resample.
+        drawn: N, M and the seed, from which the drawn rows follow.
+    """
+
+    value: float
+    resamples: FloatArray
+    drawn: tuple[int, int, int]
+
+    def minus(self, other: "Resampled") -> Interval:
+        """The paired 95 % interval of self - other, two methods on the same samples.
+
+        Raises:
+            ValueError: They were not resampled alike.
+        """
+        if self.drawn != other.drawn or self.resamples.shape != other.resamples.shape:
+            raise ValueError(
+                "both methods must score the same samples, resampled alike; came (N, M, seed) "
+                f"{self.drawn} and {other.drawn}"
+            )
+        return Interval.of(self.value - other.value, self.resamples - other.resamples)
+
+
+def resampled(
+    names: Sequence[str | PairMetric],
+    sides: tuple[Values, Values],
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> list[Resampled]:
+    """Metrics of the same bootstrap resamples, which are drawn and counted once.
+
+    Args:
+        names: Metrics as in `bootstrap_interval`.
+        sides: (id_scores, ood_scores), (N,) and (M,).
+        num_resamples: How many, at least 1.
+        seed: Of numpy's generator.
+
+    Raises:
+        ValueError: As in `bootstrap_interval`.
+    """
+    id_side, ood_side = _sides(*sides)
+    metrics = [_metric(name) for name in names]
+    rows = resampled_metrics([rule for _, rule in metrics], id_side, ood_side, num_resamples, seed)
+    drawn = (id_side.size, ood_side.size, seed)
+    return [
+        Resampled(function(id_side, ood_side), row, drawn)
+        for (function, _), row in zip(metrics, rows, strict=True)
+    ]
 
 
 def paired_delta_interval(
@@ -280,13 +333,10 @@ def paired_delta_interval(
     Raises:
         ValueError: As in `bootstrap_interval`, or the methods differ in N or M.
     """
-    methods = [_sides(*first), _sides(*second)]
-    sizes = [(id_side.size, ood_side.size) for id_side, ood_side in methods]
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"both methods must score the same samples, came sizes {sizes}")
-    function, rule = _metric(metric)
-    of_first, of_second = resampled_metric(rule, methods, num_resamples, seed)
-    return Interval.of(function(*methods[0]) - function(*methods[1]), of_first - of_second)
+    of_first, of_second = (
+        resampled([metric], sides, num_resamples, seed)[0] for sides in (first, second)
+    )
+    return of_first.minus(of_second)
 
 
 def paired_accuracy_interval(

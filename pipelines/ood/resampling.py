@@ -7,7 +7,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.ood.curves import Rule, steps_of_counts
+from pipelines.ood.curves import Rule, Steps, steps_of_counts
 from pipelines.ood.statistics import FloatArray, IntArray
 
 PairMetric: TypeAlias = Callable[[Any, Any], float]  # of (id_scores, ood_scores)
@@ -44,29 +44,34 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def resampled_metric(
-    metric: Rule | PairMetric,
-    methods: Sequence[tuple[FloatArray, FloatArray]],
+def resampled_metrics(
+    metrics: Sequence[Rule | PairMetric],
+    id_scores: FloatArray,
+    ood_scores: FloatArray,
     num_resamples: int,
     seed: int,
 ) -> FloatArray:
-    """A metric (methods, num_resamples) of stratified resamples, the same rows for all methods.
+    """Metrics (metrics, num_resamples) of stratified resamples.
+
+    Which rows are drawn follows from N, M and the seed: two methods' scores of the same samples
+    are resampled alike.
 
     Args:
-        metric: A rule on counts, or a function that is called for each resample.
-        methods: (id_scores, ood_scores) of each method, (N,) and (M,), the same samples.
+        metrics: Rules on counts, or functions that are called for each resample.
+        id_scores: (N,).
+        ood_scores: (M,).
         num_resamples: At least 1.
         seed: Of numpy's generator.
     """
     generator = np.random.default_rng(seed)
-    num_id, num_ood = methods[0][0].size, methods[0][1].size
+    num_id, num_ood = id_scores.size, ood_scores.size
     at_once = max(1, _SCORES_AT_ONCE // (num_id + num_ood))
     chunks = []
     for start in range(0, _checked(num_resamples), at_once):
         rows = min(at_once, num_resamples - start)
         id_rows = generator.integers(num_id, size=(rows, num_id))
         ood_rows = generator.integers(num_ood, size=(rows, num_ood))
-        chunks.append([_of_rows(metric, *sides, id_rows, ood_rows) for sides in methods])
+        chunks.append(_of_rows(metrics, id_scores, ood_scores, id_rows, ood_rows))
     return np.concatenate(chunks, axis=1)
 
 
@@ -79,19 +84,34 @@ def resampled_shares(counts: IntArray, num_resamples: int, seed: int) -> FloatAr
 
 
 def _of_rows(
-    metric: Rule | PairMetric,
+    metrics: Sequence[Rule | PairMetric],
     id_scores: FloatArray,
     ood_scores: FloatArray,
     id_rows: IntArray,
     ood_rows: IntArray,
 ) -> FloatArray:
-    if not isinstance(metric, Rule):
-        pairs = zip(id_rows, ood_rows, strict=True)
-        return np.array([metric(id_scores[i], ood_scores[j]) for i, j in pairs])
+    """The metrics (metrics, resamples) of these rows."""
+    rules = [metric for metric in metrics if isinstance(metric, Rule)]
+    steps = _steps(id_scores, ood_scores, id_rows, ood_rows) if rules else None
+    found = []
+    for metric in metrics:
+        if isinstance(metric, Rule):
+            assert steps is not None
+            found.append(metric.of(steps))
+        else:
+            pairs = zip(id_rows, ood_rows, strict=True)
+            found.append(np.array([metric(id_scores[i], ood_scores[j]) for i, j in pairs]))
+    return np.stack(found)
+
+
+def _steps(
+    id_scores: FloatArray, ood_scores: FloatArray, id_rows: IntArray, ood_rows: IntArray
+) -> Steps:
+    """The counts of each resample at each distinct score."""
     values, place = np.unique(np.concatenate([id_scores, ood_scores]), return_inverse=True)
     id_counts = _row_counts(place[: id_scores.size][id_rows], values.size)
     ood_counts = _row_counts(place[id_scores.size :][ood_rows], values.size)
-    return metric.of(steps_of_counts(id_counts, ood_counts, tpr=0.95))
+    return steps_of_counts(id_counts, ood_counts, tpr=0.95)
 
 
 def _row_counts(places: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:

@@ -251,7 +251,9 @@ def build(config: BackboneConfig, num_classes: int) -> nn.Module:
             f"{', '.join(NETWORKS)}"
         )
     network = NETWORKS[config.model](num_classes)
-    _draw(network)
+    # Without memory for weights there are none to draw, and torch would import its compiler to.
+    if not next(network.parameters()).is_meta:
+        _draw(network)
     return network
 
 
