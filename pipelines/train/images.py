@@ -76,7 +76,8 @@ class Making:
     Attributes:
         shard_rows: images of a file; the only one of these that is part of the address.
         max_rejected: the share of images that may be bad, 0 to 1.
-        with_ray: in Ray Data tasks; else in this process, with the same bytes.
+        with_ray: in Ray Data tasks where there are several shards; else in this process, with
+            the same bytes.
         at_once: tasks at a time; by default as many as Ray has CPUs for.
         on_progress: called after each shard with images done, all images, rejected images.
     """
@@ -170,9 +171,9 @@ def make(
     preparer = Preparer(preparation.crop, preparation.how)
     work = _Work(source, storage, table.address, preparation.size, preparer)
     rows = [ImageShard(number, keys) for number, keys in enumerate(shards)]
-    for receipt in map_shards(
-        make_shard, rows, work, with_ray=options.with_ray, at_once=options.at_once
-    ):
+    # A single shard has nobody to share its work with: no worker is started for it.
+    with_ray = options.with_ray and len(rows) > 1
+    for receipt in map_shards(make_shard, rows, work, with_ray=with_ray, at_once=options.at_once):
         tally.add(name, receipt)
     _finish(table, identity, shards, tally.receipts[name])
     return table
