@@ -158,9 +158,10 @@ class _Vocabulary:
     @classmethod
     def of(cls, model: Any, captions: dict[bool, list[Tensor]]) -> _Vocabulary:
         """Leave the model with the embeddings that the captions use."""
-        used = torch.cat([tokens.flatten() for of in captions.values() for tokens in of]).unique()
+        every = [tokens.flatten() for of in captions.values() for tokens in of]
+        used: Tensor = torch.cat(every).unique()  # type: ignore[no-untyped-call]
         others = model.token_embedding.weight.detach()
-        model.token_embedding = nn.Embedding.from_pretrained(others[used], freeze=False)
+        model.token_embedding.weight = nn.Parameter(others[used])
         rows = {s: [torch.searchsorted(used, t) for t in of] for s, of in captions.items()}
         return cls(rows, used, others)
 
@@ -171,7 +172,7 @@ class _Vocabulary:
     def put_back(self, model: Any) -> None:
         """Give the model its whole vocabulary again."""
         self.others[self.used] = model.token_embedding.weight.detach()
-        model.token_embedding = nn.Embedding.from_pretrained(self.others, freeze=False)
+        model.token_embedding.weight = nn.Parameter(self.others)
 
 
 def _caption_loss(model: Any, images: Tensor, tokens: Tensor, target: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.backbones import classifier
 from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.network_training import NetworkTraining
 from pipelines.config import digest, plain
 from pipelines.embed import leaks
 from pipelines.finetune.logged import log_trainings
@@ -14,10 +15,11 @@ from pipelines.methods import MethodConfig
 from pipelines.pipeline import network_sweep
 from pipelines.records import HeadKey
 from pipelines.run import Run
+from pipelines.settings.config import searched_networks
 from pipelines.sweep.train_result import TrainResult
 from pipelines.train import prior
 from pipelines.train import stage as train
-from pipelines.train.cache import entry, trained_backbone
+from pipelines.train.cache import address, entry, trained_backbone
 from pipelines.train.data import NetworkData, NetworkJob
 from pipelines.train.image_set import network_data, tables_of
 from pipelines.train.image_table import ImageTable
@@ -37,22 +39,40 @@ def hand_train(run: Run) -> TrainResult:
     images = _images(run, waiting)
     trained: dict[HeadKey, str] = {}
     while waiting:  # what others start from comes first
-        ready = [name for name, how in waiting.items() if how.start not in waiting]
+        ready = _together(run, waiting)
+        for found in trained.values():
+            entry(run.storage, found).check()  # what of it is damaged is trained anew
         for seen in {images[name].data.address: images[name] for name in ready}.values():
             names = [name for name in ready if images[name] is seen]
             first = {name: _job(run, seen.data, name, methods, 0, trained) for name in names}
             swept = network_sweep.search(run, first, seen.data, seen.tables, swept)
             methods |= {} if swept is None else {n: c.setting for n, c in swept.methods.items()}
-            jobs = {
-                HeadKey(method=name, seed=seed): _job(run, seen.data, name, methods, seed, trained)
-                for name in names
-                for seed in range(run.config.seeds)
-            }
-            trained |= _trained(run, seen.data, jobs)
+            jobs: dict[HeadKey, NetworkJob] = {}
+            for key in (HeadKey(method=n, seed=s) for n in names for s in range(run.config.seeds)):
+                jobs[key] = _job(run, seen.data, key.method, methods, key.seed, trained)
+                trained[key] = address(jobs[key], seen.data).address
+            _train(run, seen.data, jobs)
         waiting = {name: how for name, how in waiting.items() if name not in ready}
     keys = [key for name in run.config.methods for key in trained if key.method == name]
     networks = tuple(NetworkRef(key=key, address=trained[key]) for key in keys)
     return TrainResult(networks=networks, swept=swept)
+
+
+def _together(run: Run, waiting: Mapping[str, NetworkTraining]) -> list[str]:
+    """Methods that one run of workers can train: each after that whose networks it starts from.
+
+    What is searched, or measures its outliers, does so on networks that are trained before.
+    """
+    asks = set(searched_networks(run.config))
+    asks |= {n for n in waiting if run.config.methods[n].needs_outlier_counts}
+    ready = [name for name, how in waiting.items() if how.start not in waiting]
+    while more := [
+        name
+        for name, how in waiting.items()
+        if name not in ready and how.start in ready and not asks & {name, how.start}
+    ]:
+        ready += more
+    return ready
 
 
 def _job(
@@ -66,11 +86,14 @@ def _job(
     """A training, on the backbone or on the network that it starts from."""
     method, backbone = methods[name], run.backbone_for(name)
     assert method.network is not None
-    start = method.network.start
-    if (first := HeadKey(method=start, seed=seed)) in trained:
-        backbone = trained_backbone(backbone, trained[first], run.storage, str(first))
-    counts = _counts(run, data, backbone) if method.needs_outlier_counts else None
-    return NetworkJob(method, seed, backbone, counts)
+    start = HeadKey(method=method.network.start, seed=seed)
+    first, counts = trained.get(start), None
+    if method.needs_outlier_counts:
+        judging = backbone
+        if first is not None:
+            judging = trained_backbone(backbone, first, run.storage, str(start))
+        counts = _counts(run, data, judging)
+    return NetworkJob(method, seed, backbone, first, counts)
 
 
 def _counts(run: Run, data: NetworkData, backbone: BackboneConfig) -> tuple[int, ...]:
@@ -87,9 +110,9 @@ def _counts(run: Run, data: NetworkData, backbone: BackboneConfig) -> tuple[int,
     return tuple(counts.tolist())
 
 
-def _trained(run: Run, data: NetworkData, jobs: Mapping[HeadKey, NetworkJob]) -> dict[HeadKey, str]:
-    """The addresses of the networks of these jobs."""
-    return log_trainings(
+def _train(run: Run, data: NetworkData, jobs: Mapping[HeadKey, NetworkJob]) -> None:
+    """Train the networks of these jobs that are missing, and log them."""
+    log_trainings(
         "train",
         jobs,
         lambda on_report: train.train(

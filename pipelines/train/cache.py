@@ -66,14 +66,16 @@ def address(job: NetworkJob, data: NetworkData) -> AddressedNetwork:
         "backbone": dict(backbones.identity(_as_started(job))),
         "code": code,
     }
+    if job.trained is not None:
+        content["trained"] = job.trained
     if job.method.needs_outlier_counts and job.outlier_counts is not None:
         content["outlier_counts"] = list(job.outlier_counts)
     return AddressedNetwork(job, digest(content), code)
 
 
 def _as_started(job: NetworkJob) -> BackboneConfig:
-    """The backbone as far as it decides the network: from scratch, its weights do not."""
-    if job.start == "random":
+    """The backbone as far as it decides the network: where its weights do not, without them."""
+    if job.start == "random" or job.trained is not None:
         return job.backbone.model_copy(update={"untrained": True})
     return job.backbone
 

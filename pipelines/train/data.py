@@ -58,6 +58,7 @@ class NetworkJob:
         method: with every value given.
         seed: of what is drawn.
         backbone: resolved; the architecture, and the weights that training starts from.
+        trained: the address of the trained network whose weights it starts from instead.
         outlier_counts: (K,) how many outliers the backbone takes for each class, where the method
             asks for it.
     """
@@ -65,6 +66,7 @@ class NetworkJob:
     method: MethodConfig
     seed: int
     backbone: BackboneConfig
+    trained: str | None = None
     outlier_counts: tuple[int, ...] | None = None
 
     @property

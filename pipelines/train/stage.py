@@ -28,6 +28,7 @@ from pipelines.train.cache import (
     keep,
     load_checkpoint,
     save_checkpoint,
+    trained_backbone,
 )
 from pipelines.train.data import EpochReport, NetworkData, NetworkJob, check
 from pipelines.train.loop import OnNetwork, train_network
@@ -53,7 +54,7 @@ def train(
     """Train the jobs whose networks the cache does not hold.
 
     Args:
-        jobs: what to train.
+        jobs: what to train; one that starts from another's network comes after it.
         data: the same for all jobs.
         storage: where networks and checkpoints are kept.
         compute: number of Ray Train workers and their resources.
@@ -152,9 +153,11 @@ def _train_and_keep(
     on_network: OnNetwork | None = None,
 ) -> None:
     """Train one network and write it under its address; of several workers the first writes."""
-    job = place.job
+    job, backbone = place.job, place.job.backbone
+    if job.trained is not None:
+        backbone = trained_backbone(backbone, job.trained, given.storage, job.method.name)
     network = backbones.trainable(
-        job.backbone, given.data.class_names, job.start, stream(job.seed, "network")
+        backbone, given.data.class_names, job.start, stream(job.seed, "network")
     )
     trained = train_network(
         job,

@@ -123,6 +123,61 @@ def test_a_training_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
     assert storage.read_bytes("cache", "networks", place, cache.WEIGHTS) == whole
 
 
+def test_networks_that_start_from_each_other_train_in_one_go_as_one_after_the_other(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """The first of them is not there when the second is named."""
+    (first,) = trained(storage, WORK)
+    tuned = replace(from_weights(WORK), trained=first)
+    (second,) = trained(storage, tuned)
+    apart = Storage.open(str(tmp_path / "apart"))
+    assert trained(apart, WORK, tuned) == [first, second]
+    for place in (first, second):
+        parts = "cache", "networks", place, cache.WEIGHTS
+        assert apart.read_bytes(*parts) == storage.read_bytes(*parts)
+    # It started from those weights: one step away from them, and far from other ones.
+    states = [safetensors.torch.load(weights(storage, place)) for place in (first, second)]
+    (other,) = trained(storage, replace(tuned, trained=None, backbone=seeded(tmp_path, 1)))
+    states.append(safetensors.torch.load(weights(storage, other)))
+    gaps = [
+        sum(float((x[key] - y[key]).square().sum()) for key in x if "num_batches" not in key)
+        for x, y in ((states[0], states[1]), (states[0], states[2]))
+    ]
+    assert 0 < gaps[0] < 0.1 * gaps[1]
+    # Another start is another network; the backbone's own weights are none of it.
+    at = [
+        replace(tuned, trained=t, backbone=b)
+        for t in (first, "other")
+        for b in (NEW, seeded(tmp_path, 0))
+    ]
+    found = [cache.address(work, small_data()).address for work in at]
+    assert found[0] == found[1] == second
+    assert found[2] == found[3] != second
+
+
+def weights(storage: Storage, place: str) -> bytes:
+    return storage.read_bytes("cache", "networks", place, cache.WEIGHTS)
+
+
+def seeded(folder: Path, number: int) -> BackboneConfig:
+    """The architecture with drawn weights in a file."""
+    torch.manual_seed(number)
+    state = network.trainable(NEW, NAMES, "random", number).state()
+    file = folder / f"{number}.safetensors"
+    safetensors.torch.save_file(state, file)
+    update = {"untrained": False, "path": str(file), "class_names": list(NAMES)}
+    return NEW.model_copy(update=update)
+
+
+def from_weights(work: NetworkJob) -> NetworkJob:
+    """The same training, of weights in place of drawn ones."""
+    assert work.method.network is not None
+    head = work.method.head.model_copy(
+        update={"train": work.method.network.model_copy(update={"start": "backbone"})}
+    )
+    return replace(work, method=work.method.model_copy(update={"head": head}))
+
+
 def addresses() -> dict[str, str]:
     data = small_data()
     weight = job("outlier_exposure", TRAINING, weight=0.25)
@@ -157,21 +212,11 @@ def test_an_address_holds_what_decides_the_weights_and_nothing_else() -> None:
 
 
 def test_the_weights_of_a_backbone_do_not_decide_a_training_from_scratch(tmp_path: Path) -> None:
-    configs = []
-    for number in (0, 1):
-        torch.manual_seed(number)
-        state = network.trainable(NEW, NAMES, "random", number).state()
-        safetensors.torch.save_file(state, tmp_path / f"{number}.safetensors")
-        update = {"untrained": False, "path": str(tmp_path / f"{number}.safetensors")}
-        configs.append(NEW.model_copy(update={**update, "class_names": list(NAMES)}))
-    scratch = {
-        cache.address(replace(WORK, backbone=config), small_data()).address for config in configs
-    }
-    assert len(scratch) == 1
-    head = WORK.method.head.model_copy(
-        update={"train": WORK.method.network.model_copy(update={"start": "backbone"})}
-    )
-    tuned = replace(WORK, method=WORK.method.model_copy(update={"head": head}))
-    assert (
-        len({cache.address(replace(tuned, backbone=c), small_data()).address for c in configs}) == 2
-    )
+    configs = [seeded(tmp_path, number) for number in (0, 1)]
+
+    def number_of_addresses(work: NetworkJob) -> int:
+        every = [replace(work, backbone=config) for config in configs]
+        return len({cache.address(one, small_data()).address for one in every})
+
+    assert number_of_addresses(WORK) == 1
+    assert number_of_addresses(from_weights(WORK)) == 2
