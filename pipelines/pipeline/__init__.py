@@ -119,7 +119,7 @@ def _run_stages(current: Run, names: Sequence[str], with_ray: Callable[[], objec
             current.observer.finished(name, 0.0, found=True)
             continue
         current.observer.started(name, number, len(names), reason)
-        if stage.needs_ray:
+        if stage.needs_ray(current.config):
             with_ray()
         start = time.perf_counter()
         current.finish(name, stage.run(current).to_json(), code(), before(name, current.config))
@@ -175,6 +175,14 @@ def stage_code(name: str, config: PipelineConfig) -> Code:
     return code_of(*stage.entries, *plugins, alone=[stage.run])
 
 
+def _always(_: PipelineConfig) -> bool:
+    return True
+
+
+def _never(_: PipelineConfig) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage of the pipeline.
@@ -183,17 +191,21 @@ class Stage:
         run: gives the record of the stage; it hands `entries` what they work on.
         entries: where the computation starts.
         uses_plugins: whether heads, methods and scores decide what it gives.
-        needs_ray: whether Ray has to run.
+        needs_ray: whether Ray has to run, under a configuration.
     """
 
     run: Callable[[Run], StoredRecord]
     entries: tuple[Entry, ...]
     uses_plugins: bool = True
-    needs_ray: bool = True
+    needs_ray: Callable[[PipelineConfig], bool] = _always
 
 
 STAGES: dict[str, Stage] = {
-    "train": Stage(hand_train, (train.train, prior.measure, images.make)),
+    "train": Stage(
+        hand_train,
+        (train.train, prior.measure, images.make),
+        needs_ray=lambda config: config.training == "ray" or bool(searched_networks(config)),
+    ),
     "embed": Stage(stages.hand_embed, (embed_benchmark,), uses_plugins=False),
     "sweep": Stage(stages.hand_sweep, (sweep.run, sweep_record.keep)),
     "finetune": Stage(
@@ -205,11 +217,11 @@ STAGES: dict[str, Stage] = {
         stages.hand_evaluate,
         (evaluate.run, score.read_all, "pipelines.report.page.write"),
         uses_plugins=False,
-        needs_ray=False,
+        needs_ray=_never,
     ),
     "register": Stage(
         stages.hand_register,
         (register.register, choose.champion, Detector.judge_images, Detector.judge_features),
-        needs_ray=False,
+        needs_ray=_never,
     ),
 }

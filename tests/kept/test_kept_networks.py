@@ -2,7 +2,8 @@
 
 As in `tests.kept.test_every_kept_file`: the same command again gives the same networks, byte by
 byte; what is damaged is told, removed and made again, never used. In `make test` one file of each
-kind is damaged in one way, all at once; in the slow matrix each alone in all of them.
+kind is damaged in one way, all at once; in the slow matrix each alone in all of them. Nothing here
+needs Ray: training is in this process.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from pipelines.run.observer import Quiet
 from pipelines.settings.config import PipelineConfig
 from tests.kept.test_every_kept_file import DAMAGES, address, another, by_kind, kind_of
 from tests.small_network import short, write_network
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 # What the stage reads again: damaged, it is made again.
 CACHE = {
@@ -177,17 +176,3 @@ def test_a_finished_stage_is_found_as_it_was_or_done_again(
     whole.again()
     assert whole.differing() == []
     assert kind == "MLflow run" or path.is_file()  # written when something is trained
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_network_that_was_damaged_since_is_not_embedded(
-    whole: Trained, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its stage counts as done: who reads it finds the damage, and the stage is repeated."""
-    (path,) = by_kind(whole.root, CACHE)["network"]
-    DAMAGES[damage](path, another(path, [path]))
-    with caplog.at_level(logging.WARNING):
-        whole.again(last="embed")
-    assert whole.differing() == []
-    assert damage == "delete" or any(address(path) in line for line in told(caplog))
