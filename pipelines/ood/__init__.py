@@ -47,7 +47,6 @@ from pipelines.ood.metrics import (
     METRICS,
     Bounded,
     Metric,
-    Resampled,
     aupr_id,
     aupr_ood,
     aurc,
@@ -65,7 +64,7 @@ from pipelines.ood.metrics import (
 )
 from pipelines.ood.nearest_neighbours import KNN
 from pipelines.ood.records import FittedRecord, FittedScore, move, record_from_state, record_state
-from pipelines.ood.resampling import Interval
+from pipelines.ood.resampling import Interval, Resampled
 from pipelines.ood.scores import (
     SCORES,
     combine,

@@ -14,13 +14,18 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
 from pipelines.ood import curves
 from pipelines.ood.curves import Rule, Steps, sort_both, steps_of_counts, steps_of_sorted
-from pipelines.ood.resampling import Interval, PairMetric, resampled_metrics, resampled_shares
-from pipelines.ood.statistics import FloatArray, ScoreHistogram, Values, score_array
+from pipelines.ood.resampling import (
+    Interval,
+    PairMetric,
+    Resampled,
+    resampled_metrics,
+    resampled_shares,
+)
+from pipelines.ood.sides import both_sides, check_some, correct_rows, one_side
+from pipelines.ood.statistics import FloatArray, ScoreHistogram, Values
 
 Convention: TypeAlias = Literal["first", "nearest", "percentile"]
 
@@ -66,7 +71,7 @@ def ood_metrics(id_scores: Values, ood_scores: Values, tpr: float = 0.95) -> dic
         ValueError: A side is empty or holds NaN or inf, or `tpr` is out of range.
     """
     rules = {name: row.rule for name, row in METRICS.items()}
-    return _measured(rules, *_sides(id_scores, ood_scores), tpr)
+    return _measured(rules, *both_sides(id_scores, ood_scores), tpr)
 
 
 def histogram_metrics(
@@ -83,7 +88,7 @@ def histogram_metrics(
     if id_scores.bins != ood_scores.bins:
         raise ValueError(f"bins must be equal, came {id_scores.bins} and {ood_scores.bins}")
     for name, histogram in (("id_scores", id_scores), ("ood_scores", ood_scores)):
-        _check_some(int(histogram.counts.sum()), name)
+        check_some(int(histogram.counts.sum()), name)
     steps = steps_of_counts(id_scores.counts, ood_scores.counts, _checked_tpr(tpr))
     return {
         name: Bounded(float(row.rule.of(steps)), row.bound(steps)) for name, row in METRICS.items()
@@ -141,7 +146,7 @@ def threshold_at_tpr(id_scores: Values, tpr: float = 0.95) -> float:
     Raises:
         ValueError: The scores are empty or hold NaN or inf, or `tpr` is not in (0, 1].
     """
-    scores = _side(id_scores, "id_scores")
+    scores = one_side(id_scores, "id_scores")
     rank = scores.size - curves.num_needed(scores.size, _checked_tpr(tpr))
     return float(np.partition(scores, rank)[rank])
 
@@ -174,7 +179,7 @@ def fpr_at_tpr(
     Raises:
         ValueError: A side is empty or holds NaN or inf, or an argument is not allowed.
     """
-    sides = _sides(id_scores, ood_scores)
+    sides = both_sides(id_scores, ood_scores)
     if positive not in ("id", "ood"):
         raise ValueError(f'positive must be "id" or "ood", came {positive!r}')
     accepted, rejected = sides if positive == "id" else (-sides[1], -sides[0])
@@ -201,8 +206,8 @@ def aurc(scores: Values, correct: Values) -> float:
     Raises:
         ValueError: Empty, NaN or inf, not boolean, or lengths that differ.
     """
-    values = _side(scores, "scores")
-    right = _correct(correct, values.size)
+    values = one_side(scores, "scores")
+    right = correct_rows(correct, values.size)
     return _measured({"aurc": curves.RISK}, values[right], values[~right])["aurc"]
 
 
@@ -219,8 +224,8 @@ def expected_calibration_error(confidence: Values, correct: Values, num_bins: in
     Raises:
         ValueError: Empty, NaN, values outside [0, 1], not boolean, lengths that differ, or no bins.
     """
-    values = _side(confidence, "confidence")
-    right = _correct(correct, values.size)
+    values = one_side(confidence, "confidence")
+    right = correct_rows(correct, values.size)
     # A softmax may exceed 1 by its last digits.
     if values.min() < 0 or values.max() > 1 + 1e-6 or num_bins < 1:
         raise ValueError(f"confidence must lie in [0, 1] and num_bins be >= 1, came {num_bins}")
@@ -256,34 +261,6 @@ def bootstrap_interval(
     return Interval.of(found.value, found.resamples)
 
 
-@dataclass(frozen=True, eq=False)
-class Resampled:
-    """A metric of scores, and of bootstrap resamples of them.
-
-    Attributes:
-        value: Of the scores.
-        resamples: (R,), of each resample.
-        drawn: N, M and the seed, from which the drawn rows follow.
-    """
-
-    value: float
-    resamples: FloatArray
-    drawn: tuple[int, int, int]
-
-    def minus(self, other: "Resampled") -> Interval:
-        """The paired 95 % interval of self - other, two methods on the same samples.
-
-        Raises:
-            ValueError: They were not resampled alike.
-        """
-        if self.drawn != other.drawn or self.resamples.shape != other.resamples.shape:
-            raise ValueError(
-                "both methods must score the same samples, resampled alike; came (N, M, seed) "
-                f"{self.drawn} and {other.drawn}"
-            )
-        return Interval.of(self.value - other.value, self.resamples - other.resamples)
-
-
 def resampled(
     names: Sequence[str | PairMetric],
     sides: tuple[Values, Values],
@@ -301,7 +278,7 @@ def resampled(
     Raises:
         ValueError: As in `bootstrap_interval`.
     """
-    id_side, ood_side = _sides(*sides)
+    id_side, ood_side = both_sides(*sides)
     metrics = [_metric(name) for name in names]
     rows = resampled_metrics([rule for _, rule in metrics], id_side, ood_side, num_resamples, seed)
     drawn = (id_side.size, ood_side.size, seed)
@@ -353,16 +330,16 @@ def paired_accuracy_interval(
     Raises:
         ValueError: Empty, not boolean, lengths that differ, or no resamples.
     """
-    right = _correct(first)
-    _check_some(right.size, "first")
-    delta = right.astype(np.int64) - _correct(second, right.size)
+    right = correct_rows(first)
+    check_some(right.size, "first")
+    delta = right.astype(np.int64) - correct_rows(second, right.size)
     counts = np.bincount(delta + 1, minlength=3)  # second wins, both alike, first wins
     shares = resampled_shares(counts, num_resamples, seed)
     return Interval.of(float(delta.mean()), shares[:, 2] - shares[:, 0])
 
 
 def _one(name: str, id_scores: Values, ood_scores: Values) -> float:
-    return _measured({name: METRICS[name].rule}, *_sides(id_scores, ood_scores))[name]
+    return _measured({name: METRICS[name].rule}, *both_sides(id_scores, ood_scores))[name]
 
 
 def _measured(
@@ -383,36 +360,10 @@ def _nearest_fpr(accepted: FloatArray, rejected: FloatArray, tpr: float) -> floa
     return float(steps.ood_above[full + distance.argmin()] / rejected.size)
 
 
-def _sides(id_scores: Values, ood_scores: Values) -> tuple[FloatArray, FloatArray]:
-    return _side(id_scores, "id_scores"), _side(ood_scores, "ood_scores")
-
-
-def _side(scores: Values, name: str) -> FloatArray:
-    array = score_array(scores, name)
-    _check_some(array.size, name)
-    return array
-
-
-def _check_some(size: int, name: str) -> None:
-    if size == 0:
-        raise ValueError(f"{name} is empty: a metric needs at least one score of each side")
-
-
 def _checked_tpr(tpr: float) -> float:
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must lie in (0, 1], came {tpr}")
     return tpr
-
-
-def _correct(correct: Values, size: int | None = None) -> npt.NDArray[np.bool_]:
-    right = np.asarray(correct.detach().cpu() if isinstance(correct, Tensor) else correct)
-    boolean = right.dtype == np.bool_ or right.size == 0
-    if not boolean or right.shape != (right.size if size is None else size,):
-        raise ValueError(
-            f"correct must be bool ({'N' if size is None else size},), came {right.dtype} "
-            f"{right.shape}"
-        )
-    return right.astype(np.bool_)
 
 
 def _metric(metric: str | PairMetric) -> tuple[PairMetric, Rule | PairMetric]:

@@ -44,6 +44,34 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A metric of scores, and of bootstrap resamples of them.
+
+    Attributes:
+        value: Of the scores.
+        resamples: (R,), of each resample.
+        drawn: N, M and the seed, from which the drawn rows follow.
+    """
+
+    value: float
+    resamples: FloatArray
+    drawn: tuple[int, int, int]
+
+    def minus(self, other: Self) -> Interval:
+        """The paired 95 % interval of self - other, two methods on the same samples.
+
+        Raises:
+            ValueError: They were not resampled alike.
+        """
+        if self.drawn != other.drawn or self.resamples.shape != other.resamples.shape:
+            raise ValueError(
+                "both methods must score the same samples, resampled alike; came (N, M, seed) "
+                f"{self.drawn} and {other.drawn}"
+            )
+        return Interval.of(self.value - other.value, self.resamples - other.resamples)
+
+
 def resampled_metrics(
     metrics: Sequence[Rule | PairMetric],
     id_scores: FloatArray,
