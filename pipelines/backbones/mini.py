@@ -143,12 +143,15 @@ def train(on_progress: Progress | None = None) -> open_clip.CLIP:
 class _Vocabulary:
     """The few token embeddings that captions use, trained apart from the 49,000 others.
 
-    What has no gradient only decays. Adam would take as long over it as over all the rest.
+    A token that no caption holds has no gradient, so AdamW only decays its embedding. `decay` does
+    that in one product, where the optimiser would take as long over these embeddings as over all
+    other weights. The trained model has the same bytes.
 
     Attributes:
-        captions: tokens by style and template, as numbers of rows among the used ones.
-        used: the tokens of the captions, ascending, so the last one stays the end of a text.
-        others: every embedding; those in use are stale until `put_back`.
+        captions: tokens by style and template; each is the number of its row in `used`.
+        used: the tokens of the captions, ascending: the end of a text, which CLIP takes for the
+            largest token, stays the largest.
+        others: the embeddings of all tokens; those of `used` are out of date until `put_back`.
     """
 
     captions: dict[bool, list[Tensor]]
@@ -157,7 +160,7 @@ class _Vocabulary:
 
     @classmethod
     def of(cls, model: Any, captions: dict[bool, list[Tensor]]) -> _Vocabulary:
-        """Leave the model with the embeddings that the captions use."""
+        """Take the whole vocabulary out of the model, which keeps the rows of the captions."""
         every = [tokens.flatten() for of in captions.values() for tokens in of]
         used: Tensor = torch.cat(every).unique()  # type: ignore[no-untyped-call]
         others = model.token_embedding.weight.detach()
@@ -166,7 +169,7 @@ class _Vocabulary:
         return cls(rows, used, others)
 
     def decay(self, rate: float) -> None:
-        """What a step of AdamW at this learning rate does where there is no gradient."""
+        """Decay the embeddings as a step of AdamW does where there is no gradient."""
         self.others.mul_(1 - rate * DECAY)
 
     def put_back(self, model: Any) -> None:

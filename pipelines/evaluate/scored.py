@@ -70,7 +70,10 @@ class Scored:
     def resampled(
         self, metric: DifferenceMetric, score: str, ood: Sequence[str], num_resamples: int
     ) -> Resampled:
-        """A metric of ID test against these OOD sets, pooled; each is resampled once."""
+        """A metric of ID test against the pooled images of these OOD sets, with its resamples.
+
+        Each score and choice of sets is resampled once, for every metric and comparison.
+        """
         place = (score, tuple(ood), num_resamples)
         if place not in self._resampled:
             sides = self.scores(score, "test"), self.scores(score, *ood)

@@ -59,17 +59,19 @@ def hand_train(run: Run) -> TrainResult:
 
 
 def _together(run: Run, waiting: Mapping[str, NetworkTraining]) -> list[str]:
-    """Methods that one run of workers can train: each after that whose networks it starts from.
+    """Methods that one run of workers can train, each after the one whose networks it starts from.
 
-    What is searched, or measures its outliers, does so on networks that are trained before.
+    A search of settings, and a count of the classes of outliers, need trained weights, so such a
+    method waits until the networks that it starts from are trained. A method that starts from a
+    searched one waits too: which networks it starts from is known after the search.
     """
-    asks = set(searched_networks(run.config))
-    asks |= {n for n in waiting if run.config.methods[n].needs_outlier_counts}
+    searched = set(searched_networks(run.config))
+    needs_weights = searched | {n for n in waiting if run.config.methods[n].needs_outlier_counts}
     ready = [name for name, how in waiting.items() if how.start not in waiting]
     while more := [
         name
         for name, how in waiting.items()
-        if name not in ready and how.start in ready and not asks & {name, how.start}
+        if name not in (*ready, *needs_weights) and how.start in ready and how.start not in searched
     ]:
         ready += more
     return ready

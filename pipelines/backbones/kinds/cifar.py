@@ -251,7 +251,8 @@ def build(config: BackboneConfig, num_classes: int) -> nn.Module:
             f"{', '.join(NETWORKS)}"
         )
     network = NETWORKS[config.model](num_classes)
-    # Without memory for weights there are none to draw, and torch would import its compiler to.
+    # A network on the device "meta" has no weights, and to draw them there torch would import its
+    # compiler, which takes two seconds.
     if not next(network.parameters()).is_meta:
         _draw(network)
     return network
