@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import queue
 import shutil
 import threading
 import uuid
@@ -103,23 +103,22 @@ def forwarding(on_report: Callable[[int, Report], None] | None) -> Iterator[Queu
     if on_report is None:
         yield None
         return
-    from ray.util.queue import Empty, Queue
+    import ray
+    from ray.util.queue import Queue
 
-    reports, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
+    # An entry of None is the last. Nothing is polled: workers have the processor.
+    reports: Queue = Queue(actor_options={"num_cpus": 0})
 
     def drain() -> None:
-        while not done.is_set() or reports.qsize():
-            try:
-                number, report = reports.get(timeout=0.2)
-            except (Empty, queue.Empty):
-                continue
-            on_report(number, report)
+        while (entry := reports.get()) is not None:
+            on_report(*entry)
 
     thread = threading.Thread(target=drain, name="finetune-reports", daemon=True)
     thread.start()
     try:
         yield reports
     finally:
-        done.set()
+        with contextlib.suppress(ray.exceptions.RayError):  # Ray ended: the thread has, too
+            reports.put(None)
         thread.join()
         reports.shutdown()
