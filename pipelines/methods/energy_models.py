@@ -16,10 +16,15 @@ from pipelines.heads import AnyHead
 from pipelines.heads.zero_shot import Config as ZeroShotConfig
 from pipelines.methods.base import MethodConfig
 from pipelines.ood.density import GaussianMixture
-from pipelines.ood.energy_correction import EnergySettings, scaled
+from pipelines.ood.energy_correction import EnergySettings, Projection, scaled
 from pipelines.ood.statistics import ClassStatistics
 
 _PAIR = tuple[float, float]
+# Settings that are always given; the others may be left to the rule.
+_GIVEN = (
+    "epochs", "batch_size", "T", "l2_weight", "steps", "decay", "starts_are_negatives", "project",
+    "betas", "width", "hidden", "shared_hidden", "precision",
+)  # fmt: skip
 
 
 def density_fields(config: MethodConfig) -> dict[str, JsonValue]:
@@ -44,14 +49,24 @@ class EnergyModelConfig(MethodConfig):
     noise: _PAIR | None = Field(
         None, description="standard deviation of SGLD's noise from, to; null: from the spread"
     )
+    decay: Literal["linear", "quadratic"] = Field(
+        "linear", description="of step_size and noise; quadratic: as in the authors' code"
+    )
     input_noise: float | None = Field(
         None, ge=0, description="of the network's inputs in training; null: from the spread"
     )
-    project: Literal["none", "sphere"] = Field(
-        "none", description="sphere: samples back to unit length after each step"
+    starts_are_negatives: bool = Field(
+        False, description="chains' starts are negatives too, as in the authors' code"
     )
+    project: Projection = Field(
+        "none",
+        description="sphere: samples back to unit length after each step; positive_sphere: "
+        "without negative entries too, as in the authors' later code",
+    )
+    betas: _PAIR = Field((0.9, 0.999), description="of Adam; the authors' code has 0 and 0.999")
     width: int = Field(1024, ge=1, description="of the network's hidden layers")
-    hidden: int = Field(4, ge=1, description="hidden layers")
+    # The tables of docs/ were made with four; preset=paper has Lafon 2022's five.
+    hidden: int = Field(4, ge=1, description="hidden layers; one more linear layer gives E")
     shared_hidden: bool = Field(False, description="hidden layers after the first are one layer")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's products")
     threads: int = Field(1, ge=1, description="CPU threads of a worker; part of the last bits")
@@ -73,12 +88,7 @@ class EnergyModelConfig(MethodConfig):
 
     def settings(self, statistics: ClassStatistics, mixture: GaussianMixture) -> EnergySettings:
         """Every value given: the configured ones, and the rule's for those left out."""
-        same = ("epochs", "batch_size", "T", "l2_weight", "steps", "width", "hidden")
-        base = replace(
-            self.paper,
-            **{name: getattr(self, name) for name in (*same, "shared_hidden", "precision")},
-            project=self.project == "sphere",
-        )
+        base = replace(self.paper, **{name: getattr(self, name) for name in _GIVEN})
         left_out = scaled(base, statistics, mixture)
         names = ("lr", "step_size", "noise", "input_noise", "T_G", "initial_std")
         given = {name: getattr(self, name, None) for name in names}

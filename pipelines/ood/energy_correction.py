@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ from pipelines.ood.statistics import ClassStatistics, feature_rows, l2_normalize
 
 _BLOCK = 2**22  # numbers in the largest temporary of one block of rows
 _SLOPE = 0.2  # of LeakyReLU, as in the authors' later code; the paper names no activation
+
+# Where a chain's rows are put after each step (`projected`).
+Projection: TypeAlias = Literal["none", "sphere", "positive_sphere"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Network:
         generator: torch.Generator,
         *,
         width: int = 1024,
-        hidden: int = 4,
+        hidden: int = 5,
         shared: bool = False,
     ) -> Self:
         """Uniform weights within 1 / sqrt(inputs), torch's own rule for a linear layer.
@@ -60,7 +63,8 @@ class Network:
             num_columns: D.
             generator: On the CPU, so that every device starts from the same weights.
             width: Outputs of each hidden layer.
-            hidden: Number of hidden layers, at least 1.
+            hidden: Number of hidden layers, at least 1. Lafon 2022's 6-layer network ("4 hidden
+                layers" in A.5.1) has five: one from D, four from `width`; and one to the energy.
             shared: The hidden layers after the first are one layer applied again and again.
         """
         inner = hidden - 1
@@ -148,7 +152,7 @@ def sgld(
     noise_stds: Tensor,
     *,
     normal: Callable[[], Tensor],
-    project: bool = False,
+    project: Projection = "none",
 ) -> Tensor:
     """z_{t+1} = z_t - a_t grad E(z_t) + n_t eps, eps ~ N(0, I) (Lafon 2022 eq. 3 and 8).
 
@@ -164,7 +168,8 @@ def sgld(
         step_sizes: a_t (S,).
         noise_stds: n_t (S,).
         normal: Gives eps (N, D) of the next step.
-        project: Put rows back to unit length after each step, as the authors' later code does.
+        project: Where rows are put after each step; `positive_sphere` as in the authors' later
+            code.
 
     Returns:
         z_S (N, D), detached: no gradient flows through the chain.
@@ -175,9 +180,15 @@ def sgld(
             rows.requires_grad_()
             (gradient,) = torch.autograd.grad(energy(rows).sum(), rows)
         rows = torch.add(rows.detach(), gradient, alpha=-step).add_(normal(), alpha=noise)
-        if project:
-            rows = l2_normalized(rows)
+        rows = projected(rows, project)
     return rows
+
+
+def projected(rows: Tensor, project: Projection) -> Tensor:
+    """Rows (N, D) as they are, at unit length, or without negative entries and at unit length."""
+    if project == "positive_sphere":
+        return F.normalize(F.relu(rows))  # a row without a positive entry is 0, as in that code
+    return l2_normalized(rows) if project == "sphere" else rows
 
 
 def correction_loss(
@@ -190,13 +201,14 @@ def correction_loss(
 
     Args:
         real: e = E_theta / T of features (N,).
-        sampled: e of the sampler's draws (N,).
+        sampled: e of the sampler's draws (N,), or of C negatives a chain (C, N).
         l2_weight: alpha in Lafon 2022, >= 0.
         count: What sums are divided by, for a part of a batch; by default N.
     """
-    total = real.sum() - sampled.sum()
-    total = total + l2_weight * (real.square().sum() + sampled.square().sum())
-    return total / (len(real) if count is None else count)
+    negatives = torch.atleast_2d(sampled)
+    total = real.sum() - negatives.sum() / len(negatives)
+    squares = real.square().sum() + negatives.square().sum() / len(negatives)
+    return (total + l2_weight * squares) / (len(real) if count is None else count)
 
 
 @dataclass(frozen=True)
@@ -209,16 +221,21 @@ class EnergySettings:
         T_G: Temperature of the mixture's energy.
         l2_weight: Of the L2 term.
         steps: SGLD steps.
-        step_size: a_t from, to (linear).
-        noise: n_t from, to (linear), standard deviations.
+        step_size: a_t from, to.
+        noise: n_t from, to, standard deviations.
+        decay: of both from step to step: linear, the last step's value being the second; or
+            quadratic, x_t = (from - to) (1 - t / S)^2 + to, as the authors' later code has it.
         input_noise: Standard deviation of what is added to the network's inputs in training.
         initial_std: The EBM's chains start from N(0, initial_std^2 I).
-        project: Put samples back to unit length after each step.
+        starts_are_negatives: The chains' starts count as negatives beside their ends, as in the
+            authors' later code.
+        project: Where samples are put after each step.
         epochs: Passes over the features.
         batch_size: Features, and chains, a step.
         lr: Adam's learning rate.
+        betas: Adam's; the authors' later code has (0, 0.999).
         width: Of the hidden layers.
-        hidden: Number of hidden layers.
+        hidden: Number of hidden layers; the network has one linear layer more.
         shared_hidden: All hidden layers after the first are one, as in the authors' later code.
         precision: bf16 computes the network's products in bfloat16.
     """
@@ -230,14 +247,17 @@ class EnergySettings:
     steps: int = 20
     step_size: tuple[float, float] = (1e-6, 1e-7)
     noise: tuple[float, float] = (1e-3, 1e-4)
+    decay: Literal["linear", "quadratic"] = "linear"
     input_noise: float = 1e-3
     initial_std: float = 1.0
-    project: bool = False
+    starts_are_negatives: bool = False
+    project: Projection = "none"
     epochs: int = 20
     batch_size: int = 256
     lr: float = 5e-6
+    betas: tuple[float, float] = (0.9, 0.999)
     width: int = 1024
-    hidden: int = 4
+    hidden: int = 5
     shared_hidden: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -251,11 +271,18 @@ class EnergySettings:
                 f"{', '.join(positive)} must be > 0, and step_size, noise, input_noise, "
                 f"initial_std and l2_weight >= 0, all finite; came {self}"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1); came {self.betas}")
 
     def schedule(self) -> tuple[Tensor, Tensor]:
-        """a_t and n_t of every step, (S,) each."""
-        step_sizes = torch.linspace(*self.step_size, self.steps, dtype=torch.float64)
-        return step_sizes, torch.linspace(*self.noise, self.steps, dtype=torch.float64)
+        """a_t and n_t of every step, (S,) each, float64."""
+        return self._decayed(*self.step_size), self._decayed(*self.noise)
+
+    def _decayed(self, first: float, last: float) -> Tensor:
+        if self.decay == "linear":
+            return torch.linspace(first, last, self.steps, dtype=torch.float64)
+        left = 1 - torch.arange(self.steps, dtype=torch.float64) / self.steps
+        return (first - last) * left**2 + last
 
 
 CORRECTION = EnergySettings()

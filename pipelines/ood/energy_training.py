@@ -24,6 +24,7 @@ from pipelines.ood.energy_correction import (
     FeatureEBM,
     Network,
     correction_loss,
+    projected,
     sgld,
 )
 from pipelines.ood.records import move
@@ -168,7 +169,9 @@ class EnergyTrainer:
         self.network = start.with_parameters(
             [p.to(rows.device, rows.dtype).requires_grad_() for p in start.parameters]
         )
-        self._adam = torch.optim.Adam(self.network.parameters, lr=settings.lr, fused=True)
+        self._adam = torch.optim.Adam(
+            self.network.parameters, lr=settings.lr, betas=settings.betas, fused=True
+        )
         self._schedule = settings.schedule()
         self._mixture_energy, self._reach = self._measure()
         self.history: list[EpochReport] = []
@@ -243,7 +246,7 @@ class EnergyTrainer:
             start = gaussians.means[classes] + noise @ gaussians.spread
         else:
             start = self._normal(count, self.features.shape[1]) * self.settings.initial_std
-        return l2_normalized(start) if self.settings.project else start
+        return projected(start, self.settings.project)
 
     def _normal(self, rows: int, columns: int) -> Tensor:
         drawn = torch.empty(rows, columns, device=self.features.device)
@@ -266,17 +269,19 @@ class EnergyTrainer:
         own = self.parallel.part(count)
         start, samples = self.sample(count)
         real = self.features[rows[own]]
-        noise = self._normal(2 * count, real.shape[1]).mul_(settings.input_noise)
-        inputs = torch.cat([real + noise[:count][own], samples + noise[count:][own]])
-        energies = self._cast(self.network)(inputs) / settings.T
-        parts = energies[: len(real)], energies[len(real) :]
-        loss = correction_loss(*parts, l2_weight=settings.l2_weight, count=count)
+        negatives = (samples, start) if settings.starts_are_negatives else (samples,)
+        inputs = torch.stack([real, *negatives])  # (1 + C, n, D)
+        noise = self._normal(len(inputs) * count, real.shape[1]).mul_(settings.input_noise)
+        inputs = inputs + noise.unflatten(0, (len(inputs), count))[:, own]
+        energies = self._cast(self.network)(inputs.flatten(0, 1)) / settings.T
+        energies = energies.reshape(inputs.shape[:2])
+        loss = correction_loss(energies[0], energies[1:], l2_weight=settings.l2_weight, count=count)
         self._adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.parallel.add_gradients(self.network.parameters)
         self._adam.step()
         with torch.no_grad():
-            self._add(totals, rows[own], (real, start, samples), (loss * count, *parts))
+            self._add(totals, rows[own], (real, start, samples), (loss * count, *energies[:2]))
         totals.rows += count
 
     def _add(

@@ -19,6 +19,7 @@ from pipelines.ood.energy_correction import (
     FeatureEBM,
     Network,
     correction_loss,
+    projected,
     scaled,
     sgld,
 )
@@ -41,6 +42,14 @@ SMALL = EnergySettings(
     hidden=3,
 )
 SMALL_EBM = replace(SMALL, reference=False, T=0.5)
+# What the authors' later code does otherwise than the paper's text.
+SMALL_CODE = replace(
+    SMALL,
+    decay="quadratic",
+    betas=(0.0, 0.999),
+    starts_are_negatives=True,
+    project="positive_sphere",
+)
 
 
 def clusters(num_rows=90, num_columns=5, seed=0, dtype=torch.float32):
@@ -89,10 +98,11 @@ def test_the_network_equals_plain_sums(options):
     assert made.repeats == (hidden - 1 if options.get("shared") else 1)
 
 
-def test_the_papers_network_has_four_hidden_layers_of_1024():
+def test_the_papers_network_has_six_linear_layers():
+    """Lafon 2022, section 3.2; the "4 hidden layers" of A.5.1 are those from 1024 to 1024."""
     made = Network.random(512, torch.Generator().manual_seed(0))
     shapes = [tuple(weight.shape) for weight in made.weights]
-    assert shapes == [(1024, 512), *[(1024, 1024)] * 3, (1, 1024)]
+    assert shapes == [(1024, 512), *[(1024, 1024)] * 4, (1, 1024)]
     for weight, bias in zip(made.weights, made.biases, strict=True):
         bound = 1 / math.sqrt(weight.shape[1])
         assert float(weight.abs().max()) <= bound
@@ -133,13 +143,18 @@ def test_sgld_puts_rows_back_to_the_sphere_after_every_step():
         torch.tensor([0.5, 0.5], dtype=torch.float64),
         torch.zeros(2),
         normal=lambda: torch.zeros(1, 2, dtype=torch.float64),
-        project=True,
+        project="sphere",
     )
     x, y = 0.6, 0.8
     for _ in range(2):
         x -= 0.5
         x, y = x / math.hypot(x, y), y / math.hypot(x, y)
     np.testing.assert_allclose(end[0], [x, y], rtol=1e-12)
+
+
+def test_a_row_without_a_positive_entry_is_put_to_zero():
+    rows = projected(torch.tensor([[3.0, -1.0, 4.0], [-1.0, -2.0, 0.0]]), "positive_sphere")
+    assert rows.flatten().tolist() == pytest.approx([0.6, 0, 0.8, 0, 0, 0])
 
 
 @pytest.mark.parametrize("a", [0.1, 0.5])
@@ -223,17 +238,23 @@ def test_the_gradient_of_the_loss_equals_finite_differences_with_samples_held_fi
             )
 
 
-def test_the_trainers_update_is_adams_on_that_gradient():
+@pytest.mark.parametrize("starts_are_negatives", [False, True])
+def test_the_trainers_update_is_adams_on_that_gradient(starts_are_negatives):
     """The first Adam step moves every weight by lr against the sign of its gradient."""
     features, labels = clusters(dtype=torch.float64)
     mixture = GaussianMixture.fit(features, labels)
-    settings = replace(SMALL, batch_size=90, input_noise=0.0, epochs=1)
+    settings = replace(
+        SMALL, batch_size=90, input_noise=0.0, epochs=1, starts_are_negatives=starts_are_negatives
+    )
     trainer = EnergyTrainer(features, mixture, settings, seed=4)
     twin = EnergyTrainer(features, mixture, settings, seed=4)
-    samples = twin.sample(90)[1]
+    start, samples = twin.sample(90)
     parameters = [p.detach().clone().requires_grad_() for p in twin.network.parameters]
     model = twin.network.with_parameters(parameters)
-    loss = correction_loss(model(features), model(samples), settings.l2_weight)
+    negatives = torch.cat([samples, start]) if starts_are_negatives else samples
+    sampled = model(negatives)
+    loss = model(features).mean() - sampled.mean()
+    loss = loss + settings.l2_weight * (model(features).square().mean() + sampled.square().mean())
     gradients = torch.autograd.grad(loss, parameters)
     trainer.epoch()
     for after, before, gradient in zip(
@@ -324,7 +345,7 @@ def test_bfloat16_products_stay_near_float32():
     torch.testing.assert_close(full, half, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("settings", [SMALL, SMALL_EBM])
+@pytest.mark.parametrize("settings", [SMALL, SMALL_EBM, SMALL_CODE])
 def test_a_run_goes_on_from_its_state_to_the_same_bits(settings):
     features, labels = clusters()
     mixture = GaussianMixture.fit(features, labels)
@@ -365,7 +386,7 @@ class Threads:
             parameter.grad = self.total(parameter.grad)
 
 
-@pytest.mark.parametrize("settings", [SMALL, SMALL_EBM])
+@pytest.mark.parametrize("settings", [SMALL, SMALL_EBM, SMALL_CODE])
 def test_two_workers_equal_one(settings):
     features, labels = clusters(dtype=torch.float64)
     mixture = GaussianMixture.fit(features, labels)
@@ -556,6 +577,11 @@ def test_the_rule_follows_dimension_spread_and_number():
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match="must be > 0"):
         replace(CORRECTION, **change)
+
+
+def test_betas_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"betas must lie in \[0, 1\); came \(0.9, 1.0\)"):
+        replace(CORRECTION, betas=(0.9, 1.0))
 
 
 def test_features_that_cannot_train_are_refused():
