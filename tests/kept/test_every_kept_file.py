@@ -4,7 +4,8 @@ The same command again gives the same table, or one line that says what to do: n
 never a traceback. A file of an unknown kind fails here, so a new kind is tested by existing.
 
 In `make test` one file of each kind is damaged in one way, all at once; in the slow matrix each
-alone in all of them, and every other file in one.
+alone in all of them, and every other file in one. A sweep's workers, which take seconds to start,
+meet each kind damaged in one way.
 """
 
 from __future__ import annotations
@@ -160,8 +161,11 @@ class Finished:
         words = [*WORDS, f"storage={self.root}"]
         return run(load(PipelineConfig, "pipeline", words), Quiet(), last=last)
 
-    def forget(self, *paths: Path) -> None:
-        """What makes the next command read the files: the stages have not run."""
+    def forget(self, *paths: Path, trials: bool = True) -> None:
+        """What makes the next command read the files: the stages have not run.
+
+        With `trials` the sweep, whose workers read them too, has not either.
+        """
         shutil.rmtree(self.root / "runs")
         damaged = {address(path) for path in paths}
         for path in paths:
@@ -169,10 +173,10 @@ class Finished:
                 path.with_name("manifest.json").unlink()
         # What is found where it was made of a file keeps the file from being read.
         for made, sources in {
-            "trials": ("features", "text", "fitted", "statistics", "priors"),
+            "trials": ("features", "text", "fitted", "statistics", "priors") if trials else (),
             "heads": ("priors",),
             "fitted": ("text", "statistics"),
-            "scores": ("heads", "fitted"),
+            "scores": ("features", "heads", "fitted"),
         }.items():
             if {name.partition("/")[0] for name in damaged} & set(sources):
                 for entry in (self.root / "cache" / made).iterdir():
@@ -272,7 +276,7 @@ def test_what_a_stage_reads_again_is_made_again(
     other = another(path, files).read_bytes()
     spare = whole.copy.parent / f"spare{path.suffix}"
     spare.write_bytes(other)
-    whole.forget(path)
+    whole.forget(path, trials=damage == "flip")
     DAMAGES[damage](path, spare)
     with caplog.at_level(logging.WARNING):
         assert is_as_it_was(whole, last="evaluate")
