@@ -1,16 +1,30 @@
-"""The sections `evaluate` and `compare`: how sure the tables are, and which rows are compared."""
+"""The sections `evaluate`, `threshold` and `compare`: how figures are made and compared."""
 
 from __future__ import annotations
 
 from pydantic import Field, model_validator
 
 from pipelines.config import Section
+from pipelines.ood.conformal import ThresholdRule
 
 
 class EvaluateConfig(Section):
     """How sure the tables are."""
 
     num_resamples: int = Field(1000, ge=100, description="bootstrap resamples of an interval")
+
+
+class ThresholdConfig(Section):
+    """How a threshold follows from the scores of ID validation images."""
+
+    rule: ThresholdRule = Field(
+        "quantile",
+        description="quantile: accepts target_tpr of ID validation; conformal: of new ID images, "
+        "on average; conformal_conditional: of them, with the confidence",
+    )
+    confidence: float = Field(
+        0.9, gt=0, lt=1, description="of conformal_conditional, over ID validation sets"
+    )
 
 
 class MarkedRow(Section):

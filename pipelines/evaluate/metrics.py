@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 
 from pipelines.fitted.result import EnergyModelHistory
 from pipelines.ood import Interval
+from pipelines.ood.conformal import ThresholdRule
 from pipelines.records import Record, StoredRecord
 
 # The group of all OOD sets.
@@ -69,12 +70,22 @@ class Threshold(Record):
         value: of the first seed.
         low, high: its 95 % bootstrap interval.
         num_images: the ID validation images that it was set on.
+        rule: how it follows from their scores (`pipelines.ood.conformal.threshold_rank`).
     """
 
     value: float
     low: float
     high: float
     num_images: int
+    rule: ThresholdRule = "quantile"
+
+    def meant_for(self, target_tpr: float) -> str:
+        """What the threshold is to accept, as the object of "accepts"."""
+        share, images = f"{100 * target_tpr:g} %", f"{self.num_images:,} ID validation images"
+        if self.rule == "quantile":
+            return f"{share} of {images}"
+        when = "" if self.rule == "conformal" else ", with confidence over calibration sets"
+        return f"{share} of new ID images{when} ({self.rule}, {images})"
 
 
 class Detection(Record):
@@ -109,6 +120,8 @@ class MetricRow(Record):
         ood_accuracy: mean over the shifted sets; None where there is none.
         shifted: accuracy on each shifted set.
         ece: expected calibration error on ID test.
+        aurc, augrc: areas under the risk-coverage curves on ID test, of a classifier that abstains
+            on low scores.
         auroc, fpr, fpr_ood, aupr_id, aupr_ood: by group of OOD sets, unweighted means over its
             sets.
         sets: detection of each OOD set.
@@ -127,6 +140,8 @@ class MetricRow(Record):
     ood_accuracy: Spread | None = None
     shifted: dict[str, Spread]
     ece: Spread
+    aurc: Spread
+    augrc: Spread
     auroc: dict[str, Spread]
     fpr: dict[str, Spread]
     fpr_ood: dict[str, Spread]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.config import UserError
 from pipelines.evaluate import against_default, compare
 from pipelines.evaluate.against_default import ChosenSetting, DefaultSetting
-from pipelines.evaluate.config import CompareConfig, EvaluateConfig
+from pipelines.evaluate.config import CompareConfig, EvaluateConfig, ThresholdConfig
 from pipelines.evaluate.metrics import (
     Comparison,
     Facts,
@@ -28,7 +28,7 @@ from pipelines.evaluate.metrics import (
 )
 from pipelines.evaluate.scored import FIGURES, Scored, heads_of
 from pipelines.fitted.result import EnergyModelHistory
-from pipelines.ood import expected_calibration_error, ood_metrics, threshold_at_tpr
+from pipelines.ood import augrc, aurc, conformal, expected_calibration_error, ood_metrics
 from pipelines.records import HeadKey, Params
 
 # A figure, or figures by name: what is averaged over seeds number by number.
@@ -45,6 +45,7 @@ class Evaluation:
         criterion: the rule by which settings were chosen, in words.
         choices: what validation chose, by method; its scores are the rows.
         target_tpr: of the threshold and of FPR.
+        threshold: how the threshold follows from it.
         settings: the bootstrap.
         compare: which rows are compared.
         defaults: the default settings, by method, that the chosen ones are compared with.
@@ -56,6 +57,7 @@ class Evaluation:
     choices: Mapping[str, ChosenSetting]
     target_tpr: float
     settings: EvaluateConfig
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     defaults: Mapping[str, DefaultSetting] = field(default_factory=dict)
     energy_models: Sequence[EnergyModelHistory] = ()
@@ -122,8 +124,7 @@ def _row(
     place: tuple[str, str], params: Params, heads: Sequence[Scored], evaluation: Evaluation
 ) -> MetricRow:
     method, score = place
-    target_tpr = evaluation.target_tpr
-    per_seed = [_figures(head, score, target_tpr) for head in heads]
+    per_seed = [_figures(head, score, evaluation) for head in heads]
     id_scores = heads[0].scores(score, "validation")
     return MetricRow(
         method=method,
@@ -131,18 +132,20 @@ def _row(
         params=dict(params),
         is_criterion=evaluation.choices[method].setting.score == score,
         label=evaluation.compare.label(method, score),
-        threshold=_threshold(id_scores, target_tpr, evaluation.settings.num_resamples),
+        threshold=_threshold(id_scores, evaluation),
         **_spread(per_seed),
     )
 
 
-def _figures(head: Scored, score: str, target_tpr: float) -> dict[str, Figures]:
+def _figures(head: Scored, score: str, evaluation: Evaluation) -> dict[str, Figures]:
     """Every figure of a `MetricRow` for one head and score: a tree of numbers."""
-    id_scores, shifted = head.scores(score, "test"), head.shifted
+    id_scores, shifted, target_tpr = head.scores(score, "test"), head.shifted, evaluation.target_tpr
+    right = head.correct("test")
     per_set = {
         name: ood_metrics(id_scores, head.scores(score, name), target_tpr) for name in head.ood
     }
-    threshold = threshold_at_tpr(head.scores(score, "validation"), target_tpr)
+    calibration = head.scores(score, "validation")
+    threshold = np.sort(calibration)[_rank(len(calibration), evaluation) - 1]
     accuracies = {name: head.accuracy(name) for name in shifted}
 
     def accepted(names: Sequence[str]) -> dict[str, float]:
@@ -151,7 +154,9 @@ def _figures(head: Scored, score: str, target_tpr: float) -> dict[str, Figures]:
     figures: dict[str, Figures] = {
         "id_accuracy": head.accuracy("test"),
         "shifted": accuracies,
-        "ece": expected_calibration_error(head.sets["test"]["confidence"], head.correct("test")),
+        "ece": expected_calibration_error(head.sets["test"]["confidence"], right),
+        "aurc": aurc(id_scores, right),
+        "augrc": augrc(id_scores, right),
         "sets": {n: {k: f[m] for k, m in FIGURES.items()} for n, f in per_set.items()},
         "tpr": accepted(["test", *shifted]),
         "validation_fpr": accepted(list(per_set)),
@@ -188,17 +193,36 @@ def _spread(per_seed: Sequence[Any]) -> Any:
     return {"mean": float(values.mean()), "std": std}
 
 
-def _threshold(id_scores: NDArray[np.float64], target_tpr: float, num_resamples: int) -> Threshold:
+def _rank(num_images: int, evaluation: Evaluation) -> int:
+    """Which of the ID validation scores, from the lowest, is the threshold.
+
+    Raises:
+        UserError: where there are too few for what is promised.
+    """
+    rule = evaluation.threshold
+    try:
+        return conformal.threshold_rank(
+            num_images, evaluation.target_tpr, rule.rule, rule.confidence
+        )
+    except ValueError as error:
+        raise UserError(
+            f"threshold.rule={rule.rule}, target_tpr={evaluation.target_tpr:g}, ID validation: "
+            f"{error}; or take threshold.rule=quantile, which promises nothing of new images"
+        ) from None
+
+
+def _threshold(id_scores: NDArray[np.float64], evaluation: Evaluation) -> Threshold:
     """The threshold on ID validation with its 95 % bootstrap interval and sample size."""
+    size, num_resamples = len(id_scores), evaluation.settings.num_resamples
     generator = np.random.default_rng(0)
-    drawn = generator.integers(len(id_scores), size=(num_resamples, len(id_scores)))
-    # The k-th largest of each resample, as `threshold_at_tpr` has it.
-    rank = len(id_scores) - int(np.ceil(target_tpr * len(id_scores) - 1e-9))
+    drawn = generator.integers(size, size=(num_resamples, size))
+    rank = _rank(size, evaluation) - 1
     values = np.partition(id_scores[drawn], rank, axis=1)[:, rank]
     low, high = np.quantile(values, [0.025, 0.975])
     return Threshold(
-        value=threshold_at_tpr(id_scores, target_tpr),
+        value=float(np.partition(id_scores, rank)[rank]),
         low=float(low),
         high=float(high),
-        num_images=len(id_scores),
+        num_images=size,
+        rule=evaluation.threshold.rule,
     )

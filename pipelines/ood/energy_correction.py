@@ -205,7 +205,7 @@ def correction_loss(
         l2_weight: alpha in Lafon 2022, >= 0.
         count: What sums are divided by, for a part of a batch; by default N.
     """
-    negatives = torch.atleast_2d(sampled)
+    negatives = sampled if sampled.ndim == 2 else sampled[None]
     total = real.sum() - negatives.sum() / len(negatives)
     squares = real.square().sum() + negatives.square().sum() / len(negatives)
     return (total + l2_weight * squares) / (len(real) if count is None else count)

@@ -272,7 +272,7 @@ class EnergyTrainer:
         negatives = (samples, start) if settings.starts_are_negatives else (samples,)
         inputs = torch.stack([real, *negatives])  # (1 + C, n, D)
         noise = self._normal(len(inputs) * count, real.shape[1]).mul_(settings.input_noise)
-        inputs = inputs + noise.unflatten(0, (len(inputs), count))[:, own]
+        inputs = inputs + noise.reshape(len(inputs), count, -1)[:, own]
         energies = self._cast(self.network)(inputs.flatten(0, 1)) / settings.T
         energies = energies.reshape(inputs.shape[:2])
         loss = correction_loss(energies[0], energies[1:], l2_weight=settings.l2_weight, count=count)

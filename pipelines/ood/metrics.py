@@ -211,6 +211,28 @@ def aurc(scores: Values, correct: Values) -> float:
     return _measured({"aurc": curves.RISK}, values[right], values[~right])["aurc"]
 
 
+def augrc(scores: Values, correct: Values) -> float:
+    """Area under the generalised risk-coverage curve (Traub et al. 2024), at most 1 / 2.
+
+    The generalised risk of a threshold is the share of ALL samples that are accepted and wrong;
+    the area under it, over the share of samples that are accepted, is the mean risk of a system
+    that abstains. With e the error rate and A the AUROC of right against wrong predictions it is
+    e (1 - e) (1 - A) + e^2 / 2, ties counting half.
+
+    Args:
+        scores: (N,), high where the prediction is trusted.
+        correct: bool (N,), whether the prediction is right.
+
+    Raises:
+        ValueError: Empty, NaN or inf, not boolean, or lengths that differ.
+    """
+    values = one_side(scores, "scores")
+    right = correct_rows(correct, values.size)
+    error = float(np.mean(~right))
+    ranked = auroc(values[right], values[~right]) if 0 < error < 1 else 1.0
+    return error * (1 - error) * (1 - ranked) + error**2 / 2
+
+
 def expected_calibration_error(confidence: Values, correct: Values, num_bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over bins of equal width, weighted by their share.
 

@@ -308,6 +308,7 @@ def hand_evaluate(run: Run) -> Metrics:
             choices=choices,
             target_tpr=run.config.target_tpr,
             settings=run.config.evaluate,
+            threshold=run.config.threshold,
             compare=run.config.compare,
             defaults=_default_settings(run),
             energy_models=run.finetuned.energy_models,

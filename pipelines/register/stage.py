@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pipelines.data.images import DEFAULT, Decoding
 from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
 from pipelines.ood import FITTED_SCORES, SCORES
+from pipelines.ood.conformal import ThresholdRule
 from pipelines.records import Value
 from pipelines.register.calibration import Calibration
 from pipelines.register.config import RegisterConfig
@@ -84,6 +85,7 @@ class Candidate:
             "threshold_low": f"{self.threshold.low:.17g}",
             "threshold_high": f"{self.threshold.high:.17g}",
             "threshold_images": str(self.threshold.num_images),
+            "threshold_rule": self.threshold.rule,
             **self.calibration.tags,
         }
 
@@ -216,6 +218,7 @@ def described(result: RegisterResult, found: RegisteredVersion) -> RegisterResul
                 low=float(tags["threshold_low"]),
                 high=float(tags["threshold_high"]),
                 num_images=int(tags["threshold_images"]),
+                rule=cast(ThresholdRule, tags["threshold_rule"]),
             ),
             content=tags["content"],
         )

@@ -61,7 +61,7 @@ def _champion(metrics: Metrics, champion: RegisterResult) -> RenderableType:
 
 def _threshold(row: MetricRow, metrics: Metrics) -> list[str]:
     """What the champion's threshold does to ID and to shifted images."""
-    target = f"{100 * metrics.target_tpr:g} % of {row.threshold.num_images:,} ID validation images"
+    target = row.threshold.meant_for(metrics.target_tpr)
     accepted = f"  {_percent(row.tpr['test'])} % of ID test images"
     shifted = {name: share for name, share in row.tpr.items() if name in row.shifted}
     if shifted:

@@ -105,7 +105,9 @@ def setting_of(row: DefaultComparison, side: Literal["default", "chosen"]) -> st
 
 def threshold_note(metrics: Metrics) -> str:
     """One line on what the threshold, set on ID, does to shifted images."""
-    target = f"{100 * metrics.target_tpr:g} %"
+    target = f"{100 * metrics.target_tpr:g} % of the ID validation images"
+    if any(row.threshold.rule != "quantile" for row in metrics.rows):
+        target = f"{100 * metrics.target_tpr:g} % of new ID images"
     found = [
         (row.tpr[name].mean, name, row)
         for row in metrics.rows
@@ -113,10 +115,10 @@ def threshold_note(metrics: Metrics) -> str:
         if name in row.tpr
     ]
     if not found:
-        return f"Each threshold is set to accept {target} of the ID validation images."
+        return f"Each threshold is set to accept {target}."
     least, name, row = min(found, key=lambda item: item[0])
     return (
-        f"A threshold that accepts {target} of the ID validation images also rejects shifted "
+        f"A threshold that accepts {target} also rejects shifted "
         f"images of the same classes: of {set_label(name)}, {row.method} + {row.score} accepts "
         f"{100 * least:.1f} %, the least here."
     )

@@ -209,7 +209,7 @@ def accepted_columns(metrics: Metrics) -> list[Column]:
 
 
 def further_columns(metrics: Metrics) -> list[Column]:
-    """FPR and AUPR the other way round, detection with shifted images as ID, and calibration."""
+    """FPR and AUPR the other way round, shifted images as ID, calibration, and abstaining."""
     return [
         Column(fpr_name(metrics), "OOD positive", lambda row: row.fpr_ood.get(MEAN)),
         Column("AUPR, mean of sets", "ID positive", lambda row: row.aupr_id.get(MEAN)),
@@ -219,6 +219,8 @@ def further_columns(metrics: Metrics) -> list[Column]:
         ),
         Column("full spectrum", "FPR", lambda r: r.full_spectrum.fpr if r.full_spectrum else None),
         Column("calibration", "ECE", lambda row: row.ece),
+        Column("abstaining", "AURC", lambda row: row.aurc),
+        Column("abstaining", "AUGRC", lambda row: row.augrc),
     ]
 
 

@@ -244,6 +244,7 @@ def _class_problems(backbone: BackboneConfig, class_names: Sequence[str]) -> lis
 
 def words_again(config: PipelineConfig) -> str:
     """The words of the command line that a method's chosen setting needs beside it."""
+    rule = config.threshold.rule
     again = {
         "benchmark": config.benchmark.name,
         "backbone": config.backbone.name,
@@ -252,6 +253,7 @@ def words_again(config: PipelineConfig) -> str:
         "shots": config.shots,
         "imbalance": config.imbalance,
         "target_tpr": config.target_tpr,
+        "threshold.rule": rule if rule != "quantile" else None,
     }
     return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
 

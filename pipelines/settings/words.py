@@ -16,7 +16,7 @@ from pipelines.compute.cluster import ComputeConfig
 from pipelines.config import ConfigError, Section, load
 from pipelines.data.benchmark_config import BenchmarkConfig
 from pipelines.embed.config import EmbedConfig
-from pipelines.evaluate.config import CompareConfig, EvaluateConfig
+from pipelines.evaluate.config import CompareConfig, EvaluateConfig, ThresholdConfig
 from pipelines.register.config import RegisterConfig
 from pipelines.sweep.config import SweepConfig
 
@@ -47,6 +47,7 @@ class RunWords(Section):
     target_tpr: float = Field(
         0.95, gt=0, le=1, description="share of ID images that the threshold accepts"
     )
+    threshold: ThresholdConfig = ThresholdConfig()
     embed: EmbedConfig = EmbedConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     compare: CompareConfig = CompareConfig()

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from pipelines.config import UserError
 from pipelines.evaluate import stage as evaluate
-from pipelines.evaluate.config import CompareConfig, EvaluateConfig
+from pipelines.evaluate.config import CompareConfig, EvaluateConfig, ThresholdConfig
 from pipelines.evaluate.metrics import Facts, Interval, MetricRow, Metrics, Spread
 from pipelines.evaluate.stage import Evaluation
 from pipelines.methods import METHODS as PLUGINS
@@ -44,6 +44,7 @@ COMPARE = CompareConfig.model_validate(
     }
 )
 SETTINGS = EvaluateConfig(num_resamples=200)
+QUANTILE = ThresholdConfig()
 
 
 def table(seed: int, sets: dict[str, tuple[int, float]]) -> pa.Table:
@@ -97,12 +98,13 @@ def run(
     target_tpr: float = 0.95,
     settings: EvaluateConfig = SETTINGS,
     compare: CompareConfig = COMPARE,
+    threshold: ThresholdConfig = QUANTILE,
 ) -> Metrics:
     params: dict[str, dict[str, float]] = {score: {"tau": 0.5} for score in scores}
     choices = {m: Chosen(PLUGINS[m].Config(), params) for m in METHODS}
     evaluation = Evaluation(
         facts=FACTS, criterion="made up", choices=choices, target_tpr=target_tpr,
-        settings=settings, compare=compare,
+        settings=settings, compare=compare, threshold=threshold,
     )  # fmt: skip
     return evaluate.run(data, evaluation)
 
@@ -236,6 +238,42 @@ class TestRow:
             return float(total)
 
         assert is_over_seeds(row.ece, [error(s) for s in seeds])
+
+    def test_risk_and_coverage(self, row: MetricRow, seeds: list[pa.Table], score: str) -> None:
+        """By a loop over thresholds; equal scores are accepted together."""
+
+        def areas(part: pa.Table) -> tuple[float, float]:
+            scores = column(part, "test", f"score_{score}")
+            wrong = column(part, "test", "label") != column(part, "test", "predicted")
+            risks: list[float] = []
+            area, before = 0.0, 0.0
+            for value in np.unique(scores)[::-1]:
+                accepted = scores >= value
+                risks += [float(wrong[accepted].mean())] * int((scores == value).sum())
+                # A trapezoid: the generalised risk over the share of accepted images.
+                after = float((wrong & accepted).mean())
+                area += (before + after) / 2 * float((scores == value).mean())
+                before = after
+            return float(np.mean(risks)), area
+
+        assert is_over_seeds(row.aurc, [areas(s)[0] for s in seeds])
+        assert is_over_seeds(row.augrc, [areas(s)[1] for s in seeds])
+
+
+def test_a_conformal_threshold_is_a_lower_score(data: Tables) -> None:
+    """floor(0.05 * 121) = 6: the sixth smallest of 120, where the quantile takes the seventh."""
+    values = np.sort(column(data[HeadKey(method="coop", seed=0)], "validation", "score_mcm"))
+    found = run(data, threshold=ThresholdConfig(rule="conformal")).rows[0].threshold
+    assert (found.value, found.rule) == (values[5], "conformal")
+    assert run(data).rows[0].threshold.value == values[6]
+
+
+def test_too_few_images_for_the_promise_are_one_line(data: Tables) -> None:
+    with pytest.raises(UserError) as error:
+        run(data, target_tpr=0.995, threshold=ThresholdConfig(rule="conformal"))
+    assert "120 ID images are too few" in str(error.value)
+    assert "conformal needs 199; or take threshold.rule=quantile" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_the_thresholds_interval_is_that_of_the_bootstrap() -> None:

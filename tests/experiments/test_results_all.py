@@ -15,6 +15,7 @@ def row(method, score, auroc, is_criterion=True):
     return MetricRow(
         method=method, score=score, params={}, is_criterion=is_criterion,
         id_accuracy=value(0.5), ood_accuracy=value(0.4), ece=value(0.0),
+        aurc=value(0.0), augrc=value(0.0),
         auroc={"mean": value(auroc), "far": value(0.0)},
         fpr={"mean": value(1 - auroc), "far": value(0.0)},
         fpr_ood={}, aupr_id={}, aupr_ood={},

@@ -27,7 +27,7 @@ from pipelines.register.stage import Candidate, register
 from pipelines.score.judge import judge
 
 PARAMS = {"tau": 0.07, "c": 2}
-THRESHOLD = Threshold(value=1.25, low=1.0, high=1.5, num_images=400)
+THRESHOLD = Threshold(value=1.25, low=1.0, high=1.5, num_images=400, rule="conformal")
 NAMES = ("zero", "one dog", "two cats", "three", "four")
 
 
@@ -98,7 +98,7 @@ def test_a_restart_finds_its_version(mlflow_store, registered):
     assert (tags["method"], tags["score"], tags["benchmark"]) == ("ebm", "delta_energy", "digits")
     assert float(tags["threshold"]) == 1.25
     assert (tags["threshold_low"], tags["threshold_high"]) == ("1", "1.5")
-    assert tags["threshold_images"] == "400"
+    assert (tags["threshold_images"], tags["threshold_rule"]) == ("400", "conformal")
     assert float(tags["target_tpr"]) == 0.95
     assert {key: float(tags[f"score.{key}"]) for key in PARAMS} == PARAMS
 

@@ -129,6 +129,8 @@ def metrics_row(tables: list[pa.Table], method: str, score: str, names: list[str
         },
         full_spectrum=Detection(auroc=spread([0.7]), fpr=spread([0.6])),
         ece=spread([0.05]),
+        aurc=spread([0.02]),
+        augrc=spread([0.015]),
         threshold=Threshold(
             value=threshold, low=threshold - 0.1, high=threshold + 0.1, num_images=300
         ),
