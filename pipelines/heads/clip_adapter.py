@@ -2,9 +2,9 @@
 
 Gao 2021 (CLIP-Adapter), equations 3 to 5, for the visual side only, as the public code does
 (the paper's text adapter brought nothing more). Bottleneck D / 4, ReLU after both layers, no
-biases, residual ratio 0.2 as in the public code (the paper searches it per data set). The cached
-features are of unit length, so the adapter sees those; the public code feeds it the features
-before normalisation.
+biases, residual ratio 0.2 as in the public code (the paper searches it per data set). The adapter
+sees features of unit length, the public code's those before normalisation: without biases its
+output is only scaled by the length, which the normalisation of the mix takes away.
 """
 
 from __future__ import annotations
