@@ -9,11 +9,11 @@ them away from the images of that class: cross-entropy of z^c + push x the mean 
 of [y_i = y_j] z^c_i . z_j. L_e is the squared length of the gradient of the mean energy
 -log sum_k exp(similarity) with respect to both adapters.
 
-The public code (LinLLLL/CRoFT) updates generator and adapters in inner steps before each outer step
-(five on VLCS, none to ten elsewhere, where the outer step has the push with a minus sign) and takes
-the gradient of the mean of exp(similarity) at adapters that are moved by the same small matrix; here
-one step moves everything together and the gradient is that of the energy itself, since a training
-step is one loss and one update for every method. Ratios, push = 5 and the range of
+The public code (LinLLLL/CRoFT) updates generator and adapters in inner steps before each outer
+step (five on VLCS, none to ten elsewhere, where the outer step has the push with a minus sign) and
+takes the gradient of the mean of exp(similarity) at adapters that are moved by the same small
+matrix; here one step moves everything together and the gradient is that of the energy itself, since
+a training step is one loss and one update for every method. Ratios, push = 5 and the range of
 gradient_weight (0 to 1,000 there) are the public code's.
 """
 

@@ -11,7 +11,8 @@ The share is that of the positive prompts in the softmax over all prompts, sum_k
 e^{f_k} + sum_j e^{f-_j}). It is the one that the score neg_label turns into a detector, and none of
 the first terms of the public code (by default a multi-label soft-margin loss whose targets are both
 prompts of the image's class). The paper learns the positive prompts first and freezes them; here
-both learn at once, so the terms move the positive prompts too. Judged by GL-MCM as in Zhu 2025; neg_label judges by the negative prompts.
+both learn at once, so the terms move the positive prompts too. Judged by GL-MCM as in Zhu 2025;
+neg_label judges by the negative prompts.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.ood.checks import (
@@ -140,20 +141,32 @@ def gl_mcm(
     )
 
 
-def neg_label(similarity: Array, negative_similarity: Array, tau: float = 0.01) -> Tensor:
+def neg_label(
+    similarity: Array, negative_similarity: Array, tau: float = 0.01, groups: int = 1
+) -> Tensor:
     """Share of the ID labels, sum_id e^{s/tau} / (sum_id e^{s/tau} + sum_neg e^{s/tau}).
 
     Jiang et al. 2024, "Negative Label Guided OOD Detection with Pretrained Vision-Language
-    Models", without the paper's grouping of the negatives.
+    Models". With `groups` > 1 the mean of that share over groups of the negative words (its
+    grouping strategy, 100 groups in the public code): word m is in group m mod `groups`, so
+    groups of words in the order of their distance are alike, and none is left out, where the
+    public code draws groups at random and drops what is left over.
 
     Args:
         similarity: s (N, K) to the ID class names.
         negative_similarity: s (N, M) to the negative words, M >= 1.
         tau: Temperature, > 0.
+        groups: a whole number from 1 to M.
     """
     check_positive(tau, "tau")
+    num_words = as_tensor(negative_similarity, "negative_similarity", rank=2).shape[1]
+    if groups != int(groups) or not 1 <= groups <= num_words:
+        raise ValueError(
+            f"groups must be a whole number from 1 to the number of negative words ({num_words}), "
+            f"came {groups}"
+        )
     return map_rows(
-        lambda s, negative: _id_share(s, negative, tau),
+        lambda s, negative: _id_share(s, negative, tau, int(groups)),
         similarity=as_tensor(similarity, "similarity", rank=2),
         negative_similarity=as_tensor(negative_similarity, "negative_similarity", rank=2),
     )
@@ -283,10 +296,16 @@ def max_softmax(x: Tensor, tau: float) -> Tensor:
     return 1 / ((x - x.amax(dim=-1, keepdim=True)) / tau).exp().sum(dim=-1)
 
 
-def _id_share(similarity: Tensor, negative: Tensor, tau: float) -> Tensor:
-    largest = torch.maximum(similarity.amax(dim=1), negative.amax(dim=1))[:, None]
-    id_sum = ((similarity - largest) / tau).exp().sum(dim=1)
-    return id_sum / (id_sum + ((negative - largest) / tau).exp().sum(dim=1))
+def _id_share(similarity: Tensor, negative: Tensor, tau: float, groups: int) -> Tensor:
+    if groups == 1:
+        largest = torch.maximum(similarity.amax(dim=1), negative.amax(dim=1))[:, None]
+        id_sum = ((similarity - largest) / tau).exp().sum(dim=1)
+        return id_sum / (id_sum + ((negative - largest) / tau).exp().sum(dim=1))
+    # By logarithms: the words of one group may be far below those of another.
+    padded = F.pad(negative / tau, (0, -negative.shape[1] % groups), value=-math.inf)
+    of_groups = padded.reshape(len(padded), -1, groups).logsumexp(dim=1)
+    of_classes = (similarity / tau).logsumexp(dim=1, keepdim=True)
+    return torch.sigmoid(of_classes - of_groups).mean(dim=1)
 
 
 def _energy_changes(block: Tensor, top: Tensor, index: Tensor, tau: float, low: float) -> Tensor:

@@ -64,10 +64,11 @@ def gl_mcm(row, patches, tau=1.0, weight=1.0):
     return msp(row, tau) + weight * max(msp(patch, tau) for patch in patches)
 
 
-def neg_label(row, negative, tau=0.01):
+def neg_label(row, negative, tau=0.01, groups=1):
     with mpmath.workdps(digits_for([*row, *negative], tau)):
         id_sum = mpmath.fsum(exponentials(row, tau))
-        return float(id_sum / (id_sum + mpmath.fsum(exponentials(negative, tau))))
+        sums = [mpmath.fsum(exponentials(negative[g::groups], tau)) for g in range(groups)]
+        return float(mpmath.fsum(id_sum / (id_sum + s) for s in sums) / groups)
 
 
 def delta_energy_terms(row, tau=1.0, c=1, low=0.0):

@@ -38,7 +38,7 @@ SETTINGS = {
     "gen": [{"gamma": 0.5, "top_m": 2}, {"top_m": 1}],
     "mcm": [{"tau": 0.01}],
     "gl_mcm": [{"tau": 0.1, "weight": 0.25}],
-    "neg_label": [{"tau": 1.0}],
+    "neg_label": [{"tau": 1.0}, {"tau": 0.3, "groups": 2}],
     "delta_energy": [{"tau": 0.07, "c": 2}, {"c": 3, "low": -0.3}],
 }
 CASES = [
@@ -432,6 +432,19 @@ def test_other_parameters_out_of_range():
         SCORES["gl_mcm"](similarity=torch.zeros(3, 4), local_similarity=torch.zeros(3, 2, 5))
     with pytest.raises(ValueError, match="same number of rows"):
         SCORES["neg_label"](similarity=torch.zeros(3, 4), negative_similarity=torch.zeros(2, 5))
+    for groups in (0, 6, 1.5):
+        with pytest.raises(ValueError, match=rf"from 1 to .* words \(5\), came {groups}"):
+            SCORES["neg_label"](**sample_inputs(3, 4), groups=groups)
+
+
+def test_groups_of_negative_words_are_judged_on_their_own():
+    """Words far above the others leave the share of their own group alone at 0."""
+    similarity = torch.tensor([[0.5, 0.1]], dtype=torch.float32)
+    negative = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float32)
+    share = SCORES["neg_label"](
+        similarity=similarity, negative_similarity=negative, tau=0.005, groups=2
+    )
+    assert float(share) == pytest.approx(0.5, abs=1e-6)
 
 
 # The table
