@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from pipelines.config import Section
-from pipelines.ood.conformal import ThresholdRule
 
 
 class EvaluateConfig(Section):
@@ -17,7 +18,8 @@ class EvaluateConfig(Section):
 class ThresholdConfig(Section):
     """How a threshold follows from the scores of ID validation images."""
 
-    rule: ThresholdRule = Field(
+    # As `pipelines.ood.conformal.ThresholdRule`, which imports more than a wrong word may wait for.
+    rule: Literal["quantile", "conformal", "conformal_conditional"] = Field(
         "quantile",
         description="quantile: accepts target_tpr of ID validation; conformal: of new ID images, "
         "on average; conformal_conditional: of them, with the confidence",

@@ -144,8 +144,7 @@ def _figures(head: Scored, score: str, evaluation: Evaluation) -> dict[str, Figu
     per_set = {
         name: ood_metrics(id_scores, head.scores(score, name), target_tpr) for name in head.ood
     }
-    calibration = head.scores(score, "validation")
-    threshold = np.sort(calibration)[_rank(len(calibration), evaluation) - 1]
+    threshold = _lowest_accepted(head.scores(score, "validation"), evaluation)
     accuracies = {name: head.accuracy(name) for name in shifted}
 
     def accepted(names: Sequence[str]) -> dict[str, float]:
@@ -211,6 +210,17 @@ def _rank(num_images: int, evaluation: Evaluation) -> int:
         ) from None
 
 
+def _lowest_accepted(id_scores: NDArray[np.float64], evaluation: Evaluation) -> float:
+    """The threshold on these scores of ID validation.
+
+    Raises:
+        UserError: as `_rank`.
+    """
+    _rank(len(id_scores), evaluation)
+    rule = evaluation.threshold
+    return conformal.threshold(id_scores, evaluation.target_tpr, rule.rule, rule.confidence)
+
+
 def _threshold(id_scores: NDArray[np.float64], evaluation: Evaluation) -> Threshold:
     """The threshold on ID validation with its 95 % bootstrap interval and sample size."""
     size, num_resamples = len(id_scores), evaluation.settings.num_resamples
@@ -220,7 +230,7 @@ def _threshold(id_scores: NDArray[np.float64], evaluation: Evaluation) -> Thresh
     values = np.partition(id_scores[drawn], rank, axis=1)[:, rank]
     low, high = np.quantile(values, [0.025, 0.975])
     return Threshold(
-        value=float(np.partition(id_scores, rank)[rank]),
+        value=_lowest_accepted(id_scores, evaluation),
         low=float(low),
         high=float(high),
         num_images=size,

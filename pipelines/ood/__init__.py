@@ -15,6 +15,7 @@ from pipelines.ood.classifier_losses import (
     tail_contrast,
     uniform_deviation,
 )
+from pipelines.ood.confidence import augrc, expected_calibration_error
 from pipelines.ood.density import (
     SSD,
     GaussianMixture,
@@ -47,14 +48,12 @@ from pipelines.ood.metrics import (
     METRICS,
     Bounded,
     Metric,
-    augrc,
     aupr_id,
     aupr_ood,
     aurc,
     auroc,
     bootstrap_interval,
     detection_error,
-    expected_calibration_error,
     fpr_at_tpr,
     histogram_metrics,
     ood_metrics,

@@ -169,9 +169,8 @@ class EnergyTrainer:
         self.network = start.with_parameters(
             [p.to(rows.device, rows.dtype).requires_grad_() for p in start.parameters]
         )
-        self._adam = torch.optim.Adam(
-            self.network.parameters, lr=settings.lr, betas=settings.betas, fused=True
-        )
+        trained, betas = self.network.parameters, settings.betas
+        self._adam = torch.optim.Adam(trained, lr=settings.lr, betas=betas, fused=True)
         self._schedule = settings.schedule()
         self._mixture_energy, self._reach = self._measure()
         self.history: list[EpochReport] = []

@@ -12,7 +12,7 @@ from pipelines.backbones.description import BackboneConfig
 from pipelines.config import ConfigError, UserError
 from pipelines.data.benchmark_config import BenchmarkConfig
 from pipelines.data.benchmarks import Benchmark, open_benchmark
-from pipelines.evaluate.config import CompareConfig
+from pipelines.evaluate.config import CompareConfig, ThresholdConfig
 from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads import HEADS
@@ -244,7 +244,7 @@ def _class_problems(backbone: BackboneConfig, class_names: Sequence[str]) -> lis
 
 def words_again(config: PipelineConfig) -> str:
     """The words of the command line that a method's chosen setting needs beside it."""
-    rule = config.threshold.rule
+    threshold = config.threshold.model_dump() if config.threshold != ThresholdConfig() else {}
     again = {
         "benchmark": config.benchmark.name,
         "backbone": config.backbone.name,
@@ -253,7 +253,7 @@ def words_again(config: PipelineConfig) -> str:
         "shots": config.shots,
         "imbalance": config.imbalance,
         "target_tpr": config.target_tpr,
-        "threshold.rule": rule if rule != "quantile" else None,
+        **{f"threshold.{key}": value for key, value in threshold.items()},
     }
     return " ".join(f"{key}={value}" for key, value in again.items() if value is not None)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from pipelines.ood import Interval, metrics
+from pipelines.ood import Interval, augrc, expected_calibration_error, metrics
 from pipelines.ood.curves import steps_of_sorted
 from pipelines.ood.metrics import METRICS, bootstrap_interval, fpr_at_tpr, ood_metrics
 from pipelines.ood.statistics import ScoreHistogram, merge_all
@@ -238,6 +238,13 @@ def test_aurc_equals_a_plain_loop(sides, seed):
     assert metrics.aurc(id_scores, correct) == pytest.approx(np.mean(risks), abs=1e-12)
 
 
+def test_augrc_by_hand():
+    """Accepted one by one: right, wrong, right. Trapezoids of the risks 0, 0, 1/3, 1/3."""
+    assert augrc([3.0, 2.0, 1.0], [True, False, True]) == pytest.approx((0 + 1 / 6 + 1 / 3) / 3)
+    assert augrc([3.0, 2.0], [True, True]) == 0
+    assert augrc([3.0, 2.0], [False, False]) == pytest.approx(1 / 2)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20))
 def test_expected_calibration_error_equals_a_plain_loop(seed, num_bins):
@@ -250,7 +257,7 @@ def test_expected_calibration_error_equals_a_plain_loop(seed, num_bins):
         inside = above & (confidence <= (i + 1) / num_bins)
         if inside.any():
             total += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-    value = metrics.expected_calibration_error(torch.from_numpy(confidence), correct, num_bins)
+    value = expected_calibration_error(torch.from_numpy(confidence), correct, num_bins)
     assert value == pytest.approx(total, abs=1e-12)
 
 
@@ -271,7 +278,7 @@ def test_read_only_arrays_are_judged_and_left_as_they_are():
         array.flags.writeable = False
     assert ood_metrics(id_scores, ood_scores)["auroc"] == pytest.approx(5 / 6)
     assert metrics.aurc(id_scores, correct) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
-    assert metrics.expected_calibration_error(confidence, right) == pytest.approx(0.3)
+    assert expected_calibration_error(confidence, right) == pytest.approx(0.3)
     assert id_scores.tolist() == [3.0, 1.0, 2.0]
     broken = np.array([1.0, np.nan])
     broken.flags.writeable = False
@@ -385,12 +392,14 @@ RIGHT = np.array([True, False])
         (lambda: metrics.aurc([], np.array([], bool)), "scores is empty"),
         (lambda: metrics.aurc(GOOD, [1, 0]), "correct must be bool"),
         (lambda: metrics.aurc(GOOD, [True]), "correct must be bool"),
-        (lambda: metrics.expected_calibration_error([0.5, 0.9], [True]), "correct must be bool"),
-        (lambda: metrics.expected_calibration_error([0.5, 0.9], [1, 0]), "correct must be bool"),
-        (lambda: metrics.expected_calibration_error([0.5, 0.9], RIGHT, 0), "num_bins"),
-        (lambda: metrics.expected_calibration_error([0.5, 1.9], RIGHT), r"in \[0, 1\]"),
-        (lambda: metrics.expected_calibration_error([0.5, np.nan], RIGHT), "NaN"),
-        (lambda: metrics.expected_calibration_error([], []), "confidence is empty"),
+        (lambda: expected_calibration_error([0.5, 0.9], [True]), "correct must be bool"),
+        (lambda: expected_calibration_error([0.5, 0.9], [1, 0]), "correct must be bool"),
+        (lambda: expected_calibration_error([0.5, 0.9], RIGHT, 0), "num_bins"),
+        (lambda: expected_calibration_error([0.5, 1.9], RIGHT), r"in \[0, 1\]"),
+        (lambda: expected_calibration_error([0.5, np.nan], RIGHT), "NaN"),
+        (lambda: expected_calibration_error([], []), "confidence is empty"),
+        (lambda: augrc([0.5, np.nan], RIGHT), "NaN"),
+        (lambda: augrc([0.5, 0.9], [1, 0]), "correct must be bool"),
         (lambda: bootstrap_interval("auc", GOOD, GOOD), "unknown metric 'auc'; known are auroc"),
         (lambda: bootstrap_interval("auroc", GOOD, GOOD, num_resamples=0), "num_resamples"),
         (
