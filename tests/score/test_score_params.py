@@ -113,3 +113,6 @@ def test_the_winning_yaml_is_the_setting_to_the_last_digit(tmp_path: Path) -> No
     assert isinstance(method.score_params["delta_energy"]["c"], int)
     assert "benchmark=digits backbone=mini" in text.splitlines()[1]
     assert "seeds=2 shots=4 target_tpr=0.95" in text.splitlines()[1]
+    assert "threshold" not in text
+    promised = load(PipelineConfig, "pipeline", ["methods=[coop]", "threshold.rule=conformal"])
+    assert words_again(promised).endswith("threshold.rule=conformal threshold.confidence=0.9")
