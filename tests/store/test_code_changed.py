@@ -60,7 +60,8 @@ def test_parts_of_two_versions_never_meet(finished: Path, tmp_path: Path) -> Non
     words = [*WORDS, f"storage={killed}"]
     held = json.dumps(asdict(barrier))
     job_in(tree, "tests.ray.held_job", held, "pipeline", *words, barrier=barrier)
-    assert len(list(killed.glob(PARTS))) == 1  # of the old code
+    # Of the old code; a task beside the held one may have written its part too.
+    assert 0 < len(list(killed.glob(PARTS))) < len(list(finished.glob(PARTS)))
     file = tree / "pipelines" / "ood" / "scores.py"
     text = file.read_text()
     old = "lambda block: max_softmax(block, tau),\n        similarity="
