@@ -80,7 +80,7 @@ class Threshold(Record):
     rule: ThresholdRule = "quantile"
 
     def meant_for(self, target_tpr: float) -> str:
-        """What the threshold is to accept, as the object of "accepts"."""
+        """Words for the images that the threshold is set to accept, with their share."""
         share, images = f"{100 * target_tpr:g} %", f"{self.num_images:,} ID validation images"
         if self.rule == "quantile":
             return f"{share} of {images}"

@@ -211,7 +211,7 @@ def _rank(num_images: int, evaluation: Evaluation) -> int:
 
 
 def _lowest_accepted(id_scores: NDArray[np.float64], evaluation: Evaluation) -> float:
-    """The threshold on these scores of ID validation.
+    """The threshold: the lowest of these scores of ID validation images that is accepted.
 
     Raises:
         UserError: as `_rank`.

@@ -1,4 +1,4 @@
-"""Metrics of a classifier's confidence on ID images: calibration, and the risk of who abstains."""
+"""Metrics of a classifier's confidence on ID images: its calibration, its risk if it abstains."""
 
 import numpy as np
 
