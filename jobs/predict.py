@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jobs import main, seldom_collected
 
 if TYPE_CHECKING:
-    from pipelines.predict.stage import PredictConfig
+    from pipelines.predict.stage import PredictConfig, Prediction
 
 
 def section() -> type[PredictConfig]:
@@ -18,22 +18,31 @@ def section() -> type[PredictConfig]:
 
 
 def predict(config: PredictConfig) -> None:
-    """Print class, score, threshold and decision of every image."""
-    from pipelines.predict.stage import run
+    """Print class, score, threshold and decision of every image, and how many are unknown."""
+    from pipelines.predict.stage import num_unknown, run
     from pipelines.records import printable
 
+    judged = []
     with seldom_collected():  # open_clip is imported where the first image is judged
         for found in run(config):
-            if found.error is not None:
-                print(printable(f"{found.path}: not judged, {found.error}"))
-                continue
-            decision = "OOD" if found.is_ood else "ID"
-            print(
-                printable(
-                    f"{found.path}: {found.class_name}, score {found.score:.6g}, "
-                    f"threshold {found.threshold:.6g}, {decision}"
-                )
-            )
+            judged.append(found)
+            print(printable(f"{found.path}: {_verdict(found)}"))
+        unknown = num_unknown(judged, config.false_alarms)
+    if unknown is not None and len(judged) > 1:
+        print(
+            f"{unknown} of {len(judged)} images are unknown by their p-values; "
+            f"on average at most {config.false_alarms:.3g} of these are ID"
+        )
+
+
+def _verdict(found: Prediction) -> str:
+    if found.error is not None:
+        return f"not judged, {found.error}"
+    p_value = "" if found.p_value is None else f"p-value {found.p_value:.3g}, "
+    return (
+        f"{found.class_name}, score {found.score:.6g}, threshold {found.threshold:.6g}, "
+        f"{p_value}{'OOD' if found.is_ood else 'ID'}"
+    )
 
 
 if __name__ == "__main__":

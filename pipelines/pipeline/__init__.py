@@ -28,6 +28,7 @@ from pipelines.heads import HEADS
 from pipelines.methods import METHODS
 from pipelines.pipeline import stages
 from pipelines.pipeline.networks import hand_train
+from pipelines.pipeline.registration import hand_register
 from pipelines.records import StoredRecord
 from pipelines.register import choose
 from pipelines.register import stage as register
@@ -220,7 +221,7 @@ STAGES: dict[str, Stage] = {
         needs_ray=_never,
     ),
     "register": Stage(
-        stages.hand_register,
+        hand_register,
         (register.register, choose.champion, Detector.judge_images, Detector.judge_features),
         needs_ray=_never,
     ),

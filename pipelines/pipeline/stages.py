@@ -10,7 +10,6 @@ import pyarrow as pa
 from pipelines.compute.stamp import stamp
 from pipelines.config import to_yaml
 from pipelines.data import kept
-from pipelines.data.features import LOCAL
 from pipelines.embed import stage as embed
 from pipelines.embed.benchmark import embed_benchmark
 from pipelines.embed.result import EmbedResult, NetworkFeatures
@@ -20,7 +19,6 @@ from pipelines.evaluate.against_default import DefaultSetting
 from pipelines.evaluate.metrics import Facts, Metrics, Rejected
 from pipelines.finetune import outlier_prior
 from pipelines.finetune import stage as finetune
-from pipelines.finetune.cache import load_predictor
 from pipelines.finetune.data import TrainingData, TrainingJob
 from pipelines.finetune.logged import train_logged
 from pipelines.fitted import stage as fit_stage
@@ -30,10 +28,6 @@ from pipelines.fitted.stage import FittedOfHead
 from pipelines.methods import MethodConfig
 from pipelines.pipeline import network_sweep
 from pipelines.records import HeadKey, HeadRef, Params
-from pipelines.register import choose
-from pipelines.register import stage as register
-from pipelines.register.calibration import Calibration
-from pipelines.register.result import RegisterResult
 from pipelines.run import Run
 from pipelines.run.space import FeatureSpace
 from pipelines.score import by_name as scoring
@@ -351,49 +345,4 @@ def _facts(run: Run) -> Facts:
             for entry in source.rejected
         ),
         shared=tuple(entry.first for entry in run.embedded.shared),
-    )
-
-
-def _calibration(space: FeatureSpace, address: str) -> Calibration:
-    """Of a head's confidence; the softmax as it is where no ID validation image is given."""
-    if not {"validation", "test"} <= set(space.run.benchmark.sets):
-        return Calibration()
-    predictor = load_predictor(space.storage, address)
-    known = []
-    for name in ("validation", "test"):
-        images = space.sets.load(name)
-        local = space.sets.column(name, LOCAL) if predictor.takes_local else None
-        known.append((images.features, local, images.labels))
-    return Calibration.of(predictor, *known)
-
-
-def hand_register(run: Run) -> RegisterResult:
-    """The champion as a candidate, with everything that its verdicts need."""
-    method, name = choose.champion(
-        run.methods,
-        run.config.scores,
-        run.swept.methods,
-        run.config.register_as,
-        accuracy_tolerance=run.config.sweep.accuracy_tolerance,
-    )
-    row, head = run.metrics.row(method, name), run.finetuned.head(method)
-    space = run.space_of(head.key)
-    needed = {record: head.fitted[record] for record in scoring.records_read(name)}
-    candidate = register.Candidate(
-        predictor=load_predictor(run.storage, head.address),
-        backbone=space.backbone,
-        method=method,
-        score=name,
-        params=row.params,
-        threshold=row.threshold,
-        target_tpr=run.config.target_tpr,
-        class_names=run.benchmark.class_names,
-        decoding=run.config.embed.decoding(space.backbone.lossless_to),
-        batch_size=run.config.embed.batch_size,
-        facts={"run": run.id, "benchmark": run.benchmark.name},
-        records=load_records(run.storage, needed),
-        calibration=_calibration(space, head.address),
-    )
-    return register.register(
-        candidate, run.tracker, run.tracking_run, settings=run.config.register_as
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import Field
 
 from pipelines.config import Section, UserError
@@ -33,6 +34,13 @@ class PredictConfig(Section):
         "models:/energy-ood@champion", description="registered model, or a detector's folder"
     )
     batch_size: int = Field(64, ge=1, description="images encoded at once")
+    false_alarms: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="largest share of ID images, on average, among those that are "
+        "counted as unknown over all images",
+    )
     storage: str = Field("./outputs", description="folder that the pipeline wrote to")
     tracking_uri: str | None = Field(
         None, description="MLflow server; default: SQLite in the storage folder"
@@ -50,6 +58,8 @@ class Prediction:
         threshold: a lower score is out of distribution.
         is_ood: the decision.
         confidence: softmax probability of the class.
+        p_value: for an image like those of ID validation, P(p_value <= t) is at most t; None
+            where the model holds no scores of theirs.
         error: why the image cannot be used, or None.
     """
 
@@ -59,6 +69,7 @@ class Prediction:
     threshold: float
     is_ood: bool | None
     confidence: float | None
+    p_value: float | None
     error: str | None
 
 
@@ -85,6 +96,18 @@ def run(config: PredictConfig) -> Iterator[Prediction]:
     if source is None:
         return _judged(detector, [config.source], [_read(files.here(config.source))])
     return _judged_source(detector, config.source, source, keys)
+
+
+def num_unknown(predictions: Sequence[Prediction], false_alarms: float) -> int | None:
+    """How many images are unknown, of which at most the share `false_alarms` is ID on average.
+
+    By Benjamini and Hochberg's rule on the p-values of all (`pipelines.ood.conformal.unknown`);
+    None where none has one.
+    """
+    from pipelines.ood.conformal import unknown
+
+    p = [found.p_value for found in predictions if found.p_value is not None]
+    return int(unknown(np.asarray(p), false_alarms).sum()) if p else None
 
 
 def load_detector(model: str, storage: Storage, *, tracking_uri: str | None = None) -> Detector:

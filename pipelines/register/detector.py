@@ -4,7 +4,7 @@ The library's front door, without Ray and without MLflow:
 
     detector = Detector.load(Path("detector"))
     verdicts = detector.judge_images([Path("image.jpg").read_bytes()])
-    print(verdicts.to_pylist())  # class_name, score, threshold, is_ood, confidence, error
+    print(verdicts.to_pylist())  # class_name, score, threshold, is_ood, confidence, p_value, error
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -30,6 +31,7 @@ from pipelines.data.images import DEFAULT, Decoding
 from pipelines.data.kept import Damaged, Entry, FileSeal
 from pipelines.data.storage import Storage
 from pipelines.heads import Predictor
+from pipelines.ood.conformal import p_values
 from pipelines.records import StoredRecord, Value
 from pipelines.score.by_name import (
     OWN_PASS,
@@ -46,6 +48,7 @@ ARTIFACT = "detector"
 # What describes a detector in its folder and seals the files of its parts.
 FILE = "detector.json"
 PREDICTOR = ("head.json", "head.safetensors")
+KNOWN_SCORES = "known-scores.safetensors"
 
 VERDICTS = pa.schema(
     [
@@ -54,6 +57,7 @@ VERDICTS = pa.schema(
         pa.field("threshold", pa.float64(), nullable=False),
         pa.field("is_ood", pa.bool_()),
         pa.field("confidence", pa.float64()),
+        pa.field("p_value", pa.float64()),
         pa.field("error", pa.string()),
     ]
 )
@@ -65,6 +69,7 @@ class DetectorRecord(StoredRecord):
     Attributes:
         backbone: its files by their names in the folder.
         records: names of what was fitted for the score.
+        num_known: how many scores of ID validation images the folder holds.
     """
 
     score: str
@@ -76,6 +81,7 @@ class DetectorRecord(StoredRecord):
     backbone: BackboneConfig | None = None
     facts: dict[str, Value] = Field(default_factory=dict)
     records: tuple[str, ...] = ()
+    num_known: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Detector:
         decoding: how bytes became pixels when the head was trained.
         batch_size: most images encoded at once.
         facts: what else is worth knowing (method, target_tpr, benchmark ...), never used.
+        known_scores: (N,) of the ID validation images, which p-values compare with; of none, no
+            image has a p-value.
     """
 
     predictor: Predictor
@@ -105,6 +113,7 @@ class Detector:
     batch_size: int = 64
     facts: Mapping[str, Value] = field(default_factory=dict)
     records: Records = field(default_factory=dict)
+    known_scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @cached_property
     def network(self) -> Tower:
@@ -158,9 +167,16 @@ class Detector:
             pa.array(np.full(len(scores), self.threshold)),
             pa.array(scores < self.threshold),
             pa.array(judged["confidence"]),
+            self._p_values(scores),
             pa.nulls(len(scores), pa.string()),
         ]
         return pa.Table.from_arrays(columns, schema=VERDICTS)
+
+    def _p_values(self, scores: NDArray[np.float64]) -> pa.Array:
+        """Marginal conformal p-values; null where there is nothing to compare with."""
+        if not len(self.known_scores) or not len(scores):
+            return pa.nulls(len(scores), pa.float64())
+        return pa.array(p_values(self.known_scores, scores))
 
     def judge_images(self, contents: Sequence[bytes | Exception]) -> pa.Table:
         """Verdicts (`VERDICTS`) on encoded images, in order; a bad one has an `error` alone."""
@@ -187,13 +203,15 @@ class Detector:
         return pa.Table.from_pylist(rows, schema=VERDICTS)
 
     def save(self, folder: Path) -> None:
-        """Write the head, the score's records and the backbone, and what seals them all.
+        """Write the head, the score's records, known scores and backbone, and what seals them.
 
         That is `detector.json`, with size and SHA-256 of every other file.
         """
         folder.mkdir(parents=True, exist_ok=True)
         contents = dict(self.predictor.files())
         contents |= {_record_file(name): to_bytes(record) for name, record in self.records.items()}
+        if len(self.known_scores):
+            contents[KNOWN_SCORES] = safetensors.numpy.save({"scores": self.known_scores})
         backbone = None if self.backbone is None else _copy_backbone(self.backbone, folder)
         record = DetectorRecord(
             score=self.score,
@@ -205,6 +223,7 @@ class Detector:
             backbone=backbone,
             facts=dict(self.facts),
             records=tuple(sorted(self.records)),
+            num_known=len(self.known_scores),
         )
         named = () if backbone is None else (backbone.path, backbone.config)
         copied = {name: FileSeal.of_file(folder / name) for name in named if name is not None}
@@ -224,7 +243,8 @@ class Detector:
         try:
             record = entry.check()
             records = [_record_file(name) for name in record.records]
-            _, files = entry.read_all([*PREDICTOR, *records])
+            known = [KNOWN_SCORES] if record.num_known else []
+            _, files = entry.read_all([*PREDICTOR, *records, *known])
         except Damaged as damaged:
             raise UserError(
                 f"{damaged.place}: {damaged.why}; this model judges nothing. Restore it: run "
@@ -242,6 +262,9 @@ class Detector:
             batch_size=record.batch_size,
             facts=record.facts,
             records={name: from_bytes(name, files[_record_file(name)]) for name in record.records},
+            known_scores=safetensors.numpy.load(files[KNOWN_SCORES])["scores"]
+            if known
+            else np.zeros(0),
         )
 
 

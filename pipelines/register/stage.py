@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.backbones import network
 from pipelines.backbones.description import BackboneConfig
@@ -61,6 +62,7 @@ class Candidate:
         batch_size: most images encoded at once.
         records: what was fitted for the score, by name.
         calibration: of the confidence.
+        known_scores: (N,) of the ID validation images.
     """
 
     predictor: Predictor
@@ -76,6 +78,7 @@ class Candidate:
     batch_size: int = 64
     records: Records = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    known_scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def tags(self) -> dict[str, str]:
@@ -107,6 +110,7 @@ class Candidate:
             batch_size=self.batch_size,
             facts=facts,
             records=self.records,
+            known_scores=self.known_scores,
         )
 
     def content(self) -> str:
@@ -123,6 +127,7 @@ class Candidate:
                 },
                 "decoding": asdict(self.decoding),
                 "temperature": self.calibration.temperature,
+                "known scores": hashlib.sha256(self.known_scores.tobytes()).hexdigest(),
                 "code": model_code(self.predictor.head, self.score).digest,
             }
         )

@@ -136,6 +136,11 @@ def read_all(storage: Storage, result: ScoreResult) -> dict[HeadKey, pa.Table]:
     return {head.key: tables[head.address] for head in result.heads}
 
 
+def read_one(storage: Storage, result: ScoreResult, key: HeadKey) -> pa.Table:
+    """The table of one head; raises what `read` raises."""
+    return read(storage, next(head.address for head in result.heads if head.key == key))
+
+
 def read_chosen(storage: Storage, result: ScoreResult) -> dict[tuple[str, int], pa.Table]:
     """The tables of the heads of chosen settings by (method, seed); raises what `read` raises."""
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from jobs import predict as job
 from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError
 from pipelines.data.limits import LIMITS
+from pipelines.data.storage import Storage
 from pipelines.heads import Predictor
-from pipelines.predict.stage import PredictConfig, Prediction, run
+from pipelines.predict.stage import PredictConfig, Prediction, load_detector, run
 from pipelines.register.detector import Detector
 
 
@@ -103,3 +105,27 @@ def test_what_is_printed_cannot_move_the_cursor(
     assert said.count("\n") == 3
     assert said.replace("\n", "").isprintable()
     assert "/b\\x1b[2J\\x1b]0;title\\x07.png: " in said
+
+
+def test_the_last_line_counts_the_unknown_of_the_batch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for seed in range(8):
+        (images / f"{seed}.png").write_bytes(png(seed))
+    (images / "bad.png").write_bytes(b"no image")
+    detector = load_detector(str(model), Storage.open(str(tmp_path)))
+    scores = [found.score for found in judged(images, model).values() if found.score is not None]
+    # 99 known images score higher than all but the highest two: six p-values are 1 / 100.
+    cut = sorted(scores)[-2] - 1e-9
+    replace(detector, known_scores=cut + 1e-12 * np.arange(99)).save(tmp_path / "with")
+    words = [f"source={images}", f"model={tmp_path / 'with'}", "false_alarms=0.05"]
+    monkeypatch.setattr(sys, "argv", ["jobs.predict", *words])
+    main("predict", job.section, job.predict, job.__doc__)
+    said = capsys.readouterr().out.splitlines()
+    assert sum("p-value 0.01," in line for line in said) == 6
+    assert sum("p-value 1," in line for line in said) == 2
+    assert said[-1] == (
+        "6 of 9 images are unknown by their p-values; on average at most 0.05 of these are ID"
+    )
