@@ -30,11 +30,11 @@ def local_similarity(predictor: Predictor, local: NDArray[np.float32]) -> NDArra
 
 
 def negative_similarity(
-    predictor: Predictor, features: NDArray[np.float32], negatives: NDArray[np.float32]
+    predictor: Predictor, features: NDArray[np.float32], negatives: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Similarities (N, M) of images (N, D) with negatives (M, D), or with learned ones."""
     learned = predictor.arrays.get(LEARNED_NEGATIVES, negatives)
-    text, compared = learned.astype(np.float64).T, _compared(predictor)
+    text, compared = learned.astype(np.float64, copy=False).T, _compared(predictor)
 
     def rule(arrays: Arrays, settings: Settings, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         product: NDArray[np.float64] = compared(arrays, settings, rows) @ text

@@ -152,24 +152,28 @@ def finite_blocks(**inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield blocks
 
 
-def map_rows(function: Callable[..., Tensor], **inputs: Tensor) -> Tensor:
+def map_rows(
+    function: Callable[..., Tensor], *, result_dtype: torch.dtype | None = None, **inputs: Tensor
+) -> Tensor:
     """Apply a row-wise `function` to `finite_blocks` and join the results.
 
     Args:
         function: Takes one block per input, in order, each in `working_dtype`, and returns one
             value per row.
+        result_dtype: Of the result; None: `working_dtype`.
         inputs: As in `finite_blocks`.
 
     Returns:
-        (N,) in `working_dtype`. Gradients flow through.
+        (N,) values. Gradients flow through.
     """
     tensors = tuple(inputs.values())
     dtype = working_dtype(*tensors)
+    kept = result_dtype or dtype
     results = (function(*(b.to(dtype) for b in blocks)) for blocks in finite_blocks(**inputs))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return torch.cat([result.to(dtype) for result in results])
+        return torch.cat([result.to(kept) for result in results])
     # Filled in place: small results kept between blocks would break up the memory they reuse.
-    joined, start = torch.empty(len(tensors[0]), dtype=dtype, device=tensors[0].device), 0
+    joined, start = torch.empty(len(tensors[0]), dtype=kept, device=tensors[0].device), 0
     for result in results:
         joined[start : start + len(result)] = result
         start += len(result)

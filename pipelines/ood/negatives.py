@@ -6,7 +6,10 @@ section 3.1 (NegMining). The score that uses them is `pipelines.ood.scores.neg_l
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +21,11 @@ class NegativeLabels:
     """The chosen words: their unit text features (M, D), float32, the farthest first."""
 
     text_features: Tensor
+
+    @cached_property
+    def wide(self) -> npt.NDArray[np.float64]:
+        """The same in float64, as products take them: thousands of words are copied once."""
+        return self.text_features.double().numpy()
 
 
 def mine_negatives(

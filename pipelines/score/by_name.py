@@ -284,30 +284,32 @@ def _scoring(records: Records, score: str) -> FittedRecord:
     return record
 
 
-def negative_words(records: Records) -> NDArray[np.float32]:
+def negative_words(records: Records) -> NDArray[np.float64]:
     """The text features (M, D) of the mined words of neg_label."""
     words = records[NEG_LABEL]
     assert isinstance(words, NegativeLabels)
-    features: NDArray[np.float32] = words.text_features.numpy()
-    return features
+    return words.wide
 
 
 def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]:
-    """The similarities that a score of COMPARING reads; float64 decides the score's type."""
+    """The similarities that a score of COMPARING reads, float64 where its type follows theirs."""
     assert inputs.predictor is not None
     features = inputs.features.numpy()
-    whole = torch.from_numpy(global_similarity(inputs.predictor, features)).double()
+    if inputs.predictor.plugin.global_similarity is None:
+        whole = inputs.similarity.float()  # float32 numbers in float64: nothing is rounded
+    else:
+        whole = torch.from_numpy(global_similarity(inputs.predictor, features))
     if score == NEG_LABEL:
         words = negative_words(records)
         negative = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
-        return {"similarity": whole, "negative_similarity": negative.double()}
+        return {"similarity": whole, "negative_similarity": negative}
     if inputs.local is None:
         raise UserError(
             f"score {GL_MCM} reads local features, and there are none: embed with "
             "embed.local_features=true, or give images"
         )
     local = torch.from_numpy(local_similarity(inputs.predictor, inputs.local))
-    return {"similarity": whole, "local_similarity": local}
+    return {"similarity": whole.double(), "local_similarity": local}
 
 
 def to_bytes(record: Fitted) -> bytes:

@@ -104,8 +104,8 @@ def _neg_label(
     predictor: Predictor, part: Validation, tried: Sequence[Mapping[str, float]], records: Records
 ) -> Table:
     words = scoring.negative_words(records)
-    whole = _exact(global_similarity(predictor, part.features))
-    negative = _exact(negative_similarity(predictor, part.features, words))
+    whole = torch.from_numpy(global_similarity(predictor, part.features))
+    negative = torch.from_numpy(negative_similarity(predictor, part.features, words))
     score = SCORES[NEG_LABEL]
     return [
         score(similarity=whole, negative_similarity=negative, **params).numpy() for params in tried
