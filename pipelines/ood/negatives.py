@@ -1,7 +1,8 @@
 """Negative labels: words that are far from every class, against which images are compared.
 
 Jiang et al. 2024, "Negative Label Guided OOD Detection with Pretrained Vision-Language Models",
-section 3.1 (NegMining). The score that uses them is `pipelines.ood.scores.neg_label`.
+section 3.1 (NegMining); Chen et al. 2024, "Conjugated Semantic Pool Improves OOD Detection with
+Pre-trained Vision-Language Models". The score that uses them is `pipelines.ood.scores.neg_label`.
 """
 
 import math
@@ -28,20 +29,32 @@ class NegativeLabels:
         return self.text_features.double().numpy()
 
 
+# Words whose distances are computed at once: a block of a thousand classes takes 32 MB.
+_BLOCK = 4096
+
+
 def mine_negatives(
-    words: Array, classes: Array, *, share: float = 0.15, percentile: float = 0.05
+    words: Array,
+    classes: Array,
+    *,
+    share: float = 0.15,
+    percentile: float = 0.05,
+    max_cosine: float = 1.0,
 ) -> Tensor:
     """Places of the words that are farthest from the classes, the farthest first.
 
     A word's distance is the `percentile` of minus its cosines with the classes: nearly the
     distance to the nearest class, robust to one odd class name. The `share` of words with the
-    largest distance is kept, at least one; of equal distances the earlier word comes first.
+    largest distance is kept, at least one; of equal distances the earlier word comes first. A
+    word whose cosine with a class is above `max_cosine` counts as its name: it is the last to be
+    kept.
 
     Args:
         words: (W, D) unit text features of the candidates.
         classes: (K, D) unit text features of the classes.
         share: of the candidates that is kept, in (0, 1]; 0.15 in the paper's public code.
         percentile: in [0, 1]; 0.05 in the paper. Linear interpolation between classes.
+        max_cosine: in (0, 1]; 0.95 in the public code of Chen 2024, which alone has such a rule.
 
     Returns:
         (M,) int64, M = max(1, floor(share * W)).
@@ -56,12 +69,23 @@ def mine_negatives(
             f"words and classes need rows of one size, came {tuple(candidates.shape)} and "
             f"{tuple(known.shape)}"
         )
-    if not (0 < share <= 1 and 0 <= percentile <= 1):
+    if not (0 < share <= 1 and 0 <= percentile <= 1 and 0 < max_cosine <= 1):
         raise ValueError(
-            f"need 0 < share <= 1 and 0 <= percentile <= 1, came {share} and {percentile}"
+            "need 0 < share <= 1, 0 <= percentile <= 1 and 0 < max_cosine <= 1, came "
+            f"{share}, {percentile} and {max_cosine}"
         )
     check_finite(candidates, "words")
     check_finite(known, "classes")
-    distance = torch.quantile(-(candidates @ known.T), percentile, dim=1)
+    distance = torch.cat(
+        [_distance(part, known, percentile, max_cosine) for part in torch.split(candidates, _BLOCK)]
+    )
     kept = max(1, math.floor(share * len(candidates)))
     return torch.sort(distance, descending=True, stable=True).indices[:kept]
+
+
+def _distance(words: Tensor, classes: Tensor, percentile: float, max_cosine: float) -> Tensor:
+    cosines = words @ classes.T
+    distance = torch.quantile(-cosines, percentile, dim=1)
+    if max_cosine == 1:  # the cosine of a class with itself may be rounded to more
+        return distance
+    return torch.where(cosines.amax(dim=1) > max_cosine, -1.0, distance)

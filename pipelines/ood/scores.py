@@ -160,8 +160,8 @@ def neg_label(
 
     Returns:
         (N,) in [0, 1], float64 whatever the input: most ID images lie within 1e-7 of 1. Of float32
-        input only the exponentials are float32, and the odds share / (1 - share) keep a relative
-        error below 1e-5.
+        input the exponentials and their sum are float32, and the odds share / (1 - share) keep a
+        relative error below 1e-5.
     """
     check_positive(tau, "tau")
     num_words = as_tensor(negative_similarity, "negative_similarity", rank=2).shape[1]
@@ -306,14 +306,15 @@ def _id_share(similarity: Tensor, negative: Tensor, tau: float, groups: int) -> 
     """(B,) in float64: the logistic function of two logarithms, of which neither underflows."""
     if groups == 1:
         return torch.sigmoid(_log_sum(similarity, tau) - _log_sum(negative, tau))
-    # Filled up with words that are too far to count.
-    padded = F.pad(negative, (0, -negative.shape[1] % groups), value=-math.inf)
-    of_groups = _log_sum(padded.reshape(len(padded), -1, groups), tau)
+    missing = -negative.shape[1] % groups
+    if missing:  # filled up with words that are too far to count
+        negative = F.pad(negative, (0, missing), value=-math.inf)
+    of_groups = _log_sum(negative.reshape(len(negative), -1, groups), tau)
     return torch.sigmoid(_log_sum(similarity, tau)[:, None] - of_groups).mean(dim=1)
 
 
 def _log_sum(values: Tensor, tau: float) -> Tensor:
-    """log sum e^{v/tau} over the second dimension, in float64; only exponentials keep the dtype."""
+    """Log sum e^{v/tau} over the second dimension, in float64; only exponentials keep the dtype."""
     largest = values.amax(dim=1, keepdim=True)
     total = (values - largest).div_(tau).exp_().sum(dim=1, dtype=torch.float64)
     return total.log() + largest.squeeze(1).double() / tau

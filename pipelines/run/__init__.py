@@ -111,7 +111,8 @@ class Run:
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(network.identity(backbone))
         if scoring.NEG_LABEL in config.scores:
-            identity["words"] = digest(read_words(config.negative_classes))
+            words = read_words(config.negative_classes, config.negative_pool)
+            identity["words"] = digest([kind.what for kind in words])
         identity |= {f"of {name}": digest(network.identity(other)) for name, other in own.items()}
         run_id = digest([content, benchmark.address, identity], length=12)
         run = cls(config, storage, benchmark, backbone, run_id, observer, own)

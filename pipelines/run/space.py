@@ -112,7 +112,7 @@ class FeatureSpace:
         if scoring.NEG_LABEL not in self.scores:
             return {}
         address = negative_classes.keep(
-            read_words(self.run.config.negative_classes),
+            read_words(self.run.config.negative_classes, self.run.config.negative_pool),
             self.run.benchmark.class_names,
             self.run.benchmark.templates,
             self.backbone,

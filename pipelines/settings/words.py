@@ -31,7 +31,13 @@ class RunWords(Section):
     negative_classes: str = Field(
         "nouns",
         description="words that neg_label compares images with beside the classes: a file with a "
-        "word a line, or a list in conf/negative_classes/",
+        "word a line, a list in conf/negative_classes/, or a folder with WordNet's words in files "
+        "noun.*.txt and adj.*.txt",
+    )
+    negative_pool: Literal["words", "csp"] = Field(
+        "words",
+        description="of a folder's adjectives: themselves, or the conjugated semantic pool of "
+        "Chen 2024, names like 'wooden structure'",
     )
     sweep: SweepConfig
     compare_defaults: bool = Field(

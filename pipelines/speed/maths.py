@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
+from torch.nn import functional
 
+from pipelines.backbones.threads import torch_threads
+from pipelines.heads import Predictor
 from pipelines.ood import (
     FITTED_SCORES,
     KNN,
@@ -23,7 +26,9 @@ from pipelines.ood import (
     merge_all,
     ood_metrics,
 )
+from pipelines.ood.negatives import NegativeLabels, mine_negatives
 from pipelines.ood.statistics import FloatArray
+from pipelines.score.judge import BLOCK_ROWS, judge
 from pipelines.speed.measure import Row, compare, compare_memory, with_note
 
 log = logging.getLogger(__name__)
@@ -45,7 +50,10 @@ def run(*, scale: float = 1.0, only: str = "") -> list[Row]:
     """
     if not 0 < scale <= 1:
         raise ValueError(f"scale must lie in (0, 1], came {scale}")
-    suites = (_delta_energy, _grid, _knn, _exact_metrics, _histograms, _scores, _fitted_scores)
+    suites = (
+        _delta_energy, _grid, _negative_words, _knn, _exact_metrics, _histograms, _scores,
+        _fitted_scores,
+    )  # fmt: skip
     rows = []
     for suite in (part for part in suites if only in part.__name__):
         for row in suite(scale):
@@ -89,6 +97,39 @@ def _grid(scale: float) -> Iterator[Row]:
         reference="its input",
         reference_bytes=similarity.nbytes,
     )
+
+
+def _negative_words(scale: float) -> Iterator[Row]:
+    """Mining and judging of Jiang 2024's size: 10,000 words at 1,000 classes, 512 dimensions."""
+    words, classes = (functional.normalize(torch.randn(n, 512), dim=1) for n in (10_000, 1000))
+    wide = words.double()
+    yield compare(
+        f"mine_negatives among {_shape(words)} at {_shape(classes)}",
+        lambda: mine_negatives(words, classes),
+        reference="its matrix product in float64",
+        reference_call=lambda: wide @ classes.double().T,
+    )
+    images = functional.normalize(torch.randn(_size(20_480, scale), 512), dim=1).numpy()
+    names = tuple(f"class {number}" for number in range(len(classes)))
+    head = Predictor("zero_shot", {"text_features": classes.numpy()}, {}, 50.0, names)
+    records = {"neg_label": NegativeLabels(words)}
+    text = torch.cat([wide, classes.double()]).numpy().T
+
+    def product() -> None:
+        for start in range(0, len(images), BLOCK_ROWS):
+            images[start : start + BLOCK_ROWS].astype(np.float64) @ text
+
+    with torch_threads(1):
+        for groups in (1, 100):
+            yield compare(
+                f"judge {len(images):,} images by neg_label, groups={groups}",
+                lambda groups=groups: judge(  # type: ignore[misc]
+                    head, {"neg_label": {"tau": 0.01, "groups": groups}}, images, records
+                ),
+                reference="its matrix product",
+                reference_call=product,
+                limit=1.2,
+            )
 
 
 def _knn(scale: float) -> Iterator[Row]:

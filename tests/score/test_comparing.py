@@ -22,7 +22,6 @@ from pipelines.data.feature_sets import FeatureSets
 from pipelines.data.storage import Storage
 from pipelines.finetune.cache import keep
 from pipelines.finetune.loop import Trained, TrainingJob
-from pipelines.fitted import negative_words as negative_classes
 from pipelines.heads import Predictor
 from pipelines.methods import METHODS
 from pipelines.ood.negatives import NegativeLabels, mine_negatives
@@ -278,44 +277,6 @@ class TestWords:
             mine_negatives(candidates, classes, share=0.0)
         with pytest.raises(ValueError, match="rows of one size"):
             mine_negatives(candidates, classes[:, :2])
-
-    def test_the_shipped_list(self) -> None:
-        found = negative_classes.read_words("nouns")
-        assert len(found) > 500
-        assert len(set(found)) == len(found)
-        assert all(word == word.lower().strip() and " " not in word for word in found)
-
-    def test_own_lists_and_mistakes(self, tmp_path: Path) -> None:
-        path = tmp_path / "words.txt"
-        path.write_text("# mine\nLake\n\nriver bank\nLake\n")
-        assert negative_classes.read_words(str(path)) == ("Lake", "river bank")
-        path.write_text("# nothing\n")
-        with pytest.raises(UserError, match="no word in"):
-            negative_classes.read_words(str(path))
-        with pytest.raises(UserError, match=r"negative_classes=nope: .*lists here: nouns"):
-            negative_classes.read_words("nope")
-
-    def test_words_of_the_backbones_own_tower_without_class_names(
-        self, tmp_path: Path, backbone_files: dict[str, tuple[Path, Path]]
-    ) -> None:
-        config, path = backbone_files["vit"]
-        backbone = BackboneConfig(name="tiny", config=str(config), path=str(path))
-        storage, known = Storage(str(tmp_path)), ("dog", "polar_bear")
-        listed = ["Dog", "polar bear", *(f"thing {n}" for n in range(20))]
-        templates = ("a {}.", "one {}.")
-        address = negative_classes.keep(listed, known, templates, backbone, storage)
-        manifest = storage.read_json("cache", "fitted", address, "manifest.json")
-        assert manifest["candidates"] == 20
-        assert len(manifest["words"]) == 3
-        loaded = network.load(backbone)
-        kept = scoring.from_bytes(
-            "neg_label", storage.read_bytes("cache", "fitted", address, "record.safetensors")
-        )
-        for word, row in zip(manifest["words"], kept.text_features, strict=True):
-            both = loaded.encode_text([t.format(word) for t in templates]).mean(dim=0)
-            torch.testing.assert_close(row, both / both.norm(), rtol=0, atol=1e-6)
-        with pytest.raises(UserError, match="every word of the list is a class name"):
-            negative_classes.keep(["DOG"], known, templates, backbone, storage)
 
 
 class TestRun:
