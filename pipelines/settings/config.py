@@ -36,8 +36,8 @@ class PipelineConfig(RunWords):
     scores: list[str] = Field(
         min_length=1,
         description="what judges every head: names, sums A+B; all: every score of similarities, "
-        "neg_label, gl_mcm where a method reads local features, and for an image classifier what "
-        "is fitted to its features",
+        "neg_label, gl_mcm where a method reads local features, for an image classifier what is "
+        "fitted to its features, and the methods' selection criteria",
     )
 
     @field_validator("scores", mode="before")
@@ -50,7 +50,10 @@ class PipelineConfig(RunWords):
         local = [scoring.GL_MCM] if any(LOCAL in columns_of(m) for m in methods) else []
         # What needs a classifier's activations is made for it, and so are densities of features.
         is_network = any(HEADS[method.head.name].has_activations for method in methods)
-        every = [*posthoc.USABLE, scoring.NEG_LABEL, *local, *(FITTED_SCORES if is_network else ())]
+        fitted = FITTED_SCORES if is_network else ()
+        # A density that is a method's own would else be judged by what it has no part in.
+        own = [method.score for method in methods]
+        every = list(dict.fromkeys([*posthoc.USABLE, scoring.NEG_LABEL, *local, *fitted, *own]))
         benchmark = info.data.get("benchmark")
         if isinstance(benchmark, BenchmarkConfig) and not benchmark.every_class:
             every = [name for name in every if not scoring.needs_every_class(name)]

@@ -287,7 +287,19 @@ class TestRun:
         plain, local = self.config("scores=all"), self.config("methods=all", "scores=all")
         assert "neg_label" in plain.scores
         assert "gl_mcm" not in plain.scores
-        assert set(local.scores) == {*plain.scores, "gl_mcm"}
+        densities = {"energy_correction", "feature_ebm", "gaussian_mixture"}
+        assert set(local.scores) == {*plain.scores, "gl_mcm", *densities}
+
+    def test_all_scores_has_the_methods_own(self) -> None:
+        found = self.config("methods=[coop,gaussian_mixture]", "scores=all")
+        assert found.scores == [
+            *self.config("methods=[coop]", "scores=all").scores,
+            "gaussian_mixture",
+        ]
+        other = self.config(
+            "methods=[coop]", "methods.coop.score=energy+knn", "scores=all", "backbone=mini"
+        )
+        assert other.scores[-1] == "energy+knn"
 
     @pytest.mark.parametrize(
         ("given", "expected"),
