@@ -17,11 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.config import UserError
 
 Role: TypeAlias = Literal[
-    "train", "validation", "test", "shifted", "ood", "outliers", "validation_ood"
-]
+    "train", "validation", "test", "shifted", "ood", "outliers", "validation_ood",
+    "validation_shifted",
+]  # fmt: skip
 ROLES: tuple[Role, ...] = get_args(Role)
 # Roles that may train or choose something; a test image may do neither.
-TRAINING_ROLES: tuple[Role, ...] = ("train", "validation", "outliers", "validation_ood")
+TRAINING_ROLES: tuple[Role, ...] = (
+    "train", "validation", "outliers", "validation_ood", "validation_shifted",
+)  # fmt: skip
+# Which ID validation images choose: those of the training's own source, or shifted ones too.
+Known: TypeAlias = Literal["validation", "full_spectrum"]
 
 Value: TypeAlias = bool | int | float | str | None
 # Parameters of a score by name: tau, c, gamma, k.

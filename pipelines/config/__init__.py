@@ -223,7 +223,8 @@ class _Composer:
         for key, value in data.items():
             if key == "methods":
                 data[key] = self.expand_methods(value)
-            elif (CONF / key).is_dir() and isinstance(value, str):
+            # conf/negative_classes/ holds lists of words, which are no group.
+            elif (CONF / key).is_dir() and group_names(key) and isinstance(value, str):
                 data[key] = self.group(key, value)
 
     def expand_methods(self, value: Any) -> Any:

@@ -22,8 +22,9 @@ from pipelines.data.sources import Source
 from pipelines.data.stored_lists import read_list
 from pipelines.records import Role, SetName
 
-# Sets of these roles show every class; those of `shifted` show known classes too.
+# Sets of these roles show every class; those of `SHIFTED_ROLES` show known classes too.
 ID_ROLES: tuple[Role, ...] = ("train", "validation", "test")
+SHIFTED_ROLES: tuple[Role, ...] = ("shifted", "validation_shifted")
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def _selection(config: BenchmarkConfig, name: str, rows: Sequence[_Row]) -> Sele
         raise UserError(f"set {name!r} of benchmark {config.name!r}: no image fits its conditions")
     number = {class_name: k for k, class_name in enumerate(config.class_names)}
     role = SetName.parse(name).role
-    labelled = role in (*ID_ROLES, "shifted")
+    labelled = role in (*ID_ROLES, *SHIFTED_ROLES)
     labels = []
     for row in rows:
         if labelled and row.class_name not in number:

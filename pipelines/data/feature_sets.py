@@ -43,7 +43,7 @@ class FeatureSets:
     roles: tuple[Role, ...] | None = None
 
     def for_training(self) -> FeatureSets:
-        """The view that may open train, validation, outliers and validation_ood only."""
+        """The view that may open sets of `TRAINING_ROLES` only: no test set."""
         return FeatureSets(self.benchmark, self.caches, TRAINING_ROLES)
 
     def names(self, *roles: Role) -> list[str]:

@@ -9,7 +9,8 @@
 
 A `label` is the index of the class in the benchmark's `class_names`, or -1 (`NO_LABEL`) for an
 image of none of them. A set's name is its role and, for the last two, the way down:
-`train`, `validation`, `test`, `outliers`, `validation_ood/NAME`, `shifted/NAME`, `ood/GROUP/NAME`.
+`train`, `validation`, `test`, `outliers`, `validation_ood/NAME`, `validation_shifted/NAME`,
+`shifted/NAME`, `ood/GROUP/NAME`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipelines.config import Section
+from pipelines.records import Known
 
 
 class EvaluateConfig(Section):
@@ -26,6 +27,11 @@ class ThresholdConfig(Section):
     )
     confidence: float = Field(
         0.9, gt=0, lt=1, description="of conformal_conditional, over ID validation sets"
+    )
+    known: Known = Field(
+        "validation",
+        description="whose scores: ID validation's; full_spectrum: those of the sets "
+        "validation_shifted/NAME too, image by image",
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue
 from pipelines.fitted.result import EnergyModelHistory
 from pipelines.ood import Interval
 from pipelines.ood.conformal import ThresholdRule
-from pipelines.records import Record, StoredRecord
+from pipelines.records import Known, Record, StoredRecord
 
 # The group of all OOD sets.
 MEAN = "mean"
@@ -71,6 +71,7 @@ class Threshold(Record):
         low, high: its 95 % bootstrap interval.
         num_images: the ID validation images that it was set on.
         rule: how it follows from their scores (`pipelines.ood.conformal.threshold_rank`).
+        known: which images these are.
     """
 
     value: float
@@ -78,10 +79,12 @@ class Threshold(Record):
     high: float
     num_images: int
     rule: ThresholdRule = "quantile"
+    known: Known = "validation"
 
     def meant_for(self, target_tpr: float) -> str:
         """Words for the images that the threshold is set to accept, with their share."""
-        share, images = f"{100 * target_tpr:g} %", f"{self.num_images:,} ID validation images"
+        what = "ID validation" if self.known == "validation" else "ID and shifted validation"
+        share, images = f"{100 * target_tpr:g} %", f"{self.num_images:,} {what} images"
         if self.rule == "quantile":
             return f"{share} of {images}"
         when = "" if self.rule == "conformal" else ", with confidence over calibration sets"

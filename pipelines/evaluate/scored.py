@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.evaluate.metrics import MEAN, DifferenceMetric
 from pipelines.ood import Interval, Resampled, resampled
-from pipelines.records import HeadKey, SetName
+from pipelines.records import HeadKey, Known, SetName
 
 # The metrics of `pipelines.ood.METRICS` that tables show, by their short names.
 FIGURES = {
@@ -43,6 +43,11 @@ class Scored:
     def shifted(self) -> list[str]:
         """The names of the shifted sets."""
         return [name for name in self.sets if SetName.parse(name).role == "shifted"]
+
+    def of_validation(self, known: Known) -> list[str]:
+        """The names of the ID validation set, and of the shifted ones where they are asked for."""
+        shifted = [name for name in self.sets if SetName.parse(name).role == "validation_shifted"]
+        return ["validation", *(shifted if known == "full_spectrum" else ())]
 
     @property
     def ood_groups(self) -> dict[str, list[str]]:

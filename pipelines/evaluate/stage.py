@@ -125,7 +125,7 @@ def _row(
 ) -> MetricRow:
     method, score = place
     per_seed = [_figures(head, score, evaluation) for head in heads]
-    id_scores = heads[0].scores(score, "validation")
+    id_scores = _validation_scores(heads[0], score, evaluation)
     return MetricRow(
         method=method,
         score=score,
@@ -144,7 +144,7 @@ def _figures(head: Scored, score: str, evaluation: Evaluation) -> dict[str, Figu
     per_set = {
         name: ood_metrics(id_scores, head.scores(score, name), target_tpr) for name in head.ood
     }
-    threshold = _lowest_accepted(head.scores(score, "validation"), evaluation)
+    threshold = _lowest_accepted(_validation_scores(head, score, evaluation), evaluation)
     accuracies = {name: head.accuracy(name) for name in shifted}
 
     def accepted(names: Sequence[str]) -> dict[str, float]:
@@ -171,6 +171,11 @@ def _figures(head: Scored, score: str, evaluation: Evaluation) -> dict[str, Figu
     if per_set:
         figures["full_spectrum"] = _full_spectrum(head, score, target_tpr)
     return figures
+
+
+def _validation_scores(head: Scored, score: str, evaluation: Evaluation) -> NDArray[np.float64]:
+    """Those that the threshold is set on."""
+    return head.scores(score, *head.of_validation(evaluation.threshold.known))
 
 
 def _full_spectrum(head: Scored, score: str, target_tpr: float) -> dict[str, float]:
@@ -235,4 +240,5 @@ def _threshold(id_scores: NDArray[np.float64], evaluation: Evaluation) -> Thresh
         high=float(high),
         num_images=size,
         rule=evaluation.threshold.rule,
+        known=evaluation.threshold.known,
     )

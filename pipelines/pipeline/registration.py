@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
 from pipelines.data.features import LOCAL
 from pipelines.evaluate.scored import Scored
 from pipelines.finetune.cache import load_predictor
+from pipelines.records import SetName
 from pipelines.register import choose
 from pipelines.register import stage as register
 from pipelines.register.calibration import Calibration
+from pipelines.register.choose import OnValidation, ValidatedChoice
 from pipelines.register.result import RegisterResult
 from pipelines.run import Run
 from pipelines.run.space import FeatureSpace
 from pipelines.score import by_name as scoring
+from pipelines.score import search as posthoc
 from pipelines.score import stage as score
 from pipelines.score.cache import load_records
 
@@ -29,17 +36,52 @@ def _calibration(space: FeatureSpace, address: str) -> Calibration:
     return Calibration.of(predictor, *known)
 
 
+def full_spectrum(tables: Mapping[str, Scored], scores: Sequence[str]) -> dict[str, OnValidation]:
+    """What validation says of each method where shifted images count as ID (Yang 2023).
+
+    Args:
+        tables: scores of a head by method; with sets of the roles validation, validation_shifted
+            and validation_ood.
+        scores: those of the run.
+    """
+    found = {}
+    for method, head in tables.items():
+        known = head.of_validation("full_spectrum")
+        unknown = [name for name in head.sets if SetName.parse(name).role == "validation_ood"]
+        found[method] = OnValidation(
+            float(np.concatenate([head.correct(name) for name in known]).mean()),
+            {
+                score: posthoc.judge(
+                    {}, [head.scores(score, *known), *(head.scores(score, n) for n in unknown)]
+                )
+                for score in scores
+                if head.has(score)
+            },
+        )
+    return found
+
+
+def _validated(run: Run) -> Mapping[str, ValidatedChoice]:
+    """What validation says of each method, by the criterion of `register_as`."""
+    if run.config.register_as.criterion == "standard":
+        return run.swept.methods
+    heads = {name: run.finetuned.head(name).key for name in run.methods}
+    tables = {n: Scored(score.read_one(run.storage, run.scored, k)) for n, k in heads.items()}
+    return full_spectrum(tables, run.config.scores)
+
+
 def hand_register(run: Run) -> RegisterResult:
     """The champion as a candidate, with everything that its verdicts need."""
     method, name = choose.champion(
         run.methods,
         run.config.scores,
-        run.swept.methods,
+        _validated(run),
         run.config.register_as,
         accuracy_tolerance=run.config.sweep.accuracy_tolerance,
     )
     row, head = run.metrics.row(method, name), run.finetuned.head(method)
     space = run.space_of(head.key)
+    table = Scored(score.read_one(run.storage, run.scored, head.key))
     needed = {record: head.fitted[record] for record in scoring.records_read(name)}
     candidate = register.Candidate(
         predictor=load_predictor(run.storage, head.address),
@@ -55,9 +97,7 @@ def hand_register(run: Run) -> RegisterResult:
         facts={"run": run.id, "benchmark": run.benchmark.name},
         records=load_records(run.storage, needed),
         calibration=_calibration(space, head.address),
-        known_scores=Scored(score.read_one(run.storage, run.scored, head.key)).scores(
-            name, "validation"
-        ),
+        known_scores=table.scores(name, *table.of_validation(run.config.threshold.known)),
     )
     return register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as

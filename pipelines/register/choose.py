@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from pipelines.config import UserError
@@ -33,6 +34,14 @@ class ValidatedChoice(Protocol):
     @property
     def validation(self) -> Mapping[str, ValidationFigures]:
         """The figures of every score that validation could judge."""
+
+
+@dataclass(frozen=True)
+class OnValidation:
+    """What validation says of a method, where no sweep has said it."""
+
+    accuracy: float
+    validation: Mapping[str, ValidationFigures]
 
 
 class Champion(NamedTuple):

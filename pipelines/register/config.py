@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from pipelines.config import Section
@@ -16,3 +18,8 @@ class RegisterConfig(Section):
     alias: str = Field("champion", pattern=r"^[\w-]+$", description="alias of the version to use")
     method: str = Field(AUTO, description="auto: chosen on validation data; or a method's name")
     score: str = Field(AUTO, description="auto: chosen on validation data; or a score's name")
+    criterion: Literal["standard", "full_spectrum"] = Field(
+        "standard",
+        description="of auto: AUROC of ID validation against the unknown, as the sweep has it; "
+        "full_spectrum: of these and validation_shifted/NAME against validation_ood/NAME",
+    )

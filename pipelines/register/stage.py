@@ -21,7 +21,7 @@ from pipelines.evaluate.metrics import Threshold
 from pipelines.heads import Predictor
 from pipelines.ood import FITTED_SCORES, SCORES
 from pipelines.ood.conformal import ThresholdRule
-from pipelines.records import Value
+from pipelines.records import Known, Value
 from pipelines.register.calibration import Calibration
 from pipelines.register.config import RegisterConfig
 from pipelines.register.detector import ARTIFACT, VERDICTS, Detector, detector_digest
@@ -89,6 +89,7 @@ class Candidate:
             "threshold_high": f"{self.threshold.high:.17g}",
             "threshold_images": str(self.threshold.num_images),
             "threshold_rule": self.threshold.rule,
+            "threshold_known": self.threshold.known,
             **self.calibration.tags,
         }
 
@@ -224,6 +225,7 @@ def described(result: RegisterResult, found: RegisteredVersion) -> RegisterResul
                 high=float(tags["threshold_high"]),
                 num_images=int(tags["threshold_images"]),
                 rule=cast(ThresholdRule, tags["threshold_rule"]),
+                known=cast(Known, tags["threshold_known"]),
             ),
             content=tags["content"],
         )

@@ -20,7 +20,8 @@ Getter: TypeAlias = Callable[[MetricRow], Spread | None]
 
 # Sets in the order of a reader's interest.
 _ROLE_ORDER: tuple[Role, ...] = (
-    "train", "outliers", "validation", "validation_ood", "test", "shifted", "ood",
+    "train", "outliers", "validation", "validation_shifted", "validation_ood", "test", "shifted",
+    "ood",
 )  # fmt: skip
 
 
@@ -277,6 +278,8 @@ def set_label(name: str) -> str:
         return parsed.name
     if parsed.role == "validation_ood" and parsed.name:
         return f"OOD validation: {parsed.name}"
+    if parsed.role == "validation_shifted" and parsed.name:
+        return f"shifted validation: {parsed.name}"
     return {"test": "ID test", "validation": "ID validation"}.get(name, name)
 
 

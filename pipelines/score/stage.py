@@ -40,7 +40,9 @@ from pipelines.score.judge import judge
 from pipelines.score.result import HeadScores, ScoredHead, ScoreResult, ScoreTable
 
 FOLDER = ("cache", "scores")
-SCORED_ROLES: tuple[Role, ...] = ("validation", "test", "validation_ood", "shifted", "ood")
+SCORED_ROLES: tuple[Role, ...] = (
+    "validation", "test", "validation_ood", "validation_shifted", "shifted", "ood",
+)  # fmt: skip
 
 Progress = Callable[[int, int], None]
 

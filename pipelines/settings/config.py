@@ -19,7 +19,7 @@ from pipelines.heads import HEADS
 from pipelines.heads.base import LOCAL
 from pipelines.methods import AnyMethod, MethodConfig
 from pipelines.ood import FITTED_SCORES
-from pipelines.records import check_name
+from pipelines.records import Role, SetName, check_name
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.settings.words import RunWords
@@ -143,6 +143,7 @@ def open_checked(config: PipelineConfig) -> Benchmark:
     for name, method in config.methods.items():
         wrong = posthoc.params_problems(method, num_classes=num_classes, num_train=num_train)
         problems += [f"methods.{name}.{problem}" for problem in wrong]
+    problems += _full_spectrum_problems(config)
     problems += _network_problems(config)
     problems += _backbone_problems(config, found.class_names)
     if problems:
@@ -173,6 +174,22 @@ def _sweep_problems(config: PipelineConfig) -> list[str]:
         f"scores=[{','.join(config.scores)}] holds none; add energy"
         for name in searched_networks(config)
         if not posthoc.usable(config.scores, config.methods[name].head.name)
+    ]
+
+
+def _full_spectrum_problems(config: PipelineConfig) -> list[str]:
+    """Where shifted validation images are asked for, and the benchmark has none."""
+    roles = {SetName.parse(name).role for name in config.benchmark.sets}
+    needed: dict[str, tuple[Role, ...]] = {}
+    if config.threshold.known == "full_spectrum":
+        needed["threshold.known"] = ("validation_shifted",)
+    if config.register_as.criterion == "full_spectrum":
+        needed["register_as.criterion"] = ("validation_shifted", "validation_ood")
+    return [
+        f"{key}=full_spectrum: benchmark {config.benchmark.name!r} has no set {role}/NAME; add one"
+        for key, wanted in needed.items()
+        for role in wanted
+        if role not in roles
     ]
 
 

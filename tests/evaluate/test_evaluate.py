@@ -268,6 +268,28 @@ def test_a_conformal_threshold_is_a_lower_score(data: Tables) -> None:
     assert run(data).rows[0].threshold.value == values[6]
 
 
+def test_a_threshold_of_the_full_spectrum_is_set_on_shifted_validation_too() -> None:
+    sets = {**SETS, "validation_shifted/a": (80, 1.0), "validation_shifted/b": (40, 0.0)}
+    shifted = tables(sets)
+    part = shifted[HeadKey(method="coop", seed=0)]
+    names = ["validation", "validation_shifted/a", "validation_shifted/b"]
+    values = np.sort(np.concatenate([column(part, name, "score_mcm") for name in names]))
+    row = run(shifted, threshold=ThresholdConfig(known="full_spectrum")).rows[0]
+    # Of 240 images 228 are accepted: the thirteenth from below.
+    assert (row.threshold.value, row.threshold.num_images) == (values[12], 240)
+    assert "95 % of 240 ID and shifted validation images" in row.threshold.meant_for(0.95)
+    shares = []
+    for seed in SEEDS:
+        other = shifted[HeadKey(method="coop", seed=seed)]
+        cut = np.sort(np.concatenate([column(other, name, "score_mcm") for name in names]))[12]
+        shares.append(float(np.mean(column(other, "shifted/a", "score_mcm") >= cut)))
+    assert is_over_seeds(row.tpr["shifted/a"], shares)
+    # Sets that are there and not asked for change nothing.
+    plain = run(shifted).rows[0]
+    assert plain.threshold.value == np.sort(column(part, "validation", "score_mcm"))[6]
+    assert plain.threshold.num_images == 120
+
+
 def test_too_few_images_for_the_promise_are_one_line(data: Tables) -> None:
     with pytest.raises(UserError) as error:
         run(data, target_tpr=0.995, threshold=ThresholdConfig(rule="conformal"))

@@ -290,6 +290,10 @@ class TestRun:
         densities = {"energy_correction", "feature_ebm", "gaussian_mixture"}
         assert set(local.scores) == {*plain.scores, "gl_mcm", *densities}
 
+    @pytest.mark.parametrize("given", ["nouns", "words.txt", "/some/folder"])
+    def test_a_list_of_words_is_no_group_of_the_configuration(self, given: str) -> None:
+        assert self.config(f"negative_classes={given}").negative_classes == given
+
     def test_all_scores_has_the_methods_own(self) -> None:
         found = self.config("methods=[coop,gaussian_mixture]", "scores=all")
         assert found.scores == [
