@@ -12,7 +12,7 @@ from pipelines.backbones.description import BackboneConfig
 from pipelines.config import ConfigError, UserError
 from pipelines.data.benchmark_config import BenchmarkConfig
 from pipelines.data.benchmarks import Benchmark, open_benchmark
-from pipelines.evaluate.config import CompareConfig, ThresholdConfig
+from pipelines.evaluate.config import CompareConfig
 from pipelines.finetune.data import columns_of
 from pipelines.finetune.outlier_prior import OUTLIERS
 from pipelines.heads import HEADS
@@ -264,7 +264,7 @@ def _class_problems(backbone: BackboneConfig, class_names: Sequence[str]) -> lis
 
 def words_again(config: PipelineConfig) -> str:
     """The words of the command line that a method's chosen setting needs beside it."""
-    threshold = config.threshold.model_dump() if config.threshold != ThresholdConfig() else {}
+    threshold = config.threshold.model_dump(exclude_defaults=True)
     again = {
         "benchmark": config.benchmark.name,
         "backbone": config.backbone.name,

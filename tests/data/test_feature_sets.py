@@ -15,7 +15,7 @@ from pipelines.data.storage import Storage
 from pipelines.records import TRAINING_ROLES, SetName
 from tests.feature_cache import make_cache
 
-OPEN = ("train", "validation", "outliers", "validation_ood/x")
+OPEN = ("train", "validation", "outliers", "validation_ood/x", "validation_shifted/w")
 CLOSED = ("test", "shifted/y", "ood/near/z")
 
 
@@ -40,6 +40,7 @@ def sets(tmp_path: Path) -> FeatureSets:
         "validation": Selection(("a", "a"), ("05", "04"), (1, 0)),
         "outliers": Selection(("bb",), ("02",), (-1,)),
         "validation_ood/x": Selection(("a",), ("01",), (-1,)),
+        "validation_shifted/w": Selection(("a",), ("00",), (2,)),
         "test": Selection(("a",), ("02",), (0,)),
         "shifted/y": Selection(("bb",), ("00",), (1,)),
         "ood/near/z": Selection(("a",), ("01",), (-1,)),
@@ -92,7 +93,7 @@ def test_the_training_view_opens_no_test_set(
 
 def test_the_training_view_opens_the_others(sets: FeatureSets) -> None:
     view = sets.for_training()
-    for name in ("train", "validation", "validation_ood/x"):
+    for name in ("train", "validation", "validation_ood/x", "validation_shifted/w"):
         np.testing.assert_array_equal(view.load(name).features, sets.load(name).features)
     assert {SetName.parse(name).role for name in OPEN} == set(TRAINING_ROLES)
 

@@ -80,6 +80,7 @@ MODEL = {
     "detector's head": r"head\.(json|safetensors)",
     "detector's backbone": r"backbone\.(json|safetensors)",
     "detector's record": r"score-[\w+]+\.safetensors",
+    "detector's known scores": r"known-scores\.safetensors",
 }
 # A backbone takes seconds to be trained again; the slow matrix has it.
 QUICK = tuple(kind for kind in CACHE if kind not in ("backbone", "backbone's manifest"))

@@ -138,11 +138,17 @@ def test_the_registered_model_judges_an_image(first: Finished, tmp_path: Path) -
         for r in threshold["rows"]
         if (r["method"], r["score"]) == (registered["method"], registered["score"])
     )
-    pattern = r"digit\.png: (\w+), score ([-\d.e+]+), threshold ([-\d.e+]+), (OOD|ID)\n$"
+    number = r"([-\d.e+]+)"
+    pattern = (
+        rf"digit\.png: (\w+), score {number}, threshold {number}, p-value {number}, (OOD|ID)\n$"
+    )
     found = re.search(pattern, done.stdout)
     assert found, done.stdout
     assert float(found[3]) == pytest.approx(row["threshold"]["value"], rel=1e-5)
-    assert (float(found[2]) < float(found[3])) == (found[4] == "OOD")
+    assert (float(found[2]) < float(found[3])) == (found[5] == "OOD")
+    # The smallest p-value is 1 / (n + 1); an accepted image has one above 1 - target_tpr.
+    assert float(found[4]) > 0.99 / (row["threshold"]["num_images"] + 1)
+    assert found[5] == "OOD" or float(found[4]) > 0.05
 
 
 def test_no_secret_of_the_environment_is_written_or_told(first: Finished) -> None:
