@@ -71,7 +71,7 @@ class Threshold(Record):
         low, high: its 95 % bootstrap interval.
         num_images: the ID validation images that it was set on.
         rule: how it follows from their scores (`pipelines.ood.conformal.threshold_rank`).
-        known: which images these are.
+        known: whether shifted validation images are among them.
     """
 
     value: float

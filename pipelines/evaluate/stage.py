@@ -174,7 +174,7 @@ def _figures(head: Scored, score: str, evaluation: Evaluation) -> dict[str, Figu
 
 
 def _validation_scores(head: Scored, score: str, evaluation: Evaluation) -> NDArray[np.float64]:
-    """Those that the threshold is set on."""
+    """The scores of the validation images that the threshold is set on."""
     return head.scores(score, *head.of_validation(evaluation.threshold.known))
 
 

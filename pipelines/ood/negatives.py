@@ -25,7 +25,7 @@ class NegativeLabels:
 
     @cached_property
     def wide(self) -> npt.NDArray[np.float64]:
-        """The same in float64, as products take them: thousands of words are copied once."""
+        """The text features in float64, as products take them: thousands are widened once."""
         return self.text_features.double().numpy()
 
 

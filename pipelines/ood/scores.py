@@ -314,10 +314,10 @@ def _id_share(similarity: Tensor, negative: Tensor, tau: float, groups: int) -> 
 
 
 def _log_sum(values: Tensor, tau: float) -> Tensor:
-    """Log sum e^{v/tau} over the second dimension, in float64; only exponentials keep the dtype."""
+    """Log sum e^{v/tau} over the second dimension, in float64; the sum itself keeps the dtype."""
     largest = values.amax(dim=1, keepdim=True)
-    total = (values - largest).div_(tau).exp_().sum(dim=1, dtype=torch.float64)
-    return total.log() + largest.squeeze(1).double() / tau
+    total = (values - largest).div_(tau).exp_().sum(dim=1)
+    return total.double().log() + largest.squeeze(1).double() / tau
 
 
 def _energy_changes(block: Tensor, top: Tensor, index: Tensor, tau: float, low: float) -> Tensor:
