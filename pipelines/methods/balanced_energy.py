@@ -43,7 +43,12 @@ class Config(MarginConfig):
     head: AnyHead = CoOpConfig()
     score: str = Field("energy", description="the selection criterion")
     weight: float = Field(0.1, ge=0, description="of the margin loss; 0 is cross-entropy")
-    alpha: float = Field(10.0, ge=0, description="how far Z moves an outlier's margin")
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        description="how far Z moves an outlier's margin; null: the number of classes, where Z is 1 "
+        "on average over uniform outliers, as published for 10 and 100",
+    )
     gamma: float = Field(0.05, ge=0, description="power of the prior in Z; 0: uniform")
     reduction: Literal["weighted", "mean"] = Field(
         "weighted", description="outlier term divided by the sum of Z, or a plain mean"
@@ -66,13 +71,14 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     """Cross-entropy of the images, weighted balanced hinges of both energies."""
     logits, outliers = outputs.logits.float(), outlier_logits(outputs)
     limits = prepared_margins(batch)
+    alpha = float(logits.shape[1]) if config.alpha is None else config.alpha
     margin = balanced_energy_margin(
         logits,
         outliers,
         batch.prepared["prior"],
         limits.m_in,
         limits.m_out,
-        config.alpha,
+        alpha,
         config.gamma,
         config.tau,
         config.reduction,

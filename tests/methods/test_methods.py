@@ -1,5 +1,6 @@
 """Each method's loss: by hand on small numbers, and reduced to the simpler one."""
 
+import itertools
 import math
 
 import pytest
@@ -62,11 +63,55 @@ def test_cross_entropy_by_hand(name):
 def test_ebm_adds_the_weighted_bound(keep, scope):
     config = METHODS["ebm"].Config(weight=2.5, keep=keep, scope=scope, tau=1.0)
     losses, report = METHODS["ebm"].loss(outputs_of(IMAGES, TEXT), Batch(LABELS), config)
-    # E0 - E2 = log sum exp(masked) - log sum exp(whole): minimised together with it.
-    assert float(losses["bound"]) == pytest.approx(2.5 * by_hand_bound(keep, scope), rel=1e-4)
+    # E0 - E2 = log sum exp(masked) - log sum exp(whole): minimised together with it. The logit
+    # scale is 10, so the weight counts 10 x 0.07.
+    weighted = 2.5 * 0.7 * by_hand_bound(keep, scope)
+    assert float(losses["bound"]) == pytest.approx(weighted, rel=1e-4)
     assert report["bound"] == pytest.approx(by_hand_bound(keep, scope), rel=1e-4)
     assert float(losses["cross_entropy"]) == pytest.approx(by_hand_cross_entropy(), rel=1e-5)
     assert 0.0 <= report["bound_positive_share"] <= 1.0
+
+
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+def test_the_ratio_of_gradients_by_differences(scale):
+    """Both gradients by central differences in float64, without autograd."""
+    config = METHODS["ebm"].Config(weight=2.0, keep=0.67, tau=0.5)
+    _, report = METHODS["ebm"].loss(outputs_of(IMAGES, TEXT, scale), Batch(LABELS), config)
+    images, text = IMAGES.double().tolist(), TEXT.double()
+
+    def bound(h):
+        total = 0.0
+        for z, y in zip(images, LABELS.tolist(), strict=True):
+            products = [a * b for a, b in zip(z, TEXT[y].tolist(), strict=True)]  # mask: fixed
+            kept = sorted(range(3), key=lambda i: -products[i])[:2]
+            masked = [v if i in kept else 0.0 for i, v in enumerate(z)]
+            sums = [
+                sum(math.exp(sum(a * b for a, b in zip(x, row, strict=True)) / 0.5) for row in h)
+                for x in (masked, z)
+            ]
+            total += math.log(sums[0]) - math.log(sums[1])
+        return total / 2
+
+    def cross_entropy(h):
+        total = 0.0
+        for z, y in zip(images, LABELS.tolist(), strict=True):
+            logits = [scale * sum(a * b for a, b in zip(z, row, strict=True)) for row in h]
+            total += math.log(sum(math.exp(v) for v in logits)) - logits[y]
+        return total / 2
+
+    def norm(function):
+        squares = 0.0
+        for place in itertools.product(range(3), range(3)):
+            values = []
+            for step in (1e-6, -1e-6):
+                moved = text.clone()
+                moved[place] += step
+                values.append(function(moved.tolist()))
+            squares += ((values[0] - values[1]) / 2e-6) ** 2
+        return math.sqrt(squares)
+
+    expected = 2.0 * scale * 0.07 * norm(bound) / norm(cross_entropy)
+    assert report["bound_gradient_ratio"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_bound_that_keeps_everything_is_zero():
