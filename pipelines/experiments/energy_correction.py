@@ -45,7 +45,7 @@ SETTINGS = EnergySettings(
     batch_size=256,
     lr=2e-3,
     width=64,
-    hidden=4,
+    hidden=5,
 )
 _NODES = 20  # of the quadrature, to a unit of length
 _SHOWN = 12.0  # energies above the lowest that pictures distinguish

@@ -65,8 +65,7 @@ class EnergyModelConfig(MethodConfig):
     )
     betas: _PAIR = Field((0.9, 0.999), description="of Adam; the authors' code has 0 and 0.999")
     width: int = Field(1024, ge=1, description="of the network's hidden layers")
-    # The tables of docs/ were made with four; preset=paper has Lafon 2022's five.
-    hidden: int = Field(4, ge=1, description="hidden layers; one more linear layer gives E")
+    hidden: int = Field(5, ge=1, description="hidden layers; one more linear layer gives E")
     shared_hidden: bool = Field(False, description="hidden layers after the first are one layer")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network's products")
     threads: int = Field(1, ge=1, description="CPU threads of a worker; part of the last bits")

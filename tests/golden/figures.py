@@ -19,7 +19,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "results_all": ("preset=results_all",),
     "results_all_swept": ("preset=results_all", "sweep=default"),
     "densities_digits": ("preset=results_densities",),
-    "densities_pacs": ("preset=results_densities", "benchmark=pacs", "backbone=mini_rn_64"),
+    "densities_pacs": ("preset=results_densities", "benchmark=pacs", "backbone=lit_effnet_lite0"),
 }
 
 
