@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field, JsonValue
 
-from pipelines.fitted.result import EnergyModelHistory
+from pipelines.fitted.result import EnergyModelHistory, HeadTraining
 from pipelines.ood import Interval
 from pipelines.ood.conformal import ThresholdRule
 from pipelines.records import Known, Record, StoredRecord
@@ -229,6 +229,7 @@ class Metrics(StoredRecord):
         gains: of the steps between the two marked rows, where they are named and in the run.
         sentence: the gains in words.
         best_against_default: the chosen settings against the default ones, where they differ.
+        trainings: of the heads that the rows judge.
         energy_models: the trainings of energy-based models in feature space.
     """
 
@@ -241,6 +242,7 @@ class Metrics(StoredRecord):
     gains: tuple[Gain, ...] = ()
     sentence: str = ""
     best_against_default: tuple[DefaultComparison, ...] = ()
+    trainings: tuple[HeadTraining, ...] = ()
     energy_models: tuple[EnergyModelHistory, ...] = ()
 
     def row(self, method: str, score: str) -> MetricRow:

@@ -27,7 +27,7 @@ from pipelines.evaluate.metrics import (
     Threshold,
 )
 from pipelines.evaluate.scored import FIGURES, Scored, heads_of
-from pipelines.fitted.result import EnergyModelHistory
+from pipelines.fitted.result import EnergyModelHistory, HeadTraining
 from pipelines.ood import augrc, aurc, conformal, expected_calibration_error, ood_metrics
 from pipelines.records import HeadKey, Params
 
@@ -49,6 +49,7 @@ class Evaluation:
         settings: the bootstrap.
         compare: which rows are compared.
         defaults: the default settings, by method, that the chosen ones are compared with.
+        trainings: how the heads were trained.
         energy_models: the trainings of energy-based models in feature space.
     """
 
@@ -60,6 +61,7 @@ class Evaluation:
     threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     defaults: Mapping[str, DefaultSetting] = field(default_factory=dict)
+    trainings: Sequence[HeadTraining] = ()
     energy_models: Sequence[EnergyModelHistory] = ()
 
 
@@ -110,6 +112,7 @@ def run(
         best_against_default=against_default.compare(
             scored, evaluation.choices, evaluation.defaults, num_resamples=num_resamples
         ),
+        trainings=tuple(evaluation.trainings),
         energy_models=tuple(evaluation.energy_models),
     )
 

@@ -18,6 +18,22 @@ class EnergyModelHistory(Record):
     history: tuple[dict[str, float], ...]
 
 
+class HeadTraining(Record):
+    """How one head was trained: the epoch that validation chose, and the last epoch's figures.
+
+    Attributes:
+        key: of the head.
+        best_epoch: 1 .. epochs.
+        epochs: that were trained.
+        figures: of the last epoch by name: losses, rates, what the method reports.
+    """
+
+    key: HeadKey
+    best_epoch: int
+    epochs: int
+    figures: dict[str, float]
+
+
 class FinetuneResult(StoredRecord):
     """The content of `finetune.json`.
 

@@ -46,8 +46,8 @@ class Config(MarginConfig):
     alpha: float | None = Field(
         None,
         ge=0,
-        description="how far Z moves an outlier's margin; null: the number of classes, where Z is 1 "
-        "on average over uniform outliers, as published for 10 and 100",
+        description="how far Z moves an outlier's margin; null: the number of classes, as "
+        "published for 10 and 100",
     )
     gamma: float = Field(0.05, ge=0, description="power of the prior in Z; 0: uniform")
     reduction: Literal["weighted", "mean"] = Field(

@@ -17,13 +17,14 @@ from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate.against_default import DefaultSetting
 from pipelines.evaluate.metrics import Facts, Metrics, Rejected
+from pipelines.finetune import cache as head_cache
 from pipelines.finetune import outlier_prior
 from pipelines.finetune import stage as finetune
 from pipelines.finetune.data import TrainingData, TrainingJob
 from pipelines.finetune.logged import train_logged
 from pipelines.fitted import stage as fit_stage
 from pipelines.fitted.fit import HeadToFit
-from pipelines.fitted.result import FinetuneResult
+from pipelines.fitted.result import FinetuneResult, HeadTraining
 from pipelines.fitted.stage import FittedOfHead
 from pipelines.methods import MethodConfig
 from pipelines.pipeline import network_sweep
@@ -282,6 +283,22 @@ def _features_of_pass(
     return {source: cache.address for source, cache in caches.items()}
 
 
+def _trainings(run: Run) -> list[HeadTraining]:
+    """How the heads of the chosen settings were trained; those that train nothing have none."""
+    found = []
+    for head in run.finetuned.heads:
+        record = head_cache.read_record(run.storage, head.address)
+        if head.key.variant == "chosen" and record.history:
+            last = dict(record.history[-1])
+            epochs = int(last.pop("epoch"))
+            found.append(
+                HeadTraining(
+                    key=head.key, best_epoch=record.best_epoch, epochs=epochs, figures=last
+                )
+            )
+    return found
+
+
 def hand_evaluate(run: Run) -> Metrics:
     """The tables of scores; the report is written beside, and MLflow told."""
     from pipelines.report import page as report  # draws: a found run needs none of it
@@ -305,6 +322,7 @@ def hand_evaluate(run: Run) -> Metrics:
             threshold=run.config.threshold,
             compare=run.config.compare,
             defaults=_default_settings(run),
+            trainings=_trainings(run),
             energy_models=run.finetuned.energy_models,
         ),
         on_progress=lambda done, total: run.observer.progress(done, total, "rows"),

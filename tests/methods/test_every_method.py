@@ -118,7 +118,8 @@ def extra_loss(config, images, labels, outliers, arrays):
     if name == "ebm":
         pairs = zip(images, labels, strict=True)
         args = (config.keep, config.scope, config.tau)
-        return config.weight * mean([bound(head(arrays, z)[1], y, *args) for z, y in pairs])
+        weight = config.weight * SCALE * 0.07  # the bound's weight follows the logit scale
+        return weight * mean([bound(head(arrays, z)[1], y, *args) for z, y in pairs])
     logits = [[SCALE * s for s in head(arrays, z)[0]] for z in outliers]
     if name == "outlier_exposure":
         return config.weight * mean([lse(f) - mean(f) for f in logits])
@@ -141,7 +142,8 @@ def balanced(config, logits, energies, start, m_out):
     powers = [(n / sum(counts)) ** config.gamma for n in counts]
     prior = [p / sum(powers) for p in powers]
     weights = [dot([math.exp(v - lse(f)) for v in f], prior) for f in logits]
-    margins = [m_out + config.alpha * z for z in weights]
+    alpha = 3 if config.alpha is None else config.alpha  # the number of classes
+    margins = [m_out + alpha * z for z in weights]
     terms = [z * max(0.0, m - e) ** 2 for z, m, e in zip(weights, margins, energies, strict=True)]
     return sum(terms) / (sum(weights) if config.reduction == "weighted" else len(terms))
 
@@ -188,6 +190,7 @@ CASES = [
     ),
     ("outlier_exposure", TEXT_PROBE, {"weight": 0.5}),
     ("balanced_energy", TEXT_PROBE, {"weight": 0.7, "alpha": 2.0, "gamma": 0.5}),
+    ("balanced_energy", TEXT_PROBE, {"weight": 0.7, "gamma": 0.5}),
     (
         "balanced_energy",
         TEXT_PROBE,

@@ -15,9 +15,9 @@ from PIL import Image
 from pipelines.evaluate.metrics import (
     ChosenAgainstDefault,
     DefaultComparison,
-    EnergyModelHistory,
     Interval,
 )
+from pipelines.fitted.result import EnergyModelHistory, HeadTraining
 from pipelines.records import HeadKey
 from pipelines.report import page as report
 from pipelines.report.text import text_table
@@ -319,6 +319,26 @@ def test_without_sweep_rejects_images_or_scores(evidence):
     assert "None: every image could be read." in shown.paragraphs
     assert "No pairs of scores were compared." in shown.paragraphs
     assert {"img", "svg"}.isdisjoint(tag for tag, _ in shown.attributes)
+
+
+def test_trainings_show_the_kept_epoch_and_the_last_figures(evidence, page):
+    trainings = tuple(
+        HeadTraining(
+            key=HeadKey(method="ebm", seed=seed),
+            best_epoch=seed + 2,
+            epochs=30,
+            figures={"loss": 0.5, "bound_gradient_ratio": 0.012345},
+        )
+        for seed in range(2)
+    )
+    shown = Page(evidence.page(metrics=evidence.but(trainings=trainings)))
+
+    assert shown.tables["head-trainings"][1:] == [
+        ["ebm", "0", "2 of 30", "bound_gradient_ratio 0.01235, loss 0.5"],
+        ["ebm", "1", "3 of 30", "bound_gradient_ratio 0.01235, loss 0.5"],
+    ]
+    assert shown.unbalanced == []
+    assert "head-trainings" not in page.tables
 
 
 def test_energy_models_show_every_epoch(evidence, page):
