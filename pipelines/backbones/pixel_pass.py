@@ -1,16 +1,18 @@
 """What a pass over the pixels of images may give in place of their features.
 
 Some scores judge something else than the features of an image as it is: its features after an
-input step (`pipelines.backbones.input_step`), or the activations of the network's layers. Each
-is a pass of its own, whose features are a cache entry of their own.
+input step (`pipelines.backbones.input_step`), or the activations of the network's layers; and a
+head may learn from augmented views (`pipelines.train.views`). Each is a pass of its own, whose
+features are a cache entry of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from pydantic import JsonValue
 from torch import Tensor
 
 from pipelines.backbones.tower import Tower
@@ -31,10 +33,20 @@ class LayersIdentity(Record):
     layers: tuple[tuple[str, int], ...]
 
 
+class ViewsIdentity(Record):
+    """How many views of each image there are, and what is done to the image for each."""
+
+    count: int
+    augmentation: dict[str, JsonValue]
+
+
+Identity: TypeAlias = StepIdentity | LayersIdentity | ViewsIdentity
+
+
 class PixelPass(Protocol):
     """What a worker encodes batches of images by."""
 
-    def identity(self) -> StepIdentity | LayersIdentity:
+    def identity(self) -> Identity:
         """The settings of the pass that decide what it gives, for the address."""
 
     def width(self, tower: Tower) -> int:

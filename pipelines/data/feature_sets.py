@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -34,17 +34,19 @@ class FeatureSet:
 class FeatureSets:
     """A benchmark's sets as features; `roles` are the only ones that may be opened.
 
-    The sweep and the training get a view without the test roles (`for_training`), so that no
-    test image can choose anything.
+    The sweep and the training get a copy without the test roles (`for_training`), so that no
+    test image can choose anything. `views` holds the features of augmented views of the training
+    images, by source, where there are any.
     """
 
     benchmark: Benchmark
     caches: Mapping[str, FeatureCache]
     roles: tuple[Role, ...] | None = None
+    views: Mapping[str, FeatureCache] = field(default_factory=dict)
 
     def for_training(self) -> FeatureSets:
         """The view that may open sets of `TRAINING_ROLES` only: no test set."""
-        return FeatureSets(self.benchmark, self.caches, TRAINING_ROLES)
+        return replace(self, roles=TRAINING_ROLES)
 
     def names(self, *roles: Role) -> list[str]:
         """The benchmark's sets of these roles."""
@@ -76,6 +78,17 @@ class FeatureSets:
         """
         parts = [self.caches[source].load(kept, column) for source, kept, _ in self._present(name)]
         return np.concatenate(parts)
+
+    def views_of(self, name: str) -> NDArray[np.float32] | None:
+        """Features (N, V, D) of V augmented views of each row of `load(name)`; None without views.
+
+        Raises what `load` raises.
+        """
+        if not self.views:
+            return None
+        parts = [self.views[source].load(kept) for source, kept, _ in self._present(name)]
+        count, dim = self.load(name).features.shape
+        return np.concatenate(parts).reshape(count, -1, dim)
 
     def domains(self, name: str) -> NDArray[np.int64]:
         """The domain (N,) of each row of `load(name)`: its place among the set's sorted domains.
@@ -152,7 +165,8 @@ class FeatureSets:
         # The features of a source that is in none of the sets say nothing of them.
         caches = {source: self.caches[source].address for source in used}
         classes = [self.benchmark.class_names, self.benchmark.templates]
-        return digest([members, caches, classes])
+        views = {s: self.views[s].address for s in used if s in self.views and "train" in names}
+        return digest([members, caches, classes, *([views] if views else [])])
 
     def _refuse(self, name: str) -> None:
         """Raise a PermissionError where this view may not open the set."""

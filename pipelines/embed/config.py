@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from pipelines.config import Section
 from pipelines.data import images
+from pipelines.data.augmentation import Augmentation
 from pipelines.data.limits import LIMITS
 
 Engine: TypeAlias = Literal["torch", "onnxruntime"]
@@ -33,6 +34,15 @@ class EmbedConfig(Section):
         "from lossless ones (backbone.preprocessing.lossless)",
     )
     local_features: bool = Field(False, description="keep local features too (GL-MCM, LoCoOp)")
+    views: int = Field(
+        0,
+        ge=0,
+        description="augmented views of each training image, of which every epoch of a head takes "
+        "another one; 0: heads learn from the images as they are",
+    )
+    augmentation: Augmentation = Field(
+        Augmentation(crop="resized_crop", flip=True), description="what is done for each view"
+    )
     engine: Engine = Field(
         "torch",
         description="what runs the image tower; onnxruntime, an extra, is the faster one for "

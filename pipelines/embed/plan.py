@@ -8,7 +8,7 @@ from functools import cached_property
 
 from pydantic import JsonValue
 
-from pipelines.backbones.pixel_pass import LayersIdentity, StepIdentity
+from pipelines.backbones.pixel_pass import Identity
 from pipelines.config import digest
 from pipelines.data.shards import cut
 from pipelines.data.sources import Source
@@ -31,7 +31,7 @@ class FeatureIdentity(Record):
     backbone: dict[str, str]
     device: str
     settings: dict[str, bool | int | float | str]
-    pixel_pass: StepIdentity | LayersIdentity | None = None
+    pixel_pass: Identity | None = None
     source: str
     keys: str
     code: str

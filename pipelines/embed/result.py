@@ -14,10 +14,14 @@ class Rejection(Record):
 
 
 class EmbeddedSource(Record):
-    """The features of one source: their address, how many, and the images without one."""
+    """The features of one source: their address, how many, and the images without one.
+
+    `views` is the address of the features of its training images' augmented views.
+    """
 
     address: str
     rows: int
+    views: str | None = None
     rejected: tuple[Rejection, ...] = ()
 
 

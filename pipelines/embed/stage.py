@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     import ray
 
 log = logging.getLogger(__name__)
+# Settings that change no feature of an image as it is; a pass has its own in its identity.
+NOT_OF_A_FEATURE = {"max_rejected", "decode", "views", "augmentation"}
 
 
 def embed_source(
@@ -185,7 +187,8 @@ def feature_code(
 ) -> Code:
     """The code that can decide a feature, from the plan of shards to the bytes that are written."""
     read = source_code(source)
-    more: list[Entry] = [type(pixel_pass.score)] if isinstance(pixel_pass, InputStep) else []
+    more: list[Entry] = [] if pixel_pass is None else [type(pixel_pass)]
+    more += [type(pixel_pass.score)] if isinstance(pixel_pass, InputStep) else []
     more += [] if engine is None else [engine]
     return code_of(ShardPreparer, ShardEncoder, make_plan, *network.code(backbone), *read, *more)
 
@@ -202,7 +205,7 @@ def _identity(
     return FeatureIdentity(
         backbone=network.identity(backbone),
         device=compute.embed_device,
-        settings=settings.model_dump(mode="json", exclude={"max_rejected", "decode"}),
+        settings=settings.model_dump(mode="json", exclude=NOT_OF_A_FEATURE),
         pixel_pass=None if pixel_pass is None else pixel_pass.identity(),
         source=source.fingerprint(),
         keys=digest_of_keys(keys),

@@ -29,6 +29,9 @@ class TrainingData:
         address: digest of what went in, so that heads are found again.
         outlier_counts: (K,) outliers that the zero-shot prompts take for each class, where a
             pass over all of them was made beforehand; measured on `outliers` where None.
+        views: (N, V, D) unit features of V augmented views of each training image, or None. Epoch
+            e learns from view (e - 1) mod V; what is measured once before training, and methods
+            that read local features, take `features`.
         columns: further training arrays of N rows: `local_features` (N, P, D) of unit length,
             `domains` (N,); only what the run's methods ask for (`pipelines.finetune.columns`).
         validation_columns: such arrays of V rows, where a head predicts from them.
@@ -44,6 +47,7 @@ class TrainingData:
     outliers: NDArray[np.float32] | None
     address: str
     outlier_counts: NDArray[np.int64] | None = None
+    views: NDArray[np.float32] | None = None
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     validation_columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     outlier_columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)

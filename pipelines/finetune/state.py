@@ -46,6 +46,7 @@ class TrainingRun:
     validation: tuple[Tensor, Tensor]
     validation_local: Tensor | None
     prepared: Mapping[str, Tensor]
+    views: Tensor | None
     workers: Workers
     order: torch.Generator
     outlier_order: torch.Generator
@@ -88,6 +89,7 @@ def start(job: TrainingJob, data: TrainingData, network: Backbone, workers: Work
         ),
         validation_local=local["validation"],
         prepared=_prepare(job.method, context, outliers, data.outlier_counts),
+        views=None if data.views is None else torch.tensor(data.views, device=device),
         workers=workers,
         order=generator(stream(job.seed, "order")),
         outlier_order=generator(stream(job.seed, "outlier order")),
@@ -211,7 +213,7 @@ def _method_losses(
     run: TrainingRun, rows: Tensor, outlier_rows: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     context, device = run.context, run.context.features.device
-    features = [context.features[rows]]
+    features = [_image_features(run, rows)]
     # Only a head that takes local features is given them; a loss finds them in `Batch`.
     local = [context.columns[LOCAL][rows]] if LOCAL in run.method.head.columns else []
     if outlier_rows is not None and run.outliers is not None:
@@ -236,6 +238,16 @@ def _method_losses(
             f"{run.method.training.lr}"
         ) from None
     return losses, report
+
+
+def _image_features(run: TrainingRun, rows: Tensor) -> Tensor:
+    """The features (N, D) that this epoch learns from: of the images, or of one view of each.
+
+    Local features are those of the images, and what reads both needs them of one image.
+    """
+    if run.views is None or LOCAL in columns_of(run.method):
+        return run.context.features[rows]
+    return run.views[rows, len(run.history) % run.views.shape[1]]
 
 
 def _outputs(run: TrainingRun, given: Sequence[Tensor], batch: Batch) -> Outputs:

@@ -12,7 +12,7 @@ from pipelines.config import to_yaml
 from pipelines.data import kept
 from pipelines.embed import stage as embed
 from pipelines.embed.benchmark import embed_benchmark
-from pipelines.embed.result import EmbedResult, NetworkFeatures
+from pipelines.embed.result import EmbeddedSource, EmbedResult, NetworkFeatures
 from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate.against_default import DefaultSetting
@@ -40,6 +40,7 @@ from pipelines.sweep import record as sweep_record
 from pipelines.sweep import stage as sweep
 from pipelines.sweep.result import SweepResult
 from pipelines.sweep.surfaces import read_surfaces
+from pipelines.train.views import embed_views
 
 
 def hand_embed(run: Run) -> EmbedResult:
@@ -70,12 +71,31 @@ def hand_embed(run: Run) -> EmbedResult:
     own = results[len(results) - len(networks) :]
     return results[0].model_copy(
         update={
+            "sources": _with_views(run, results[0].sources),
             "networks": tuple(
                 NetworkFeatures(key=network.key, sources=result.sources)
                 for network, result in zip(networks, own, strict=True)
-            )
+            ),
         }
     )
+
+
+def _with_views(run: Run, sources: Mapping[str, EmbeddedSource]) -> Mapping[str, EmbeddedSource]:
+    """The sources with the addresses of their training images' views, where a head takes them."""
+    if not run.frozen:
+        return sources
+    found = embed_views(
+        run.benchmark,
+        run.backbone,
+        run.storage,
+        settings=run.config.embed,
+        compute=run.config.compute,
+        on_progress=lambda done, total, _: run.observer.progress(done, total, "images, views"),
+    )
+    return {
+        name: source.model_copy(update={"views": found.get(name)})
+        for name, source in sources.items()
+    }
 
 
 def hand_sweep(run: Run) -> SweepResult:

@@ -78,7 +78,12 @@ class FeatureSpace:
     @cached_property
     def sets(self) -> FeatureSets:
         """The embedded sets."""
-        return FeatureSets(self.run.benchmark, self.caches)
+        views = {name: s.views for name, s in self.sources.items() if s.views is not None}
+        return FeatureSets(
+            self.run.benchmark,
+            self.caches,
+            views={name: FeatureCache(self.storage, address) for name, address in views.items()},
+        )
 
     @property
     def scores(self) -> list[str]:

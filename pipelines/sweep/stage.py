@@ -134,6 +134,7 @@ def training_data(sets: FeatureSets, methods: Iterable[MethodConfig] = ()) -> Tr
         validation_labels=validation.labels if validation else empty[1],
         outliers=loaded["outliers"].features if "outliers" in loaded else None,
         address=sets.address(names),
+        views=sets.views_of("train"),
     )
     return training_columns.fill(data, sets, methods)
 

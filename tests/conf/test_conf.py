@@ -34,7 +34,7 @@ RESULTS = (
     "results_all", "results_cifar10_lt", "results_cifar10_outliers", "results_densities",
     "results_digits", "results_networks", "results_pacs",
 )  # fmt: skip
-RECIPES = ("choi2023", "lafon2022", "liu2020")
+RECIPES = ("choi2023", "lafon2022", "liu2020", "zhu2025")
 PRESETS = (*ABOUT_METHODS, "demo", "paper", *RECIPES, *RESULTS, "test")
 # Files that a job loads by another name than its own.
 OTHERS = ("embed_folder",)

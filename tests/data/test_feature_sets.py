@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,27 @@ def test_the_address_follows_members_labels_and_features(sets: FeatureSets) -> N
         assert FeatureSets(benchmark, sets.caches).address(["train"]) != first
     swapped = FeatureSets(sets.benchmark, {**sets.caches, "a": sets.caches["bb"]})
     assert swapped.address(["train"]) != first
+
+
+def test_views_of_the_training_images_stand_by_row_and_in_the_address(
+    sets: FeatureSets, tmp_path: Path
+) -> None:
+    def views_in(source: str, numbers: list[int]) -> FeatureCache:
+        rows = {f"{n:02d}": feature(source, n + 20) + feature(source, n + 40) for n in numbers}
+        return make_cache(Storage(str(tmp_path)), f"views-{source}", rows)
+
+    assert sets.views_of("train") is None
+    views = {"a": views_in("a", [0, 3]), "bb": views_in("bb", [1])}
+    having = replace(sets, views=views).for_training()
+    found = having.views_of("train")
+    assert found is not None
+    expected = {
+        ("01", 1): [feature("bb", 21), feature("bb", 41)],
+        ("03", 0): [feature("a", 23), feature("a", 43)],
+        ("00", 2): [feature("a", 20), feature("a", 40)],
+    }
+    train = having.load("train")
+    for key, label, row in zip(train.keys, train.labels, found, strict=True):
+        np.testing.assert_array_equal(row, np.asarray(expected[key, int(label)], np.float32))
+    assert having.address(["train"]) != sets.address(["train"])
+    assert having.address(["test"]) == replace(having, views={"bb": views["bb"]}).address(["test"])

@@ -9,6 +9,7 @@ import torch
 
 from pipelines.config import UserError
 from pipelines.finetune.loop import TrainingJob, train_in_process
+from pipelines.finetune.together import train_together
 from pipelines.methods import METHODS
 from pipelines.methods.base import TrainingConfig
 from pipelines.methods.optimization import learning_rate
@@ -187,3 +188,43 @@ def test_a_loss_that_is_no_number_stops_with_the_learning_rate_named():
 def test_a_warm_up_as_long_as_the_training_is_refused():
     with pytest.raises(ValueError, match="leaves nothing"):
         TrainingConfig(epochs=3, warmup_epochs=3)
+
+
+def test_each_epoch_learns_from_the_next_view():
+    """As if each epoch were trained on other features: A, B, then A again."""
+    clip, plain = small_clip(), toy_data()
+    others = [toy_data(seed).features for seed in (1, 2)]
+    views = np.stack(others, axis=1)
+    made = train_in_process(job("coop", epochs=3), dataclasses.replace(plain, views=views), clip)
+
+    memory = Memory()
+    for number, features in enumerate((others[0], others[1], others[0]), start=1):
+        memory.stop_after = number if number < 3 else None
+        data = dataclasses.replace(plain, features=features)
+        try:
+            expected = train_in_process(job("coop", epochs=3), data, clip, checkpoint=memory)
+        except KeyboardInterrupt:
+            continue
+    assert made.last.files() == expected.last.files()
+    assert made.history == expected.history
+    one = train_in_process(
+        job("coop", epochs=3), dataclasses.replace(plain, features=others[0]), clip
+    )
+    assert one.last.files() != made.last.files()
+
+
+def test_settings_trained_together_learn_from_the_views_too():
+    clip, data = small_clip(), toy_data()
+    data = dataclasses.replace(data, views=np.stack([toy_data(s).features for s in (1, 2)], axis=1))
+    jobs = [job("coop", lr=lr, epochs=2) for lr in (0.01, 0.02)]
+    for found, one in zip(train_together(jobs, data, clip), jobs, strict=True):
+        alone = train_in_process(one, data, clip)
+        assert found.history[-1]["loss"] == pytest.approx(alone.history[-1]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["locoop", "gallop"])
+def test_methods_of_local_features_learn_from_the_images(name):
+    clip, data = small_clip(), toy_data()
+    views = np.stack([toy_data(s).features for s in (1, 2)], axis=1)
+    with_views = train_in_process(job(name), dataclasses.replace(data, views=views), clip)
+    assert with_views.last.files() == train_in_process(job(name), data, clip).last.files()
