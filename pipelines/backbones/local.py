@@ -4,6 +4,10 @@ GL-MCM (Miyai et al. 2023), LoCoOp and GalLoP compare them with classes. A token
 CLIP's image tower is taken through the last layer's *value path*: value and output projection
 without attention, so that nothing of the other tokens is mixed in (Zhou et al. 2022, MaskCLIP).
 The output of open_clip's `forward_intermediates` is mixed and is not that.
+
+A convolutional tower that averages its last map and projects the mean linearly needs no such path:
+its local features are the projected places of that map, and their mean is the image's feature
+exactly, before either is normalised.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ def encode_with_local(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Image features (N, D) and local features (N, P, D) in one pass; neither is normalised.
 
     Args:
-        model: open_clip's CLIP with a VisionTransformer or a ModifiedResNet tower.
+        model: open_clip's CLIP with a VisionTransformer or a ModifiedResNet tower, or one of timm
+            that averages and projects.
         pixels: (N, 3, H, W).
 
     Raises:
@@ -40,6 +45,7 @@ def encode_with_local(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _value_path(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The layer whose input is wanted, and what makes local features of that input."""
     from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     if isinstance(visual, ModifiedResNet):
@@ -47,10 +53,24 @@ def _value_path(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None
     if plain and isinstance(visual.transformer.resblocks[-1], ResidualAttentionBlock):
         return visual.transformer.resblocks[-1], lambda x: _block_values(visual, x)
+    if isinstance(visual, TimmModel) and _averages_and_projects(visual):
+        return visual.trunk.global_pool, lambda x: visual.head(x.flatten(2).transpose(1, 2))
     raise UserError(
         f"local_features: the image tower {type(visual).__name__} has no known value path; "
-        "allowed: open_clip's VisionTransformer (without attentional pooling) and ModifiedResNet"
+        "allowed: open_clip's VisionTransformer (without attentional pooling), ModifiedResNet, and "
+        "timm's convolutional networks with average pooling and a linear projection"
     )
+
+
+def _averages_and_projects(visual: Any) -> bool:
+    """Whether a tower of timm is a map of features, their mean and a linear projection."""
+    from timm.layers import SelectAdaptivePool2d
+
+    pool = getattr(visual.trunk, "global_pool", None)  # of a transformer: a word
+    averages = isinstance(pool, SelectAdaptivePool2d) and pool.pool_type == "avg"
+    after = [module for module in visual.head if not isinstance(module, nn.Dropout)]
+    ends = isinstance(visual.trunk.get_classifier(), nn.Identity)
+    return averages and ends and len(after) == 1 and isinstance(after[0], nn.Linear)
 
 
 def _block_values(visual: Any, x: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.timm_model import TimmModel
 from safetensors.torch import load_file
 from torch import nn
 
@@ -103,6 +105,36 @@ def test_an_unknown_tower_is_refused() -> None:
     model.visual = nn.Linear(2, 2)
     with pytest.raises(UserError, match="Linear has no known value path"):
         encode_with_local(model, torch.zeros(1, 3, 2, 2))
+
+
+def timm_tower(**options: str) -> SimpleNamespace:
+    """A CLIP's image side from timm, with statistics as if trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        visual = TimmModel("tf_efficientnet_lite0", 24, 96, proj_bias=True, **options).eval()
+    return SimpleNamespace(visual=visual, encode_image=visual)
+
+
+@torch.no_grad()
+def test_places_of_an_averaged_map_are_projected_and_their_mean_is_the_feature() -> None:
+    model = timm_tower()
+    pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    features, local = encode_with_local(model, pixels)
+    maps = model.visual.trunk.forward_features(pixels).double().numpy()
+    weight = model.visual.head.proj.weight.double().numpy()
+    bias = model.visual.head.proj.bias.double().numpy()
+    assert local.shape == (2, 9, 24)
+    for image, row, column in np.ndindex(2, 3, 3):
+        expected = weight @ maps[image, :, row, column] + bias
+        np.testing.assert_allclose(local[image, 3 * row + column], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(local.mean(dim=1), features)
+    torch.testing.assert_close(features, model.visual(pixels))
+
+
+@pytest.mark.parametrize("options", [{"pool": "max"}, {"proj": "mlp"}, {"pool": "rot_attn"}])
+def test_towers_of_timm_that_do_more_are_refused(options: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="TimmModel has no known value path"):
+        encode_with_local(timm_tower(**options), torch.zeros(1, 3, 96, 96))
 
 
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
