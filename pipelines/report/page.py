@@ -97,6 +97,7 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
         compared=tables.comparison_table(metrics),
         order=list(metrics.methods),
         notes=statements.notes(metrics),
+        shift=statements.shift(metrics),
         setting_of=statements.setting_of,
         threshold_note=statements.threshold_note(metrics),
         pictures=_drawn(metrics, scored, inputs),

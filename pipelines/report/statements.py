@@ -14,6 +14,7 @@ def statements(metrics: Metrics) -> list[str]:
     """All of them: how to read the table, and what it shows."""
     return [
         *notes(metrics),
+        *shift(metrics),
         *([metrics.sentence] if metrics.sentence else []),
         *differences(metrics),
         *accepted(metrics),
@@ -67,6 +68,29 @@ def accepted(metrics: Metrics) -> list[str]:
         )
         for row in metrics.rows
         if row.label and len(row.tpr) > 1
+    ]
+
+
+def shift(metrics: Metrics) -> list[str]:
+    """One line where the best detector's threshold refuses most of the shifted images.
+
+    It says what keeping them would cost, and which row of the run pays least for it.
+    """
+    judged = [(row, row.full_spectrum) for row in metrics.rows if row.full_spectrum]
+    criteria = [row for row, _ in judged if row.is_criterion and MEAN in row.auroc]
+    if not criteria:
+        return []
+    best = max(criteria, key=lambda row: row.auroc[MEAN].mean)
+    shares = [share.mean for name, share in best.tpr.items() if name.startswith("shifted/")]
+    if not shares or sum(shares) / len(shares) >= 0.5:
+        return []
+    least, figures = min(judged, key=lambda one: one[1].fpr.mean)
+    return [
+        f"The threshold of the best detector, {best.method} + {best.score}, accepts only "
+        f"{100 * sum(shares) / len(shares):.1f} % of the shifted images. A threshold that keeps "
+        f"{100 * metrics.target_tpr:g} % of ID and shifted images together lets the fewest unknown "
+        f"ones through under {least.method} + {least.score}: {100 * figures.fpr.mean:.1f} % "
+        "(full-spectrum FPR; threshold.known=full_spectrum sets such a threshold)."
     ]
 
 
