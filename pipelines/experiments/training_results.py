@@ -179,10 +179,14 @@ def _draw_grid(panel: Axes, title: str, table: Sequence[Row]) -> None:
     methods = list(dict.fromkeys(row.method for row in table))
     scores = list(dict.fromkeys(row.score for row in table))
     found = {(row.method, row.score): 100 * row.figures["AUROC"][0] for row in table}
-    grid = np.array([[found[method, score] for score in scores] for method in methods])
-    panel.imshow(grid, cmap="Blues", aspect="auto", vmin=grid.min() - 5, vmax=100)
+    # A head that a score cannot judge has an empty place.
+    grid = np.array([[found.get((method, s), np.nan) for s in scores] for method in methods])
+    lowest = float(np.nanmin(grid))
+    panel.imshow(grid, cmap="Blues", aspect="auto", vmin=lowest - 5, vmax=100)
     for (i, j), value in np.ndenumerate(grid):
-        colour = "white" if value > (grid.min() + 100) / 2 else INK
+        if np.isnan(value):
+            continue
+        colour = "white" if value > (lowest + 100) / 2 else INK
         panel.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=6.5, color=colour)
     panel.set_xticks(range(len(scores)), scores, rotation=45, ha="right")
     panel.set_yticks(range(len(methods)), methods)
