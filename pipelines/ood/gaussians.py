@@ -90,8 +90,14 @@ def _factors(
 
 
 def rounding_limit(eigenvalues: Tensor) -> float:
-    """Ascending eigenvalues at or below this are rounding (numpy's rule for a rank)."""
-    return float(eigenvalues[-1]) * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+    """Ascending eigenvalues of a covariance at or below this are rounding of float32 features.
+
+    The root of an eigenvalue is a singular value of the features (over sqrt N), so this is numpy's
+    rule for the rank of a float32 matrix, squared. Channels that never fire leave such values: as
+    variances they would make a distance of what is noise.
+    """
+    relative = len(eigenvalues) * torch.finfo(torch.float32).eps
+    return float(eigenvalues[-1]) * relative**2
 
 
 def _oas(eigenvalues: Tensor, num_samples: int) -> float:

@@ -246,6 +246,30 @@ def test_shrinkage_zero_is_the_pseudo_inverse_and_blind_to_unseen_directions():
     assert Mahalanobis.fit(features, labels)(moved)[1] < -1.0
 
 
+def test_a_channel_that_never_fires_is_rounding_and_no_variance():
+    """float32 features whose last channel differs by 1e-7 of the others: as a network leaves it."""
+    arrays, far = problem(num_rows=400, num_columns=20, seed=3)
+    noise = torch.randn(len(far), 1, generator=torch.Generator().manual_seed(4)).double()
+    dead = [1e-7 * noise[torch.arange(rows) % len(noise)] for rows in (400, len(far))]
+    alive = arrays["features"]
+    features = torch.cat([alive, dead[0]], dim=1).float()
+    judged = torch.cat([far, dead[1] + 1e-5], dim=1).float()
+    fitted = Mahalanobis.fit(features, arrays["labels"])
+    residuals = (
+        alive
+        - torch.stack([alive[arrays["labels"] == c].mean(dim=0) for c in range(NUM_CLASSES)])[
+            arrays["labels"]
+        ]
+    ).numpy()
+    _, shrinkage = oas(np.pad(residuals, ((0, 0), (0, 1))), assume_centered=True)
+    assert shrinkage > 0
+    blind = Mahalanobis.fit(features, arrays["labels"], shrinkage=0.0)(judged)
+    without = Mahalanobis.fit(alive, arrays["labels"], shrinkage=0.0)(far)
+    torch.testing.assert_close(blind.double(), without, rtol=1e-4, atol=1e-4)
+    # Counted as a variance, the shift of 1e-5 alone would be a distance of 100 deviations.
+    assert (fitted(judged) > 3 * without - 10).all()
+
+
 @pytest.mark.parametrize("name", ["ssd", "relative_mahalanobis", "gaussian_mixture", "vim"])
 def test_fewer_samples_than_dimensions_still_separate(name):
     arrays, far = problem(num_rows=40, num_columns=60, seed=2)
