@@ -22,8 +22,8 @@ At push_sign=0 the update has no push, and the energy's gradient at the images a
 still: there, features are generated from adapted ones, as these were before the inner updates; in
 the update proper they are adapted once more at 1 - image_ratio, or not at all; and the gradient is
 that of the mean of exp(similarity) in one small matrix added to both adapters, where it is here
-that of the energy in each. Ratios are the public code's; it tries push from 0 to 20 (on PACS 15, here
-5) and gradient weights from 0 to 1,000.
+that of the energy in each. Ratios are the public code's; it tries push from 0 to 20 (on PACS
+15, here 5) and gradient weights from 0 to 1,000.
 """
 
 from __future__ import annotations
