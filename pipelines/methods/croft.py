@@ -103,7 +103,8 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     features, shifted = _features(outputs)
     losses = {"cross_entropy": cross_entropy(outputs, batch)}
     if config.covariate_weight:
-        losses["covariate"] = _covariate(outputs, batch, config, config.push_sign)
+        given = features, shifted
+        losses["covariate"] = _covariate(outputs, batch, config, given, config.push_sign)
     if config.gradient_weight:
         read = (features, shifted) if config.push_sign else (features,)
         parts = [energy_gradient(part, outputs, config) for part in read]
@@ -113,7 +114,7 @@ def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
 
 def inner_loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     """The generated features' loss L_c, which the updates before each update have alone."""
-    return {"covariate": _covariate(outputs, batch, config, 1)}, {}
+    return {"covariate": _covariate(outputs, batch, config, _features(outputs), 1)}, {}
 
 
 def _features(outputs: Outputs) -> tuple[Tensor, Tensor]:
@@ -122,12 +123,14 @@ def _features(outputs: Outputs) -> tuple[Tensor, Tensor]:
     return features, F.normalize(features + features @ outputs.extra["generator"].T, dim=-1)
 
 
-def _covariate(outputs: Outputs, batch: Batch, config: Config, sign: int) -> Tensor:
+def _covariate(
+    outputs: Outputs, batch: Batch, config: Config, given: tuple[Tensor, Tensor], sign: int
+) -> Tensor:
     """Weighted: cross-entropy of generated features + sign x push x their same-class similarity."""
-    features, shifted = _features(outputs)
+    features, shifted = given
     logits = _similarity(shifted, outputs, config) * outputs.logit_scale
-    alike = same_class_similarity(shifted, features, batch.labels)
     kept = F.cross_entropy(logits, batch.labels)
+    alike = same_class_similarity(shifted, features, batch.labels)
     return config.covariate_weight * (kept + sign * config.push * alike)
 
 

@@ -67,42 +67,48 @@ class Config(MethodConfig):
     def _has_negatives(self) -> Config:
         if not isinstance(self.head, NegPromptConfig):
             raise ValueError(f"head={self.head.name} has no negative prompts; allowed: negprompt")
-        if self.objective == "published" and not any(self._weights()):
+        if self.objective == "published" and not any(self.weights.values()):
             raise ValueError(
                 "objective=published: with image_weight, class_weight and spread_weight all 0 "
                 "nothing teaches the negative prompts; give one of them more"
             )
         return self
 
-    def _weights(self) -> tuple[float, float, float]:
-        return self.image_weight, self.class_weight, self.spread_weight
+    @property
+    def weights(self) -> dict[str, float]:
+        """By term."""
+        return {
+            "images": self.image_weight,
+            "classes": self.class_weight,
+            "spread": self.spread_weight,
+        }
 
 
 def loss(outputs: Outputs, batch: Batch, config: Config) -> Losses:
     """Cross-entropy of the positive prompts, and the weighted terms of negative ones that learn."""
     if outputs.text_features is None:
         raise ValueError("negative prompts are compared with text features")
-    losses = {"cross_entropy": cross_entropy(outputs, batch)}
-    report = {"accuracy": accuracy(outputs, batch)}
-    if "negatives" not in outputs.extra:
-        return losses, report
-    negatives = outputs.extra["negatives"].float()
-    positives = outputs.text_features.float()
+    negatives = outputs.extra.get("negatives")
+    terms = {} if negatives is None else _terms(outputs, batch, config, negatives.float())
+    losses, weights = {"cross_entropy": cross_entropy(outputs, batch)}, config.weights
+    losses.update({name: weights[name] * term for name, term in terms.items() if weights[name]})
+    figures = {f"negative/{name}": float(term.detach()) for name, term in terms.items()}
+    return losses, {"accuracy": accuracy(outputs, batch), **figures}
+
+
+def _terms(outputs: Outputs, batch: Batch, config: Config, negatives: Tensor) -> dict[str, Tensor]:
+    """The three terms of negative prompts (K, M, D), not weighted."""
+    assert outputs.text_features is not None
+    positives, logits = outputs.text_features.float(), outputs.logits.float()
     other = (outputs.image_features.float() @ negatives.flatten(0, 1).T) * outputs.logit_scale
-    if config.objective == "published":
-        images, spread = (
-            multi_label(outputs.logits.float(), other, batch.labels),
-            _length(negatives),
-        )
-    else:
-        images, spread = _missing_share(outputs.logits.float(), other), _alike(negatives)
-    classes = (negatives * positives[:, None]).sum(dim=-1).mean()
-    terms = {"images": images, "classes": classes, "spread": spread}
-    for weight, (name, term) in zip(config._weights(), terms.items(), strict=True):
-        report[f"negative/{name}"] = float(term.detach())
-        if weight:
-            losses[name] = weight * term
-    return losses, report
+    published = config.objective == "published"
+    labels = batch.labels
+    images = multi_label(logits, other, labels) if published else _missing_share(logits, other)
+    return {
+        "images": images,
+        "classes": (negatives * positives[:, None]).sum(dim=-1).mean(),
+        "spread": _length(negatives) if published else _alike(negatives),
+    }
 
 
 def _missing_share(logits: Tensor, other: Tensor) -> Tensor:
