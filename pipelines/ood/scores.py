@@ -182,18 +182,11 @@ def neg_mcm(similarity: Array, negative_similarity: Array, tau: float = 1.0) -> 
     """MCM among classes and negatives, max_id e^{s/tau} / (sum_id e^{s/tau} + sum_neg e^{s/tau}).
 
     Li et al. 2024, "Learning Transferable Negative Prompts for Out-of-Distribution Detection", as
-    its public code has it, at tau = 1 by default. Without negatives it would be `mcm`.
-
-    Args:
-        similarity: s (N, K) to the ID class names.
-        negative_similarity: s (N, M) to the negative prompts or words, M >= 1.
-        tau: Temperature, > 0.
+    its public code has it: s (N, K) to the classes, (N, M) to negative prompts or words, tau > 0.
     """
     check_positive(tau, "tau")
     return map_rows(
-        lambda s, negative: (
-            max_softmax(s, tau) * _id_share(s, negative, tau, 1).to(working_dtype(s))
-        ),
+        lambda s, negative: max_softmax(s, tau) * _id_share(s, negative, tau, 1).to(s),
         similarity=as_tensor(similarity, "similarity", rank=2),
         negative_similarity=as_tensor(negative_similarity, "negative_similarity", rank=2),
     )
