@@ -80,7 +80,7 @@ def log_trainings(
         parent: the MLflow run of the whole.
         on_progress: called with (epochs done, in all, a note).
     """
-    total = sum(job.method.training.epochs for job in jobs.values() if _trains(job.method))
+    total = sum(job.method.num_epochs for job in jobs.values() if _trains(job.method))
     reported: set[tuple[str, float]] = set()
     log = EpochLog(lambda name: tracker.run(name, parent=parent))
 

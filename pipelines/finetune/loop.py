@@ -7,7 +7,9 @@ interrupted after any epoch and went on from its checkpoint.
 
 Rule for the epoch that is kept: the highest validation accuracy; among equals the lowest
 validation cross-entropy; among equals the earlier epoch. Without validation images: the last.
-A method's own losses never choose.
+A method's own losses never choose. A method that trains in stages has this rule for the first;
+the next one begins at the epoch it kept. Later stages need not move what validation sees, so that
+of equals their later epoch is kept.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pipelines.finetune.state import (
     add_up,
     batches_of,
     close_epoch,
+    enter_stage,
     finish,
     judge,
     losses_of,
@@ -90,7 +93,8 @@ def train_in_process(
         run = start(job, data, network, workers or Workers())
         if job.method.head.trainable:
             _resume(run, checkpoint)
-            for epoch in range(len(run.history) + 1, job.method.training.epochs + 1):
+            for epoch in range(len(run.history) + 1, job.method.num_epochs + 1):
+                enter_stage(run, epoch)
                 _train_epoch(run, epoch)
                 judge(run, epoch)
                 if checkpoint is not None:
@@ -117,7 +121,21 @@ def _train_epoch(run: TrainingRun, epoch: int) -> None:
 def _step(
     run: TrainingRun, rows: Tensor, outlier_rows: Tensor | None, rate: float
 ) -> dict[str, float]:
-    """One update; returns the losses and the method's report, by name."""
+    """The updates by a batch; returns the last one's losses and the method's report, by name."""
+    for _ in range(run.method.inner_steps):
+        _update(run, rows, outlier_rows, rate, inner=True)
+    return _update(run, rows, outlier_rows, rate)
+
+
+def _update(
+    run: TrainingRun,
+    rows: Tensor,
+    outlier_rows: Tensor | None,
+    rate: float,
+    *,
+    inner: bool = False,
+) -> dict[str, float]:
+    """One update, an inner or the method's own."""
     assert run.optimizer is not None
     run.optimizer.zero_grad(set_to_none=True)
     report: Totals = {}
@@ -125,10 +143,11 @@ def _step(
     outlier_parts = outlier_rows.tensor_split(len(parts)) if outlier_rows is not None else ()
     for number, part in enumerate(parts):
         share = len(part) / len(rows)
-        total, figures = losses_of(run, part, outlier_parts[number] if outlier_parts else None)
+        outlier_part = outlier_parts[number] if outlier_parts else None
+        total, figures = losses_of(run, part, outlier_part, inner=inner)
         (total * share).backward()  # type: ignore[no-untyped-call]
         add_up(report, figures, share)
-    run.workers.add_gradients(run.parameters.values())
+    run.workers.add_gradients(p for p in run.parameters.values() if p.requires_grad)
     update(run, rate)
     return report
 

@@ -159,19 +159,35 @@ def batches_of(run: TrainingRun) -> Iterator[tuple[Tensor, Tensor | None]]:
 
 def rate_of(run: TrainingRun, epoch: int, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step of an epoch: epochs count from 1, steps from 0."""
-    done = (epoch - 1) * steps_per_epoch
+    done = _stage_of(run, epoch)[1] * steps_per_epoch
     return learning_rate(run.method.training, done + step, steps_per_epoch)
 
 
+def _stage_of(run: TrainingRun, epoch: int) -> tuple[int, int]:
+    """The stage of an epoch, from 0, and how many of the stage's epochs are done before it."""
+    return divmod(epoch - 1, run.method.training.epochs)
+
+
+def enter_stage(run: TrainingRun, epoch: int) -> None:
+    """Put the head in the stage of an epoch; after the first, a stage begins at the best epoch."""
+    if run.method.num_stages == 1:
+        return
+    stage, done = _stage_of(run, epoch)
+    if stage and not done:
+        _restore_best(run)
+        run.optimizer = optimizer(run.method.training, run.parameters.values())
+    run.head.enter_stage(stage, begins=not done)
+
+
 def losses_of(
-    run: TrainingRun, rows: Tensor, outlier_rows: Tensor | None
+    run: TrainingRun, rows: Tensor, outlier_rows: Tensor | None, *, inner: bool = False
 ) -> tuple[Tensor, dict[str, float]]:
-    """What a step minimises, and the figures of its report.
+    """What a step minimises, and the figures of its report; `inner`: of an inner update.
 
     Raises:
         UserError: where the maths refuses what is no number.
     """
-    losses, extra = _method_losses(run, rows, outlier_rows)
+    losses, extra = _method_losses(run, rows, outlier_rows, inner)
     total = torch.stack(list(losses.values())).sum()
     figures = {"loss": float(total.detach()), **extra}
     figures.update({f"loss/{name}": float(loss.detach()) for name, loss in losses.items()})
@@ -210,7 +226,7 @@ def close_epoch(run: TrainingRun, epoch: int, rate: float, totals: Totals) -> No
 
 
 def _method_losses(
-    run: TrainingRun, rows: Tensor, outlier_rows: Tensor | None
+    run: TrainingRun, rows: Tensor, outlier_rows: Tensor | None, inner: bool
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     context, device = run.context, run.context.features.device
     features = [_image_features(run, rows)]
@@ -229,8 +245,11 @@ def _method_losses(
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         given = [torch.cat(parts) for parts in (features, local) if parts]
         outputs = _outputs(run, given, batch)
+    plugin = METHODS[run.method.name]
+    loss = plugin.inner_loss if inner else plugin.loss
+    assert loss is not None  # `Config.inner_steps` promised one
     try:
-        losses, report = METHODS[run.method.name].loss(outputs, batch, run.method)
+        losses, report = loss(outputs, batch, run.method)
     except ValueError as error:
         # The maths refuses what is no number; for the user that is a training gone wrong.
         raise UserError(
@@ -307,8 +326,14 @@ def judge(run: TrainingRun, epoch: int) -> None:
             right = _adjusted(run, logits).argmax(dim=1) == labels
             report["validation/accuracy"] = float(right.float().mean())
             report["validation/cross_entropy"] = float(F.cross_entropy(logits, labels))
-        earlier = [h for h in run.history[:-1] if h["epoch"] == run.best_epoch]
-        better = not earlier or _rank(report) > _rank(earlier[0])
+        stage = _stage_of(run, epoch)[0]
+        earlier = [
+            _rank(h)
+            for h in run.history[:-1]
+            if h["epoch"] == run.best_epoch and _stage_of(run, run.best_epoch)[0] == stage
+        ]
+        rank = _rank(report)
+        better = not earlier or rank > earlier[0] or (stage > 0 and rank == earlier[0])
     if better:
         run.best_epoch = epoch
         run.best = {name: p.detach().clone() for name, p in run.parameters.items()}
@@ -334,10 +359,15 @@ def _adjusted(run: TrainingRun, logits: Tensor) -> Tensor:
 def finish(run: TrainingRun) -> Trained:
     """The head of the best epoch, and of the last."""
     last = predictor_of(run)
+    _restore_best(run)
+    return Trained(predictor_of(run), last, run.best_epoch, tuple(run.history))
+
+
+def _restore_best(run: TrainingRun) -> None:
+    """Put the parameters where they were after the best epoch."""
     with torch.no_grad():
         for name, parameter in run.parameters.items():
             parameter.copy_(run.best[name])
-    return Trained(predictor_of(run), last, run.best_epoch, tuple(run.history))
 
 
 def predictor_of(run: TrainingRun) -> Predictor:

@@ -49,6 +49,7 @@ def shape_of(method: MethodConfig) -> str | None:
     """Settings with equal shapes can be trained together; None: this one only alone."""
     training = plain(method.training)
     alone = training["accumulate"] > 1 or training["precision"] != "fp32"
+    alone = alone or method.num_stages > 1 or method.inner_steps > 0
     if alone or not HEADS[method.head.name].encodes_together(method.head):
         return None
     common = {name: training[name] for name in SHARED}

@@ -106,6 +106,25 @@ class MethodConfig(Section):
         """How it trains a whole network from pixels; None: it trains a head on features."""
         return self.head.network
 
+    @property
+    def num_stages(self) -> int:
+        """Stages of a head's training, of `training.epochs` and a schedule of rates each.
+
+        With more than one, a stage begins at the best epoch of the one before and with a new
+        optimiser, and the head's `enter_stage(stage, begins)` says what learns in it.
+        """
+        return 1
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of all stages."""
+        return self.training.epochs * self.num_stages
+
+    @property
+    def inner_steps(self) -> int:
+        """Updates by `MethodPlugin.inner_loss` before each update by `loss`, on its batch."""
+        return 0
+
     @model_validator(mode="after")
     def _check_head(self) -> MethodConfig:
         head = self.head
@@ -225,11 +244,14 @@ class MethodPlugin(Generic[ConfigT]):
             report.
         prepare: (config, initial) to tensors by name, measured once before training from what the
             backbone itself gives; losses find them in `Batch.prepared`. None: nothing is.
+        inner_loss: as `loss`, of the `Config.inner_steps` updates of a head before each update by
+            `loss`. None: there are none.
     """
 
     Config: type[ConfigT]
     loss: Callable[[Outputs, Batch, ConfigT], Losses]
     prepare: Callable[[ConfigT, Initial], dict[str, Tensor]] | None = None
+    inner_loss: Callable[[Outputs, Batch, ConfigT], Losses] | None = None
 
 
 def cross_entropy(outputs: Outputs, batch: Batch) -> Tensor:

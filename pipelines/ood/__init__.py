@@ -78,6 +78,7 @@ from pipelines.ood.scores import (
     msp,
     neg_entropy,
     neg_label,
+    neg_mcm,
 )
 from pipelines.ood.statistics import (
     ClassCounts,
@@ -152,6 +153,7 @@ __all__ = [
     "msp",
     "neg_entropy",
     "neg_label",
+    "neg_mcm",
     "odin",
     "odin_perturb",
     "ood_metrics",

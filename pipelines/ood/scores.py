@@ -178,6 +178,20 @@ def neg_label(
     )
 
 
+def neg_mcm(similarity: Array, negative_similarity: Array, tau: float = 1.0) -> Tensor:
+    """MCM among classes and negatives, max_id e^{s/tau} / (sum_id e^{s/tau} + sum_neg e^{s/tau}).
+
+    Li et al. 2024, "Learning Transferable Negative Prompts for Out-of-Distribution Detection", as
+    its public code has it: s (N, K) to the classes, (N, M) to negative prompts or words, tau > 0.
+    """
+    check_positive(tau, "tau")
+    return map_rows(
+        lambda s, negative: max_softmax(s, tau) * _id_share(s, negative, tau, 1).to(s),
+        similarity=as_tensor(similarity, "similarity", rank=2),
+        negative_similarity=as_tensor(negative_similarity, "negative_similarity", rank=2),
+    )
+
+
 def delta_energy(similarity: Array, tau: float = 1.0, c: int = 1, low: float = 0.0) -> Tensor:
     """Energy change E1 - E0 when the top c similarities are set to `low`, one at a time.
 
@@ -369,7 +383,7 @@ def _check_re_alignment(
         raise ValueError(f"low must be finite, came {low}")
 
 
-# gl_mcm and neg_label need more than similarity or logits: callers that lack it skip them.
+# gl_mcm, neg_label and neg_mcm need more than similarity or logits: callers that lack it skip them.
 SCORES: Table[Entry] = Table(
     {
         "msp": Entry(msp, ("logits",)),
@@ -380,6 +394,7 @@ SCORES: Table[Entry] = Table(
         "mcm": Entry(mcm, ("similarity",)),
         "gl_mcm": Entry(gl_mcm, ("similarity", "local_similarity")),
         "neg_label": Entry(neg_label, ("similarity", "negative_similarity")),
+        "neg_mcm": Entry(neg_mcm, ("similarity", "negative_similarity")),
         "delta_energy": Entry(delta_energy, ("similarity",)),
     }
 )

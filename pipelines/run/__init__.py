@@ -110,7 +110,7 @@ class Run:
             }
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(network.identity(backbone))
-        if scoring.NEG_LABEL in config.scores:
+        if scoring.reads_words(config.scores):
             words = read_words(config.negative_classes, config.negative_pool)
             identity["words"] = digest([kind.what for kind in words])
         identity |= {f"of {name}": digest(network.identity(other)) for name, other in own.items()}

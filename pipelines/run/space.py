@@ -113,8 +113,8 @@ class FeatureSpace:
 
     @cached_property
     def mined(self) -> dict[str, str]:
-        """The address of neg_label's words by its name, where it is among the scores."""
-        if scoring.NEG_LABEL not in self.scores:
+        """The address of the words by the name of their record, where a score reads them."""
+        if not scoring.reads_words(self.scores):
             return {}
         address = negative_classes.keep(
             read_words(self.run.config.negative_classes, self.run.config.negative_pool),

@@ -7,9 +7,9 @@ training set. `score_rows` computes any of them; what was fitted comes as `recor
 sum's own record is a `Combination`, and its parts' records stand beside it.
 
 Some scores read more than a head's similarities and the features, and are in no sum: `gl_mcm`
-compares local features with the classes, `neg_label` compares images with words that are no class
-(its record), and those of `OWN_PASS` have a pass over the pixels of their own: images after an
-input step (`odin`), or the activations of layers (`layer_mahalanobis`).
+compares local features with the classes, `neg_label` and `neg_mcm` compare images with words that
+are no class (the record of neg_label), and those of `OWN_PASS` have a pass over the pixels of
+their own: images after an input step (`odin`), or the activations of layers (`layer_mahalanobis`).
 """
 
 from __future__ import annotations
@@ -154,6 +154,11 @@ def reads_local(scores: Iterable[str]) -> bool:
     return GL_MCM in scores
 
 
+def reads_words(scores: Iterable[str]) -> bool:
+    """Whether one of the scores compares images with words that are no class."""
+    return any("negative_similarity" in reads(score) for score in scores)
+
+
 def reads(score: str) -> frozenset[str]:
     """The names of the arrays that a score reads, or the parts of a sum, to fit it or to score."""
     if is_sum(score):
@@ -223,7 +228,7 @@ def records_needed(score: str) -> list[str]:
 
 def records_read(score: str) -> list[str]:
     """The names of all records that a score reads: what is fitted, and mined words."""
-    return [NEG_LABEL] if score == NEG_LABEL else records_needed(score)
+    return [NEG_LABEL] if reads_words([score]) else records_needed(score)
 
 
 def score_rows(score: str, inputs: Inputs, params: Params, records: Records) -> Tensor:
@@ -285,10 +290,18 @@ def _scoring(records: Records, score: str) -> FittedRecord:
 
 
 def negative_words(records: Records) -> NDArray[np.float64]:
-    """The text features (M, D) of the mined words of neg_label."""
+    """The text features (M, D) of the mined words."""
     words = records[NEG_LABEL]
     assert isinstance(words, NegativeLabels)
     return words.wide
+
+
+def compared_dtype(score: str) -> torch.dtype:
+    """Of the similarities that a score of COMPARING reads.
+
+    neg_label is as precise of float32, and there are thousands of words.
+    """
+    return torch.float32 if score == NEG_LABEL else torch.float64
 
 
 def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]:
@@ -299,10 +312,11 @@ def _compared(score: str, inputs: Inputs, records: Records) -> dict[str, Tensor]
         whole = inputs.similarity.float()  # float32 numbers in float64: nothing is rounded
     else:
         whole = torch.from_numpy(global_similarity(inputs.predictor, features))
-    if score == NEG_LABEL:
+    if score != GL_MCM:
         words = negative_words(records)
         negative = torch.from_numpy(negative_similarity(inputs.predictor, features, words))
-        return {"similarity": whole, "negative_similarity": negative}
+        kind = compared_dtype(score)
+        return {"similarity": whole.to(kind), "negative_similarity": negative.to(kind)}
     if inputs.local is None:
         raise UserError(
             f"score {GL_MCM} reads local features, and there are none: embed with "

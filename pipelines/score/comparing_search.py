@@ -1,4 +1,4 @@
-"""The search over gl_mcm and neg_label, which read more of a head than its similarities.
+"""The search over gl_mcm, neg_label and neg_mcm, which read more of a head than its similarities.
 
 The same number of settings as every other score; the same judgement (`pipelines.score.search`).
 """
@@ -21,7 +21,7 @@ from pipelines.methods import MethodConfig
 from pipelines.ood import SCORES
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
-from pipelines.score.by_name import GL_MCM, NEG_LABEL, Records
+from pipelines.score.by_name import GL_MCM, Records
 from pipelines.score.config import PostHocConfig
 from pipelines.score.search import Setting
 
@@ -57,14 +57,14 @@ def search(
     records: Records,
     config: PostHocConfig,
 ) -> dict[str, list[Setting]]:
-    """Every setting of gl_mcm and neg_label among `scores`, where they apply to the head.
+    """Every setting of gl_mcm, neg_label and neg_mcm among `scores`, where they apply to the head.
 
     Args:
         scores: names, others among them.
         predictor: the head.
         sets: ID validation first, then each validation OOD set.
         local: local features (N, P, D) of each set, by name.
-        records: the mined words, where neg_label is among the scores.
+        records: the mined words, where a score reads them.
         config: the search space.
     """
     parts = [Validation(s.features, local.get(s.name)) for s in sets]
@@ -91,7 +91,7 @@ def _search(
     tables = [
         _gl_mcm(predictor, part, tried)
         if score == GL_MCM
-        else _neg_label(predictor, part, tried, records)
+        else _with_words(score, predictor, part, tried, records)
         for part in parts
     ]
     return [
@@ -100,15 +100,20 @@ def _search(
     ]
 
 
-def _neg_label(
-    predictor: Predictor, part: Validation, tried: Sequence[Mapping[str, float]], records: Records
+def _with_words(
+    score: str,
+    predictor: Predictor,
+    part: Validation,
+    tried: Sequence[Mapping[str, float]],
+    records: Records,
 ) -> Table:
     words = scoring.negative_words(records)
-    whole = torch.from_numpy(global_similarity(predictor, part.features))
-    negative = torch.from_numpy(negative_similarity(predictor, part.features, words))
-    score = SCORES[NEG_LABEL]
+    kind = scoring.compared_dtype(score)
+    whole = torch.from_numpy(global_similarity(predictor, part.features)).to(kind)
+    negative = torch.from_numpy(negative_similarity(predictor, part.features, words)).to(kind)
     return [
-        score(similarity=whole, negative_similarity=negative, **params).numpy() for params in tried
+        SCORES[score](similarity=whole, negative_similarity=negative, **params).numpy()
+        for params in tried
     ]
 
 

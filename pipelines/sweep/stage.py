@@ -311,6 +311,6 @@ def _search(name: str, method: MethodConfig, settings: SweepConfig) -> Search:
         scheduler=settings.scheduler,
         objectives=tuple(settings.objectives),
         grace_epochs=settings.grace_epochs,
-        max_epochs=max(listed),
+        max_epochs=max(listed) * method.num_stages,
         seed=settings.seed,
     )

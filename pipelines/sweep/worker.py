@@ -100,7 +100,7 @@ def live_trial(config: Mapping[str, Settings], shared: Trials, make_spec: MakeSp
     score = _followed_score(spec.criterion, shared.scores)
 
     def on_epoch(epoch: int, follow: Follow) -> None:
-        if epoch < spec.config.training.epochs:
+        if epoch < spec.config.num_epochs:
             accuracy, seen = follow(score)
             ray.tune.report({"epoch": epoch, "finished": False, **_figures(accuracy, seen)})
 

@@ -53,6 +53,11 @@ def jobs():
             head = config.head.model_copy(update=small)
             config = config.model_copy(update={"head": head})
         found[name] = TrainingJob(config, 0)
+    # Two stages of one epoch each, and updates before each update.
+    stages = METHODS["negprompt"].Config(training={**TRAINING, "epochs": 1}, objective="published")
+    inner = METHODS["croft"].Config(training=TRAINING, generator_steps=2, push_sign=-1)
+    found["negprompt, published"] = TrainingJob(stages, 0)
+    found["croft, published"] = TrainingJob(inner, 0)
     return found
 
 

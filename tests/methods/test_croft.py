@@ -57,22 +57,33 @@ def length_of_energy_gradient(values, z, ratios):
     return total
 
 
-def objective(config, values):
+def parts(config, values):
+    """Of z: features, generated ones, cross-entropy of each, and how alike a class's are."""
     data = three_class_toy()
     z, labels = data.features.astype(np.float64), data.labels
     ratios = {name: getattr(config.head, name) for name in RATIOS}
     shifted = unit(z + z @ values["generator"].T)
     same = (labels[:, None] == labels[None, :]) * (shifted @ z.T)
-    total = cross_entropy(SCALE * similarity(values, z, ratios), labels)
-    total += config.covariate_weight * (
-        cross_entropy(SCALE * similarity(values, shifted, ratios), labels)
-        + config.push * same.mean()
-    )
-    gradients = (length_of_energy_gradient(values, part, ratios) for part in (z, shifted))
+    losses = [cross_entropy(SCALE * similarity(values, x, ratios), labels) for x in (z, shifted)]
+    return z, shifted, losses, same.mean()
+
+
+def objective(config, values):
+    z, shifted, losses, alike = parts(config, values)
+    total = losses[0]
+    total += config.covariate_weight * (losses[1] + config.push_sign * config.push * alike)
+    ratios = {name: getattr(config.head, name) for name in RATIOS}
+    read = (z, shifted) if config.push_sign else (z,)
+    gradients = (length_of_energy_gradient(values, part, ratios) for part in read)
     return total + config.gradient_weight * sum(gradients)
 
 
-def differences(config, start):
+def inner_objective(config, values):
+    _, _, losses, alike = parts(config, values)
+    return config.covariate_weight * (losses[1] + config.push * alike)
+
+
+def differences(config, start, objective=objective):
     found = {}
     for name, array in start.items():
         found[name] = np.zeros_like(array)
@@ -121,6 +132,34 @@ def test_one_update_is_the_one_by_hand(weights):
         change = -LR * (gradients[name] + DECAY * start[name])
         np.testing.assert_allclose(watched.parameters[name] - start[name], change, atol=2e-6)
         assert np.abs(change).max() > 1e-3
+
+
+@pytest.mark.parametrize(("steps", "sign"), [(0, 0), (1, -1), (3, 0)])
+def test_the_published_updates_are_those_by_hand(steps, sign):
+    training = {"epochs": 1, "batch_size": 7, "lr": 0.1, "warmup_epochs": 0, "momentum": 0.0}
+    config = METHODS["croft"].Config(
+        head={"name": "croft", **RATIOS},
+        training={**training, "weight_decay": DECAY},
+        covariate_weight=1.5,
+        push=3.0,
+        generator_steps=steps,
+        push_sign=sign,
+    )
+    values, watched = dict.fromkeys(NAMES, np.eye(4)), Watched()
+    for number in range(steps + 1):
+        of = objective if number == steps else inner_objective
+        last, gradients = of(config, values), differences(config, values, of)
+        values = {n: v - 0.1 * (gradients[n] + DECAY * v) for n, v in values.items()}
+    job = TrainingJob(config, 0)
+    result = train_in_process(job, three_class_toy(), Backbone(), checkpoint=watched)
+    assert result.history[0]["loss"] == pytest.approx(last, rel=1e-5)
+    for name in NAMES:
+        np.testing.assert_allclose(watched.parameters[name], values[name], atol=4e-6)
+
+
+def test_generator_steps_without_a_loss_are_refused():
+    with pytest.raises(ValueError, match="generator_steps=2: with covariate_weight=0"):
+        METHODS["croft"].Config(generator_steps=2, covariate_weight=0.0)
 
 
 def test_each_weight_is_felt():

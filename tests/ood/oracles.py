@@ -71,6 +71,12 @@ def neg_label(row, negative, tau=0.01, groups=1):
         return float(mpmath.fsum(id_sum / (id_sum + s) for s in sums) / groups)
 
 
+def neg_mcm(row, negative, tau=1.0):
+    with mpmath.workdps(digits_for([*row, *negative], tau)):
+        largest = max(exponentials(row, tau))
+        return float(largest / mpmath.fsum(exponentials([*row, *negative], tau)))
+
+
 def delta_energy_terms(row, tau=1.0, c=1, low=0.0):
     """The energy change of setting the j-th largest similarity alone to `low`, j = 1..c."""
     with mpmath.workdps(digits_for([*row, low], tau)):

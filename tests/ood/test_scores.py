@@ -28,6 +28,7 @@ ORACLES = {
     "mcm": oracles.msp,
     "gl_mcm": oracles.gl_mcm,
     "neg_label": oracles.neg_label,
+    "neg_mcm": oracles.neg_mcm,
     "delta_energy": oracles.delta_energy,
 }
 # Settings that every score is judged at, beside its defaults.
@@ -39,6 +40,7 @@ SETTINGS = {
     "mcm": [{"tau": 0.01}],
     "gl_mcm": [{"tau": 0.1, "weight": 0.25}],
     "neg_label": [{"tau": 1.0}, {"tau": 0.3, "groups": 2}],
+    "neg_mcm": [{"tau": 0.01}],
     "delta_energy": [{"tau": 0.07, "c": 2}, {"c": 3, "low": -0.3}],
 }
 CASES = [
@@ -487,7 +489,7 @@ def test_inputs_say_what_a_caller_must_offer():
     assert SCORES["msp"].input == "logits"
     offered = {"similarity", "logits"}
     needy = {name for name, entry in SCORES.items() if not set(entry.inputs) <= offered}
-    assert needy == {"gl_mcm", "neg_label"}
+    assert needy == {"gl_mcm", "neg_label", "neg_mcm"}
 
 
 # combine

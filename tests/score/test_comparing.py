@@ -113,7 +113,14 @@ def neg_label_by_hand(head: Predictor, z: list[float], tau: float) -> float:
     return known / (known + others)
 
 
-CHOSEN = {"gl_mcm": GL, "neg_label": {"tau": 0.2}, "mcm": {"tau": 0.3}}
+def neg_mcm_by_hand(head: Predictor, z: list[float], tau: float) -> float:
+    z = adapted(head, z)
+    known = [math.exp(dot(z, h) / tau) for h in head.arrays["text_features"].tolist()]
+    others = sum(math.exp(dot(z, h) / tau) for h in words().text_features.tolist())
+    return max(known) / (sum(known) + others)
+
+
+CHOSEN = {"gl_mcm": GL, "neg_label": {"tau": 0.2}, "neg_mcm": {"tau": 0.4}, "mcm": {"tau": 0.3}}
 
 
 @pytest.mark.parametrize("head", ["zero_shot", "coop", "clip_adapter", "gallop"])
@@ -125,6 +132,8 @@ def test_scores_are_the_formulas_whatever_the_head(head: str) -> None:
         assert judged["score_gl_mcm"][row] == pytest.approx(expected, abs=2e-7)
         expected = neg_label_by_hand(known, features[row].tolist(), 0.2)
         assert judged["score_neg_label"][row] == pytest.approx(expected, rel=2e-6)
+        expected = neg_mcm_by_hand(known, features[row].tolist(), 0.4)
+        assert judged["score_neg_mcm"][row] == pytest.approx(expected, rel=2e-6)
 
 
 @pytest.mark.parametrize("head", ["zero_shot", "clip_adapter", "gallop"])
@@ -155,6 +164,7 @@ def test_heads_without_cosines_are_left_out() -> None:
     for name, head in {"coop": True, "negprompt": True, "linear_probe": False}.items():
         assert scoring.applies("gl_mcm", name) is head
         assert scoring.applies("neg_label", name) is head
+        assert scoring.applies("neg_mcm", name) is head
         assert scoring.applies("mcm", name)
 
 
@@ -169,12 +179,13 @@ def test_the_search_judges_every_setting_as_by_hand(
     config = PostHocConfig(budget=6, tau=(0.1, 1.0), weight=[0.5, 2.0])
     records = {"neg_label": words()}
     found = comparing_search.search(
-        ["gl_mcm", "neg_label", "mcm"], known, loaded, local, records, config
+        ["gl_mcm", "neg_label", "neg_mcm", "mcm"], known, loaded, local, records, config
     )
-    assert list(found) == ["gl_mcm", "neg_label"]
-    assert [len(tried) for tried in found.values()] == [6, 6]
+    assert list(found) == ["gl_mcm", "neg_label", "neg_mcm"]
+    assert [len(tried) for tried in found.values()] == [6, 6, 6]
     assert {s.params["weight"] for s in found["gl_mcm"]} == {0.5, 2.0}
     assert {s.params["tau"] for s in found["neg_label"]} >= {0.05, 0.5}
+    assert {s.params["tau"] for s in found["neg_mcm"]} >= {0.1, 1.0}
     for name, tried in found.items():
         for setting in tried:
             parts = [
