@@ -27,6 +27,7 @@ FIGURES = {
     "precision": "pipelines.experiments.precision",
     "network_results": "pipelines.experiments.network_results",
     "long_tail_results": "pipelines.experiments.long_tail_results",
+    "streams": "pipelines.experiments.streams",
 }
 
 

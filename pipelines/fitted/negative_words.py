@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from pipelines.backbones import network
 from pipelines.backbones.description import BackboneConfig
@@ -172,8 +173,7 @@ def keep(
     classes = torch.from_numpy(text_features(class_names, templates, backbone, storage).copy())
     features, mined = [], []
     for kind in others:
-        own = kind.templates or templates
-        encoded = torch.from_numpy(text_features(kind.words, own, backbone, storage).copy())
+        encoded = _encoded(kind, templates, backbone, storage)
         chosen = mine_negatives(encoded, classes, max_cosine=kind.max_cosine)
         features.append(encoded[chosen])
         mined += [kind.words[place] for place in chosen.tolist()]
@@ -181,6 +181,28 @@ def keep(
     manifest = FittedManifest(score=NEG_LABEL, candidates=count, words=tuple(mined))
     write(storage, address, NegativeLabels(torch.cat(features)), manifest)
     return address
+
+
+def corpus_features(
+    candidates: Sequence[Candidates],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    backbone: BackboneConfig,
+    storage: Storage,
+) -> Tensor:
+    """Unit text features (M, D) of all words that are no class, chosen or not.
+
+    Takes what `keep` takes, and raises what it raises.
+    """
+    others = [replace(kind, words=_no_class(kind.words, class_names)) for kind in candidates]
+    return torch.cat([_encoded(kind, templates, backbone, storage) for kind in others])
+
+
+def _encoded(
+    kind: Candidates, templates: Sequence[str], backbone: BackboneConfig, storage: Storage
+) -> Tensor:
+    own = kind.templates or templates
+    return torch.from_numpy(text_features(kind.words, own, backbone, storage).copy())
 
 
 def _no_class(words: Sequence[str], class_names: Sequence[str]) -> tuple[str, ...]:

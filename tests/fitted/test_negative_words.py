@@ -14,7 +14,7 @@ from pipelines.backbones.description import BackboneConfig
 from pipelines.config import UserError
 from pipelines.data.storage import Storage
 from pipelines.fitted import negative_words
-from pipelines.fitted.negative_words import Candidates, keep, read_words
+from pipelines.fitted.negative_words import Candidates, corpus_features, keep, read_words
 from pipelines.ood.negatives import mine_negatives
 from pipelines.score import by_name as scoring
 
@@ -147,6 +147,9 @@ def test_words_of_the_backbones_own_tower_without_class_names(
         own = templates if word.startswith("thing") else ("It is {}",)
         mean = loaded.encode_text([t.format(word) for t in own]).mean(dim=0)
         torch.testing.assert_close(row, mean / mean.norm(), rtol=0, atol=1e-6)
+    corpus = corpus_features([nouns, adjectives], known, templates, backbone, storage)
+    assert len(corpus) == 34
+    assert {tuple(row) for row in kept.text_features.tolist()} < set(map(tuple, corpus.tolist()))
     with pytest.raises(UserError, match="every word of the list is a class name"):
         keep([Candidates(("DOG",))], known, templates, backbone, storage)
 
