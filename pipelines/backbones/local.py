@@ -4,6 +4,9 @@ GL-MCM (Miyai et al. 2023), LoCoOp and GalLoP compare them with classes. A token
 CLIP's image tower is taken through the last layer's *value path*: value and output projection
 without attention, so that nothing of the other tokens is mixed in (Zhou et al. 2022, MaskCLIP).
 The output of open_clip's `forward_intermediates` is mixed and is not that.
+
+A tower whose feature is a projection of the mean over places needs no such path: the projection
+of each place is exact, the image's feature before normalisation is the mean of them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ def encode_with_local(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Image features (N, D) and local features (N, P, D) in one pass; neither is normalised.
 
     Args:
-        model: open_clip's CLIP with a VisionTransformer or a ModifiedResNet tower.
+        model: open_clip's CLIP with a VisionTransformer, a ModifiedResNet, or timm's EfficientNet
+            or ResNet under mean pooling and a linear projection.
         pixels: (N, 3, H, W).
 
     Raises:
@@ -40,6 +44,7 @@ def encode_with_local(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _value_path(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The layer whose input is wanted, and what makes local features of that input."""
     from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     if isinstance(visual, ModifiedResNet):
@@ -47,10 +52,26 @@ def _value_path(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None
     if plain and isinstance(visual.transformer.resblocks[-1], ResidualAttentionBlock):
         return visual.transformer.resblocks[-1], lambda x: _block_values(visual, x)
+    if isinstance(visual, TimmModel) and _projects_the_mean(visual):
+        return visual.trunk.global_pool, lambda x: visual.head(x.flatten(2).transpose(1, 2))
     raise UserError(
         f"local_features: the image tower {type(visual).__name__} has no known value path; "
-        "allowed: open_clip's VisionTransformer (without attentional pooling) and ModifiedResNet"
+        "allowed: open_clip's VisionTransformer (without attentional pooling) and ModifiedResNet, "
+        "timm's EfficientNet and ResNet (mean pooling, linear projection)"
     )
+
+
+def _projects_the_mean(visual: Any) -> bool:
+    """Whether nothing but a linear layer follows the mean over the trunk's last activations."""
+    from timm.models.efficientnet import EfficientNet
+    from timm.models.resnet import ResNet
+
+    # Other trunks have layers after the pooling (MobileNetV3, ConvNeXt).
+    if not isinstance(visual.trunk, EfficientNet | ResNet):
+        return False
+    pooled = visual.trunk.global_pool.pool_type in ("avg", "fast", "fastavg")
+    linear = all(isinstance(layer, nn.Dropout | nn.Linear) for layer in visual.head)
+    return pooled and linear and isinstance(visual.trunk.get_classifier(), nn.Identity)
 
 
 def _block_values(visual: Any, x: Tensor) -> Tensor:
