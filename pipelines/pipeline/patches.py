@@ -35,12 +35,13 @@ def maps_of(
     """
     head = run.finetuned.head(row.method)
     space, predictor = run.space_of(head.key), load_predictor(run.storage, head.address)
-    kept = [c.manifest.columns[LOCAL] for c in space.caches.values() if LOCAL in c.manifest.columns]
-    if predictor.plugin.compared is not None and not kept:
-        return NO_LOCAL
-    why = why_no_map(predictor, kept[0][0] if kept else 0)
+    columns = [cache.manifest.columns for cache in space.caches.values()]
+    kept = [shapes[LOCAL][0] for shapes in columns if LOCAL in shapes]
+    why = why_no_map(predictor, lambda: min(kept, default=2))
     if why is not None:
         return why
+    if not kept:
+        return NO_LOCAL
     crops = _crops(space, images)
     there = [n for n, crop in enumerate(crops) if crop is not None]
     maps: list[PatchMap | None] = [None] * len(images)

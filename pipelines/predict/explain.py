@@ -94,7 +94,7 @@ def explain_images(
 
 def _why_no_map(detector: Detector, tower: Tower) -> str | None:
     try:
-        why = why_no_map(detector.predictor, tower.num_local)
+        why = why_no_map(detector.predictor, lambda: tower.num_local)
     except UserError as error:  # the tower says what it lacks
         why = str(error)
     return why and f"no map: {why}"

@@ -8,7 +8,7 @@ of more than one place (`pipelines.backbones.local`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +46,16 @@ class PatchMap:
         return f"{self.score} of {rows} x {columns} patches, {low:.4g} to {high:.4g}"
 
 
-def why_no_map(predictor: Predictor, num_local: int) -> str | None:
-    """Why a head has no map of images with that many local features; None where it has."""
+def why_no_map(predictor: Predictor, num_local: Callable[[], int]) -> str | None:
+    """Why a head has no maps; None where it has.
+
+    Args:
+        predictor: the head.
+        num_local: gives the number of local features of an image; asked only where it matters.
+    """
     if predictor.plugin.compared is None:
         return f"head {predictor.head} compares no feature with text"
-    if num_local < 2:
+    if num_local() < 2:
         return "the backbone gives one local feature an image, which is no map"
     return None
 

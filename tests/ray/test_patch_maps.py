@@ -19,6 +19,7 @@ from pipelines.run.observer import Quiet
 from pipelines.settings.config import PipelineConfig
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("ray_cluster"),
     # MLflow's note on models that take images alone.
     pytest.mark.filterwarnings("ignore:.*An input example was not provided:UserWarning"),
