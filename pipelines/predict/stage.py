@@ -187,7 +187,10 @@ def _judged(detector: Detector, batches: Iterable[Batch]) -> Iterator[Prediction
 def _explained(
     detector: Detector, batches: Iterable[Batch], folder: Storage
 ) -> Iterator[Prediction]:
-    """The same with explanations; a map is written before its image's turn."""
+    """The same with explanations; a map is written before its image's turn.
+
+    Images are encoded twice: a verdict owes nothing to whether it is explained.
+    """
     from pipelines.predict.explain import explain_images
 
     number = itertools.count(1)
