@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 INK, MUTED, LINE, PAPER = "#1c2024", "#63696f", "#d5d9dd", "#fefefe"
 # Okabe and Ito's colour-blind safe hues, and a few beside them.
@@ -115,6 +118,27 @@ def label(panel: Axes, *, title: str, x: str, y: str) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes do not depend on the machine's date or library version."""
     figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def heat_map(
+    pixels: NDArray[np.uint8], values: NDArray[np.float64], side: int = 224
+) -> Image.Image:
+    """An image under the values of its places, from dark blue (its lowest) to yellow (its highest).
+
+    Args:
+        pixels: (H, W, 3) RGB.
+        values: (rows, columns), which divide the image evenly; one colour where all are equal.
+        side: of the picture's shorter side, pixels; a larger image is made smaller.
+    """
+    height, width = pixels.shape[:2]
+    scale = side / min(height, width)
+    size = round(width * scale), round(height * scale)
+    span = values.max() - values.min()
+    shares = (values - values.min()) / span if span > 0 else np.full(values.shape, 0.5)
+    colours = Image.fromarray(mpl.colormaps["viridis"](shares, bytes=True)[..., :3].copy())
+    grey = Image.fromarray(pixels).convert("L").convert("RGB")
+    below = grey.resize(size, Image.Resampling.BICUBIC)
+    return Image.blend(below, colours.resize(size, Image.Resampling.NEAREST), 0.5)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -5,9 +5,8 @@ CLIP's image tower is taken through the last layer's *value path*: value and out
 without attention, so that nothing of the other tokens is mixed in (Zhou et al. 2022, MaskCLIP).
 The output of open_clip's `forward_intermediates` is mixed and is not that.
 
-A convolutional tower that averages its last map and projects the mean linearly needs no such path:
-its local features are the projected places of that map, and their mean is the image's feature
-exactly, before either is normalised.
+A tower whose feature is a projection of the mean over places needs no such path: the projection
+of each place is exact, the image's feature before normalisation is the mean of them.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ def encode_with_local(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Image features (N, D) and local features (N, P, D) in one pass; neither is normalised.
 
     Args:
-        model: open_clip's CLIP with a VisionTransformer or a ModifiedResNet tower, or one of timm
-            that averages and projects.
+        model: open_clip's CLIP with a VisionTransformer, a ModifiedResNet, or timm's EfficientNet
+            or ResNet under mean pooling and a linear projection.
         pixels: (N, 3, H, W).
 
     Raises:
@@ -53,24 +52,26 @@ def _value_path(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None
     if plain and isinstance(visual.transformer.resblocks[-1], ResidualAttentionBlock):
         return visual.transformer.resblocks[-1], lambda x: _block_values(visual, x)
-    if isinstance(visual, TimmModel) and _averages_and_projects(visual):
+    if isinstance(visual, TimmModel) and _projects_the_mean(visual):
         return visual.trunk.global_pool, lambda x: visual.head(x.flatten(2).transpose(1, 2))
     raise UserError(
         f"local_features: the image tower {type(visual).__name__} has no known value path; "
-        "allowed: open_clip's VisionTransformer (without attentional pooling), ModifiedResNet, and "
-        "timm's convolutional networks with average pooling and a linear projection"
+        "allowed: open_clip's VisionTransformer (without attentional pooling) and ModifiedResNet, "
+        "timm's EfficientNet and ResNet (mean pooling, linear projection)"
     )
 
 
-def _averages_and_projects(visual: Any) -> bool:
-    """Whether a tower of timm is a map of features, their mean and a linear projection."""
-    from timm.layers import SelectAdaptivePool2d
+def _projects_the_mean(visual: Any) -> bool:
+    """Whether nothing but a linear layer follows the mean over the trunk's last activations."""
+    from timm.models.efficientnet import EfficientNet
+    from timm.models.resnet import ResNet
 
-    pool = getattr(visual.trunk, "global_pool", None)  # of a transformer: a word
-    averages = isinstance(pool, SelectAdaptivePool2d) and pool.pool_type == "avg"
-    after = [module for module in visual.head if not isinstance(module, nn.Dropout)]
-    ends = isinstance(visual.trunk.get_classifier(), nn.Identity)
-    return averages and ends and len(after) == 1 and isinstance(after[0], nn.Linear)
+    # Other trunks have layers after the pooling (MobileNetV3, ConvNeXt).
+    if not isinstance(visual.trunk, EfficientNet | ResNet):
+        return False
+    pooled = visual.trunk.global_pool.pool_type in ("avg", "fast", "fastavg")
+    linear = all(isinstance(layer, nn.Dropout | nn.Linear) for layer in visual.head)
+    return pooled and linear and isinstance(visual.trunk.get_classifier(), nn.Identity)
 
 
 def _block_values(visual: Any, x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from pipelines.run import Run
 from pipelines.run.observer import Observer
 from pipelines.score import stage as score
 from pipelines.score.code import score_rows_used
+from pipelines.score.patches import patch_maps
 from pipelines.settings.config import PipelineConfig, searched_networks
 from pipelines.store.errors import damaged_in
 from pipelines.store.locks import locked
@@ -216,7 +217,7 @@ STAGES: dict[str, Stage] = {
     "score": Stage(stages.hand_score, (score.run,)),
     "evaluate": Stage(
         stages.hand_evaluate,
-        (evaluate.run, score.read_all, "pipelines.report.page.write"),
+        (evaluate.run, score.read_all, "pipelines.report.page.write", patch_maps),
         uses_plugins=False,
         needs_ray=_never,
     ),

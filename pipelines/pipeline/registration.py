@@ -14,13 +14,14 @@ from pipelines.register import choose
 from pipelines.register import stage as register
 from pipelines.register.calibration import Calibration
 from pipelines.register.choose import OnValidation, ValidatedChoice
+from pipelines.register.examples import Examples
 from pipelines.register.result import RegisterResult
 from pipelines.run import Run
 from pipelines.run.space import FeatureSpace
 from pipelines.score import by_name as scoring
 from pipelines.score import search as posthoc
 from pipelines.score import stage as score
-from pipelines.score.cache import load_records
+from pipelines.score.cache import load_records, read_manifest
 
 
 def _calibration(space: FeatureSpace, address: str) -> Calibration:
@@ -70,6 +71,20 @@ def _validated(run: Run) -> Mapping[str, ValidatedChoice]:
     return full_spectrum(tables, run.config.scores)
 
 
+def _examples(space: FeatureSpace, per_class: int) -> Examples | None:
+    """Training images that the model carries."""
+    if not per_class or "train" not in space.run.benchmark.sets:
+        return None
+    return Examples.of(space.sets.load("train"), per_class)
+
+
+def _words(space: FeatureSpace, fitted: Mapping[str, str]) -> tuple[str, ...]:
+    """The negative words among what was fitted for the champion's score."""
+    if scoring.NEG_LABEL not in fitted:
+        return ()
+    return read_manifest(space.storage, fitted[scoring.NEG_LABEL]).words
+
+
 def hand_register(run: Run) -> RegisterResult:
     """The champion as a candidate, with everything that its verdicts need."""
     method, name = choose.champion(
@@ -98,6 +113,8 @@ def hand_register(run: Run) -> RegisterResult:
         records=load_records(run.storage, needed),
         calibration=_calibration(space, head.address),
         known_scores=table.scores(name, *table.of_validation(run.config.threshold.known)),
+        examples=_examples(space, run.config.register_as.examples),
+        words=_words(space, needed),
     )
     return register.register(
         candidate, run.tracker, run.tracking_run, settings=run.config.register_as

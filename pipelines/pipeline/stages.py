@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ from pipelines.fitted.result import FinetuneResult, HeadTraining
 from pipelines.fitted.stage import FittedOfHead
 from pipelines.methods import MethodConfig
 from pipelines.pipeline import network_sweep
+from pipelines.pipeline.patches import maps_of
 from pipelines.records import HeadKey, HeadRef, Params
 from pipelines.run import Run
 from pipelines.run.space import FeatureSpace
@@ -357,6 +359,7 @@ def hand_evaluate(run: Run) -> Metrics:
             sweep=result,
             surfaces=read_surfaces(run.storage, run.id),
             image=run.benchmark.image,
+            maps=functools.partial(maps_of, run),
         ),
     )
     run.storage.write_bytes(page.encode(), "runs", run.id, "report.html")

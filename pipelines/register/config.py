@@ -23,3 +23,9 @@ class RegisterConfig(Section):
         description="of auto: AUROC of ID validation against the unknown, as the sweep has it; "
         "full_spectrum: of these and validation_shifted/NAME against validation_ood/NAME",
     )
+    examples: int = Field(
+        20,
+        ge=0,
+        description="training images a class, of which the model keeps key, class and feature: "
+        "jobs.predict explain=true names those that an image is like; 0: none",
+    )

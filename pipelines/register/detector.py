@@ -33,6 +33,7 @@ from pipelines.data.storage import Storage
 from pipelines.heads import Predictor
 from pipelines.ood.conformal import p_values
 from pipelines.records import StoredRecord, Value
+from pipelines.register.examples import Examples
 from pipelines.score.by_name import (
     OWN_PASS,
     Records,
@@ -49,6 +50,7 @@ ARTIFACT = "detector"
 FILE = "detector.json"
 PREDICTOR = ("head.json", "head.safetensors")
 KNOWN_SCORES = "known-scores.safetensors"
+EXAMPLES = "training-examples.parquet"
 
 VERDICTS = pa.schema(
     [
@@ -70,6 +72,7 @@ class DetectorRecord(StoredRecord):
         backbone: its files by their names in the folder.
         records: names of what was fitted for the score.
         num_known: how many scores of ID validation images the folder holds.
+        num_examples: how many training images it holds; models of earlier versions hold none.
     """
 
     score: str
@@ -82,6 +85,8 @@ class DetectorRecord(StoredRecord):
     facts: dict[str, Value] = Field(default_factory=dict)
     records: tuple[str, ...] = ()
     num_known: int = 0
+    num_examples: int = 0
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class Detector:
         facts: what else is worth knowing (method, target_tpr, benchmark ...), never used.
         known_scores: (N,) of the ID validation images, which p-values compare with; of none, no
             image has a p-value.
+        examples: training images, for explanations alone; None where the model carries none.
+        words: the negative words of the record of neg_label, in its order.
     """
 
     predictor: Predictor
@@ -114,6 +121,8 @@ class Detector:
     facts: Mapping[str, Value] = field(default_factory=dict)
     records: Records = field(default_factory=dict)
     known_scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    examples: Examples | None = None
+    words: tuple[str, ...] = ()
 
     @cached_property
     def network(self) -> Tower:
@@ -203,7 +212,7 @@ class Detector:
         return pa.Table.from_pylist(rows, schema=VERDICTS)
 
     def save(self, folder: Path) -> None:
-        """Write the head, the score's records, known scores and backbone, and what seals them.
+        """Write the head, what the score reads, examples and backbone, and what seals them.
 
         That is `detector.json`, with size and SHA-256 of every other file.
         """
@@ -212,6 +221,8 @@ class Detector:
         contents |= {_record_file(name): to_bytes(record) for name, record in self.records.items()}
         if len(self.known_scores):
             contents[KNOWN_SCORES] = safetensors.numpy.save({"scores": self.known_scores})
+        if self.examples is not None:
+            contents[EXAMPLES] = self.examples.to_bytes()
         backbone = None if self.backbone is None else _copy_backbone(self.backbone, folder)
         record = DetectorRecord(
             score=self.score,
@@ -224,6 +235,8 @@ class Detector:
             facts=dict(self.facts),
             records=tuple(sorted(self.records)),
             num_known=len(self.known_scores),
+            num_examples=0 if self.examples is None else len(self.examples.keys),
+            words=self.words,
         )
         named = () if backbone is None else (backbone.path, backbone.config)
         copied = {name: FileSeal.of_file(folder / name) for name in named if name is not None}
@@ -244,7 +257,8 @@ class Detector:
             record = entry.check()
             records = [_record_file(name) for name in record.records]
             known = [KNOWN_SCORES] if record.num_known else []
-            _, files = entry.read_all([*PREDICTOR, *records, *known])
+            examples = [EXAMPLES] if record.num_examples else []
+            _, files = entry.read_all([*PREDICTOR, *records, *known, *examples])
         except Damaged as damaged:
             raise UserError(
                 f"{damaged.place}: {damaged.why}; this model judges nothing. Restore it: run "
@@ -265,6 +279,8 @@ class Detector:
             known_scores=safetensors.numpy.load(files[KNOWN_SCORES])["scores"]
             if known
             else np.zeros(0),
+            examples=Examples.from_bytes(files[EXAMPLES]) if examples else None,
+            words=record.words,
         )
 
 

@@ -25,6 +25,7 @@ from pipelines.records import Known, Value
 from pipelines.register.calibration import Calibration
 from pipelines.register.config import RegisterConfig
 from pipelines.register.detector import ARTIFACT, VERDICTS, Detector, detector_digest
+from pipelines.register.examples import Examples
 from pipelines.register.result import RegisterResult
 from pipelines.score import by_name as scoring
 from pipelines.score.by_name import Records, to_bytes
@@ -63,6 +64,8 @@ class Candidate:
         records: what was fitted for the score, by name.
         calibration: of the confidence.
         known_scores: (N,) of the ID validation images.
+        examples: training images that it shows beside what it judged.
+        words: the negative words of the record of neg_label, in its order.
     """
 
     predictor: Predictor
@@ -79,6 +82,8 @@ class Candidate:
     records: Records = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     known_scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    examples: Examples | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -112,11 +117,14 @@ class Candidate:
             facts=facts,
             records=self.records,
             known_scores=self.known_scores,
+            examples=self.examples,
+            words=self.words,
         )
 
     def content(self) -> str:
-        """A digest of what decides the model's verdicts, its code included."""
+        """A digest of what decides the model's verdicts and explanations, its code included."""
         files = self.predictor.files()
+        examples = b"" if self.examples is None else self.examples.to_bytes()
         return digest(
             {
                 "head": {name: hashlib.sha256(files[name]).hexdigest() for name in files},
@@ -129,6 +137,7 @@ class Candidate:
                 "decoding": asdict(self.decoding),
                 "temperature": self.calibration.temperature,
                 "known scores": hashlib.sha256(self.known_scores.tobytes()).hexdigest(),
+                "explanation": [hashlib.sha256(examples).hexdigest(), list(self.words)],
                 "code": model_code(self.predictor.head, self.score).digest,
             }
         )

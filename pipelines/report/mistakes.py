@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ class Mistake:
     """An image that a method gets wrong: its thumbnail as a data URI, and what was said of it."""
 
     set_label: str
+    set_name: str
     key: str
     truth: str
     predicted: str
@@ -77,6 +78,7 @@ def _samples(rows: pa.Table, class_names: Sequence[str], image: Images) -> list[
     return [
         Mistake(
             set_label=set_label(row["set"]),
+            set_name=row["set"],
             key=row["key"],
             truth=class_names[row["label"]] if row["label"] >= 0 else "",
             predicted=class_names[row["predicted"]],
@@ -100,7 +102,11 @@ def _thumbnail(encoded: bytes | None) -> str:
         return ""
     small = max(image.size) <= 40  # few pixels: keep them sharp
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return data_uri(image, "PNG" if small else "JPEG")
+
+
+def data_uri(image: Image.Image, form: Literal["PNG", "JPEG"]) -> str:
+    """An image as it stands in a page that loads nothing."""
     buffer = io.BytesIO()
-    form = "PNG" if small else "JPEG"
-    image.save(buffer, form, **({} if small else {"quality": 82}))
+    image.save(buffer, form, **({"quality": 82} if form == "JPEG" else {}))
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -26,6 +26,7 @@ from pipelines.report import statements, tables
 from pipelines.report.accuracy_detection import Point, accuracy_detection
 from pipelines.report.figures import ScoredMethod
 from pipelines.report.mistakes import Images, mistakes
+from pipelines.report.patches import Maps, where_in_the_image
 from pipelines.sweep import evidence as sweep_evidence
 from pipelines.sweep import figures as sweep_figures
 from pipelines.sweep.result import SweepResult
@@ -49,6 +50,7 @@ class ReportInputs:
         sweep: the sweep's record; None where the page says nothing of it.
         surfaces: the post-hoc surfaces of the chosen trials, where the sweep wrote them.
         image: the encoded image of (set name, key), or None where it cannot be had.
+        maps: of the patches of images; None where the page says nothing of them.
     """
 
     scores: Scores
@@ -57,6 +59,7 @@ class ReportInputs:
     sweep: SweepResult | None = None
     surfaces: pa.Table | None = None
     image: Images | None = None
+    maps: Maps | None = None
 
 
 @dataclass
@@ -81,6 +84,8 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
     )
     scored, sweep = scored_methods(metrics, inputs.scores), inputs.sweep
     class_names, image = metrics.facts.class_names, inputs.image or _no_image
+    wrong = [(item, list(mistakes(item, class_names, image))) for item in scored]
+    by_row = [(metrics.row(item.method, item.score), kinds) for item, kinds in wrong]
     searched = sweep if sweep is not None and sweep.trials else None
     return environment.get_template("page.html.j2").render(
         metrics=metrics,
@@ -101,7 +106,8 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
         setting_of=statements.setting_of,
         threshold_note=statements.threshold_note(metrics),
         pictures=_drawn(metrics, scored, inputs),
-        mistakes=[(item, list(mistakes(item, class_names, image))) for item in scored],
+        mistakes=wrong,
+        where=inputs.maps and where_in_the_image(by_row, inputs.maps),
         rejected=_rejected(metrics.facts.rejected),
         trials_shown=_TRIALS_SHOWN,
         evidence=searched and sweep_evidence.evidence(searched, inputs.surfaces),

@@ -100,6 +100,47 @@ def test_resnet_local_features_are_the_value_path(backbone_files: Files) -> None
                 np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
+def timm_clip(**vision: object) -> nn.Module:
+    described = {"timm_pool": "avg", "timm_proj": "linear", "image_size": 64, **vision}
+    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return open_clip.CustomTextCLIP(16, described, text).eval()
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t"])
+def test_the_feature_of_a_mean_is_the_mean_of_local_features(name: str) -> None:
+    model = timm_clip(timm_model_name=name, timm_proj_bias=True)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features, local = encode_with_local(model, pixels)
+        plain = model.encode_image(pixels)
+        maps = model.visual.trunk.forward_features(pixels)
+    torch.testing.assert_close(features, plain, rtol=0, atol=0)
+    assert local.shape == (2, 4, 16)
+    torch.testing.assert_close(local.mean(dim=1), plain, rtol=0, atol=1e-5)
+    weight, bias = (p.detach().double().numpy() for p in model.visual.head.proj.parameters())
+    for row in range(2):
+        for column in range(2):
+            expected = weight @ maps[1, :, row, column].double().numpy() + bias
+            found = local[1, 2 * row + column].double().numpy()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"timm_model_name": "mobilenetv3_small_050"},  # a layer after the pooling
+        {"timm_model_name": "resnet10t", "timm_proj": "mlp"},
+        {"timm_model_name": "resnet10t", "timm_pool": "max"},
+        {"timm_model_name": "resnet10t", "timm_proj": ""},
+    ],
+)
+def test_a_tower_with_more_than_a_mean_and_a_layer_is_refused(vision: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="TimmModel has no known value path; allowed: "):
+        encode_with_local(timm_clip(**vision), torch.zeros(1, 3, 64, 64))
+
+
 def test_an_unknown_tower_is_refused() -> None:
     model = nn.Module()
     model.visual = nn.Linear(2, 2)

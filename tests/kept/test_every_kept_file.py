@@ -81,6 +81,7 @@ MODEL = {
     "detector's backbone": r"backbone\.(json|safetensors)",
     "detector's record": r"score-[\w+]+\.safetensors",
     "detector's known scores": r"known-scores\.safetensors",
+    "detector's training images": r"training-examples\.parquet",
 }
 # A backbone takes seconds to be trained again; the slow matrix has it.
 QUICK = tuple(kind for kind in CACHE if kind not in ("backbone", "backbone's manifest"))

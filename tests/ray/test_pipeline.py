@@ -118,6 +118,7 @@ def test_it_leaves_the_evidence(first: Finished) -> None:
         assert rows == sum(sizes[name] for name in scored)
     page = (folder / "report.html").read_text()
     assert "<html" in page
+    assert "zero_shot: no map, the run keeps no local features" in page
     assert not re.search(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css|png|svg)""", page)
 
 

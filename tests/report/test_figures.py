@@ -64,3 +64,17 @@ def test_figures_are_png_equal_each_time_and_leave_matplotlib_as_it_was(evidence
     assert set(first) == {"table.png", "histograms.png", "accuracy_detection.png"}
     assert all(Image.open(io.BytesIO(content)).format == "PNG" for content in first.values())
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_heat_map_is_the_image_in_grey_under_the_colours_of_its_places():
+    crop = np.zeros((20, 40, 3), np.uint8)
+    crop[:, 20:] = (255, 255, 255)
+    values = np.array([[0.0, 1.0], [1.0, 0.0]])
+    picture = np.asarray(plots.heat_map(crop, values, side=100), dtype=int)
+    viridis = (np.array(matplotlib.colormaps["viridis"]([0.0, 1.0]))[:, :3] * 255).round()
+    assert picture.shape == (100, 200, 3)
+    for row, column, colour, grey in ((25, 50, 0, 0), (25, 150, 1, 255), (75, 50, 1, 0)):
+        expected = (viridis[colour] + grey) / 2
+        assert np.abs(picture[row, column] - expected).max() <= 1
+    even = np.asarray(plots.heat_map(crop, np.ones((2, 2)), side=100), dtype=int)
+    assert (even[:, :90] == even[0, 0]).all()

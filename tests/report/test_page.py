@@ -21,6 +21,7 @@ from pipelines.fitted.result import EnergyModelHistory, HeadTraining
 from pipelines.records import HeadKey
 from pipelines.report import page as report
 from pipelines.report.text import text_table
+from pipelines.score.patches import PatchMap
 from tests.report.example import (
     LABELS,
     LOWS,
@@ -259,6 +260,40 @@ def test_large_and_unreadable_images(evidence):
     assert [attrs.get("class") for _, attrs in shown.attributes].count("noimage") == 48 - len(
         images
     )
+
+
+def test_maps_of_the_most_confident_mistakes_are_shared_among_the_methods(evidence, page):
+    asked: list[tuple[str, list[tuple[str, str]]]] = []
+    values = np.arange(4.0).reshape(2, 2)
+    crop = np.zeros((64, 96, 3), np.uint8)
+
+    def maps(row, images):
+        if images:
+            asked.append((row.method, list(images)))
+        if row.method == "coop":
+            return "head <x> compares no feature with text"
+        drawn = [PatchMap(row.score, values, crop) for _ in images]
+        return [*drawn[:-1], None] if drawn else []
+
+    shown = Page(evidence.page(maps=maps))
+    assert shown.unbalanced == []
+    assert "coop: no map, head <x> compares no feature with text." in shown.paragraphs
+    ((method, images),) = asked
+    assert method == "ebm"
+    assert len(images) == len(set(images)) == 12
+    kinds = [image[0].rpartition("/")[0] or image[0] for image in images[:4]]
+    assert kinds == ["test", "test", "ood/near", "ood/far"]
+    pictures = [attrs for tag, attrs in shown.attributes if tag == "img"]
+    mapped = [attrs for attrs in pictures if "jpeg" in attrs["src"][:15]]
+    assert [attrs["alt"] for attrs in mapped] == [key for _, key in images[:-1]]
+    assert all(decoded(attrs["src"]).size == (168, 112) for attrs in mapped)
+    assert "#where" not in {attrs.get("href") for _, attrs in page.attributes}
+
+
+def test_without_any_map_the_reasons_stand_alone(evidence):
+    shown = Page(evidence.page(maps=lambda *_: "the run keeps no local features"))
+    said = [text for text in shown.paragraphs if "no map" in text]
+    assert said == [f"{method}: no map, the run keeps no local features." for method in METHODS]
 
 
 def test_rejected_images_are_counted_and_the_first_shown(evidence, page):
