@@ -27,6 +27,8 @@ FIGURES = {
     "precision": "pipelines.experiments.precision",
     "network_results": "pipelines.experiments.network_results",
     "long_tail_results": "pipelines.experiments.long_tail_results",
+    "imagenet_draws": "pipelines.experiments.imagenet_draws",
+    "results_imagenet": "pipelines.experiments.results_imagenet",
 }
 
 
