@@ -28,6 +28,8 @@ FIGURES = {
     "network_results": "pipelines.experiments.network_results",
     "long_tail_results": "pipelines.experiments.long_tail_results",
     "streams": "pipelines.experiments.streams",
+    "imagenet_draws": "pipelines.experiments.imagenet_draws",
+    "results_imagenet": "pipelines.experiments.results_imagenet",
 }
 
 

@@ -53,17 +53,18 @@ def run(folder: Path) -> str:
     return "\n\n".join([*parts, *(f"Not run yet: `{command}`" for command in missing)])
 
 
-def tables(metrics: Metrics) -> list[str]:
+def tables(metrics: Metrics, *, over: str = "seeds") -> list[str]:
     """Three Markdown tables: each method under its selection criterion, AUROC of all, FPR of all.
 
-    A method whose criterion is not in the run stands with its first score.
+    A method whose criterion is not in the run stands with its first score. `over` says in the
+    note what the means are over.
     """
     scores = list(dict.fromkeys(row.score for row in metrics.rows))
     chosen = [metrics.criterion_row(method) for method in metrics.methods]
     first = [[r.method, r.score, *(_with_std(value) for value in figures(r))] for r in chosen]
     parts = [
         markdown_table(["method", "selection score", *COLUMNS], first),
-        f"Percent, mean (std) over {len(metrics.seeds)} seeds; ID is positive, FPR at 95 % TPR.",
+        f"Percent, mean (std) over {len(metrics.seeds)} {over}; ID is positive, FPR at 95 % TPR.",
     ]
     found = {(row.method, row.score): row for row in metrics.rows}
     for column, title in ((2, "AUROC"), (3, "FPR at 95 % TPR")):

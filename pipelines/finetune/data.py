@@ -102,7 +102,9 @@ def check(job: TrainingJob, data: TrainingData) -> None:
             f"{len(data.class_names)} names"
         )
     empty = [name for name, n in zip(data.class_names, counts, strict=True) if n == 0]
-    if empty and (method.head.trainable or method.adjust_logits):
+    # A head that is built from the class names' text knows a class without an image.
+    learns_from_images = method.head.trainable and "text" not in method.head.needs
+    if empty and (learns_from_images or method.adjust_logits):
         raise UserError(f"no training image of: {', '.join(empty)}; remove the class or add images")
     if method.needs_outliers and (data.outliers is None or not len(data.outliers)):
         raise UserError(

@@ -127,6 +127,15 @@ class TestImageNet:
         found = opened("imagenet", imagenet, names, missing, "benchmark.sets.ood/far/sun=null")
         assert "ood/far/sun" not in found.sets
 
+    def test_the_far_sets_alone_with_an_image_a_class_to_start_from(self, imagenet: Path) -> None:
+        names = f"benchmark.class_names=[{', '.join(NAMES.values())}]"
+        found = opened("imagenet_far", imagenet, names, "shots=null")
+        for part in ("train", "validation"):
+            assert Counter(found.sets[part].labels) == dict.fromkeys(range(4), 1)
+        assert Counter(found.sets["test"].labels) == dict.fromkeys(range(4), 2)
+        others = ("inaturalist", "sun", "places", "textures")
+        assert found.names("ood") == [f"ood/far/{name}" for name in others]
+
     def test_all_thousand_classes_are_asked_for(self, imagenet: Path) -> None:
         with pytest.raises(UserError, match=r"no image of class great white shark.* 976 more$"):
             opened("imagenet", imagenet)
