@@ -193,3 +193,8 @@ def test_any_method_is_told_by_name_and_refuses_what_it_cannot_train():
         adapter.validate_python({"name": "ebm", "weigth": 0.25})
     with pytest.raises(ValidationError, match="keep"):
         adapter.validate_python({"name": "ebm", "keep": 0.0})
+
+
+@pytest.mark.parametrize("name", ["energy_correction", "feature_ebm"])
+def test_energy_models_have_the_six_linear_layers_of_lafon_2022(name):
+    assert METHODS[name].Config().hidden + 1 == 6
