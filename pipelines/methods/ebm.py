@@ -94,13 +94,12 @@ def gradient_ratio(outputs: Outputs, batch: Batch, config: Config) -> float:
     no gradient.
     """
     assert outputs.text_features is not None
-    images = outputs.image_features.detach().float()
+    images, logits = outputs.image_features.detach().float(), outputs.logits.detach().float()
     with torch.enable_grad():
         text = outputs.text_features.detach().float().requires_grad_()
-        logits = images @ text.T * outputs.logit_scale
         of_bound = torch.autograd.grad(_change(images, text, batch, config).mean(), text)[0]
-        of_labels = torch.autograd.grad(F.cross_entropy(logits, batch.labels), text)[0]
-    norm = float(of_labels.norm())
+    errors = logits.softmax(dim=1) - F.one_hot(batch.labels, logits.shape[1])
+    norm = float((errors.T @ images).norm()) * outputs.logit_scale / len(images)
     return float(of_bound.norm()) / norm if norm else 0.0
 
 
