@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from pipelines.config import CONF
 from tests.ray.commands import job_here
+from tests.wordnet_files import write_database
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -37,6 +38,18 @@ WORDS = {
     "noun.plant.txt": lines("oak fern moss pine elm rose ivy lily ash yew rye oat sedge reed"),
     "noun.person.txt": lines("baker sailor miller cook smith monk"),
     "adj.all.txt": lines("wooden red quiet old small round late cold loud thin dry wet odd raw"),
+}
+# A carp is beside the classes, and so is a dace, two levels down; koi is a kind of goldfish.
+RELATIVES = {
+    "animal": ("animal", ""),
+    "cyprinid": ("cyprinid", "animal"),
+    "tench": ("tench", "cyprinid"),
+    "goldfish": ("goldfish", "cyprinid"),
+    "koi": ("koi", "goldfish"),
+    "carp": ("carp", "cyprinid"),
+    "leuciscus": ("Leuciscus", "cyprinid"),
+    "dace": ("dace", "leuciscus"),
+    "oak": ("oak", "animal"),
 }
 Score = Callable[[list[float], list[float]], float]
 
@@ -163,6 +176,27 @@ def test_a_recipe_gives_the_figures_of_its_formula(
         assert found["fpr"]["mean"] == pytest.approx(fpr(scores["test"], scores[key]))
     expected = sum(fpr(scores["test"], scores[key]) for key in SETS) / len(SETS)
     assert row["fpr"]["mean"]["mean"] == pytest.approx(expected)
+
+
+def test_near_words_are_the_same_whatever_is_unknown(
+    root: Path, backbone_files: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """The OOD sets of a benchmark have no part in its near words: one record for both runs."""
+    config, path = backbone_files["vit"]
+    tiny = {"name": "tiny", "config": str(config), "path": str(path)}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    words = [
+        f"benchmark.root={root}", f"benchmark.class_names=[{', '.join(CLASSES.values())}]",
+        f"backbone=@{tmp_path / 'tiny.yaml'}", f"storage={tmp_path / 'storage'}",
+        f"negative_classes={write_database(tmp_path, RELATIVES)}", "negative_pool=near",
+        "methods.zero_shot.score_params={neg_label: {tau: 0.01, groups: 2}}",
+    ]  # fmt: skip
+    without = [f"benchmark.sets.ood/far/{key}=null" for key in SETS if key != "sun"]
+    for given in (words, words + without):
+        done = job_here("pipeline", "preset=jiang2024", *given)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "storage").glob("runs/*"))) == 2
+    assert set(chosen_words(tmp_path)) <= {"carp", "Leuciscus", "dace"}
 
 
 def chosen_words(folder: Path) -> list[str]:
