@@ -47,7 +47,8 @@ def write_database(
             senses.setdefault(word.lower(), []).append(name)
     rows = []
     for lemma, names in sorted(senses.items()):
-        names.sort(key=lambda name, lemma=lemma: name != (first or {}).get(lemma))  # type: ignore[misc]
+        chosen = [name for name in names if name == (first or {}).get(lemma)]
+        names = list(dict.fromkeys([*chosen, *names]))
         signs = sorted({sign for name in names for sign, _ in pointers[name]})
         at = " ".join(f"{offsets[name]:08d}" for name in names)
         count = len(names)

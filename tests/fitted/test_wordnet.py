@@ -58,6 +58,12 @@ def folder(tmp_path: Path) -> Path:
         # No class is beside another one, nor a kind of it.
         (["dog", "wolf"], "hyena, house cat"),
         (["wolf", "house_cat"], "dog, domestic dog, Canis familiaris, hyena, lion, hound, beagle"),
+        # What contains a class (animal, feline) is not beside another one; what lies below it is.
+        (
+            ["person", "lion"],
+            "house cat, canine, canid, domestic animal, bird, dog, domestic dog, "
+            "Canis familiaris, wolf, hyena, crane, heron",
+        ),
         # Of a name that is not there, the last word.
         (["mighty dog"], "wolf, hyena, house cat, timber wolf, grey wolf, white wolf"),
         # An author is no class: the bird. No kind of it is near another bird.

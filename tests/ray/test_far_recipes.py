@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -196,15 +197,19 @@ def test_near_words_are_the_same_whatever_is_unknown(
         done = job_here("pipeline", "preset=jiang2024", *given)
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "storage").glob("runs/*"))) == 2
+    assert manifest(tmp_path)["candidates"] == 3
     assert set(chosen_words(tmp_path)) <= {"carp", "Leuciscus", "dace"}
 
 
+def manifest(folder: Path) -> dict[str, Any]:
+    """Of the only record of words."""
+    (path,) = (folder / "storage" / "cache" / "fitted").glob("*/manifest.json")
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
 def chosen_words(folder: Path) -> list[str]:
-    (manifest,) = (
-        json.loads(path.read_text())
-        for path in (folder / "storage" / "cache" / "fitted").glob("*/manifest.json")
-    )
-    return list(manifest["words"])
+    return list(manifest(folder)["words"])
 
 
 def own_templates(preset: str, word: str, templates: list[str]) -> list[str]:
