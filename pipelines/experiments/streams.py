@@ -108,7 +108,7 @@ def read(opened: Run) -> Data:
     """What the run left: all OOD sets together, and the words of its only head."""
     head = opened.finetuned.head("zero_shot")
     config, benchmark = opened.config, opened.benchmark
-    words = read_words(config.negative_classes, config.negative_pool)
+    words = read_words(config.negative_classes, config.negative_pool, benchmark.class_names)
     names = benchmark.class_names, benchmark.templates
     corpus = corpus_features(words, *names, opened.backbone, opened.storage)
     mined = negative_words(load_records(opened.storage, head.fitted))

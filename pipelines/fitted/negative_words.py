@@ -1,10 +1,11 @@
 """Words that are no class, from a stored list to the mined negatives of a benchmark.
 
-`negative_classes=` names a list: a file with a word a line, one in conf/negative_classes/, or a
-folder with WordNet's words in files by lexicographer (`noun.animal.txt`, `adj.all.txt`). The words
-are encoded by the backbone's text tower; words that are class names are dropped;
-`pipelines.ood.negatives` chooses among the rest, among nouns and adjectives apart. What was chosen
-is kept as the record of the score neg_label:
+`negative_classes=` names a list: a file with a word a line, one in conf/negative_classes/, a folder
+with WordNet's words in files by lexicographer (`noun.animal.txt`, `adj.all.txt`), or one with its
+database, whose words near the classes are taken (`negative_pool=near`). The words are encoded by
+the backbone's text tower; words that are class names are dropped; `pipelines.ood.negatives` chooses
+among the rest, among nouns and adjectives apart. What was chosen is kept as the record of the score
+neg_label:
 
     cache/fitted/ADDRESS/record.safetensors   text features of the chosen words
     cache/fitted/ADDRESS/manifest.json        the chosen words, the farthest of each kind first
@@ -12,6 +13,8 @@ is kept as the record of the score neg_label:
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +29,15 @@ from pipelines.code_digest import Code, code_of
 from pipelines.config import CONF, UserError, digest
 from pipelines.data.storage import Storage
 from pipelines.embed.text import text_code, text_features
-from pipelines.ood.negatives import NegativeLabels, mine_negatives
+from pipelines.fitted.wordnet import near_words
+from pipelines.ood.negatives import NegativeLabels, all_but_names, mine_negatives
 from pipelines.score.by_name import NEG_LABEL
 from pipelines.score.cache import FittedManifest, is_fitted, write
 
 # What is made of the words of a folder.
-Pool: TypeAlias = Literal["words", "csp"]
+Pool: TypeAlias = Literal["words", "csp", "near"]
+
+logger = logging.getLogger(__name__)
 
 LISTS = CONF / "negative_classes"
 
@@ -47,45 +53,56 @@ SUPERCLASSES = (
 PHRASE_TEMPLATES = ("{}", "a nice photo of {}", "a good photo of {}", "a close-up photo of {}")
 CSP_LEAVES_OUT = ("noun.person", "noun.quantity", "noun.group", "adj.pert")
 CSP_MAX_COSINE = 0.95
+# A relative of a class is one of its names by the same bound.
+NEAR_MAX_COSINE = CSP_MAX_COSINE
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Words of one kind, of which the farthest are chosen apart from those of other kinds.
+    """Words of one kind; the choice among them is made apart from that among other kinds.
 
     Attributes:
         words: each once.
         templates: of their prompts; None: the benchmark's.
         max_cosine: with a class, above which a word is one of its names.
+        are_near: all are chosen but such names; else the farthest.
     """
 
     words: tuple[str, ...]
     templates: tuple[str, ...] | None = None
     max_cosine: float = 1.0
+    are_near: bool = False
 
     @property
     def what(self) -> list[object]:
         """What decides which words are chosen, for addresses."""
-        return [list(self.words), self.templates and list(self.templates), self.max_cosine]
+        rule = ["near"] if self.are_near else []
+        return [list(self.words), self.templates and list(self.templates), self.max_cosine, *rule]
 
 
 def words_code() -> Code:
     """The code that can decide which words are chosen of a list."""
-    return code_of(mine_negatives, NegativeLabels, alone=(keep,))
+    return code_of(mine_negatives, all_but_names, NegativeLabels, alone=(keep,))
 
 
-def read_words(name: str, pool: Pool = "words") -> tuple[Candidates, ...]:
+def read_words(
+    name: str, pool: Pool = "words", class_names: Sequence[str] = ()
+) -> tuple[Candidates, ...]:
     """The words of a list, each once, in its order; empty lines and lines with # are left out.
 
     Args:
         name: a list in conf/negative_classes/, a file or a folder.
-        pool: what is made of the adjectives of a folder.
+        pool: what is made of a folder's adjectives, or `near`: relatives of the classes, of a
+            folder with WordNet's database.
+        class_names: of the benchmark's ID classes, which `near` alone reads.
 
     Raises:
         UserError: where there is no such list, no word in it, or it is no folder and `pool` needs
             one.
     """
     given, shipped = Path(name).expanduser(), LISTS / f"{name}.txt"
+    if pool == "near":
+        return _read_relatives(given, class_names)
     if given.is_dir():
         return _read_folder(given, pool)
     if pool == "csp":
@@ -134,6 +151,27 @@ def _read_folder(folder: Path, pool: Pool) -> tuple[Candidates, ...]:
     return tuple(kind for kind in kinds if kind.words)
 
 
+def _read_relatives(folder: Path, class_names: Sequence[str]) -> tuple[Candidates, ...]:
+    words, without = near_words(folder, class_names)
+    if not words:
+        raise UserError(
+            f"negative_pool=near, negative_classes={folder}: no class has a relative there; names "
+            "are looked up as they are and by their last word, as nouns"
+        )
+    if without:
+        names = ", ".join(without[:20]) + (", ..." if len(without) > 20 else "")
+        _say(
+            f"negative_pool=near: {len(without)} of {len(class_names)} classes have no entry in "
+            f"{folder}, so that no word is near them and none of their kinds is left out: {names}"
+        )
+    return (Candidates(words, None, NEAR_MAX_COSINE, are_near=True),)
+
+
+@functools.cache  # a run reads its words several times
+def _say(line: str) -> None:
+    logger.warning("%s", line)
+
+
 def _superclass(adjective: str) -> str:
     """One of `SUPERCLASSES`, drawn by the word: a list that grows keeps its phrases."""
     return SUPERCLASSES[int(digest(adjective), 16) % len(SUPERCLASSES)]
@@ -162,7 +200,7 @@ def keep(
         storage: where records and text features are kept.
 
     Raises:
-        UserError: where every word of a kind is a class name.
+        UserError: where every word of a kind is a class name, by its letters or by its cosine.
     """
     others = [replace(kind, words=_no_class(kind.words, class_names)) for kind in candidates]
     what = [[kind.what for kind in others], list(class_names), list(templates)]
@@ -174,7 +212,7 @@ def keep(
     features, mined = [], []
     for kind in others:
         encoded = _encoded(kind, templates, backbone, storage)
-        chosen = mine_negatives(encoded, classes, max_cosine=kind.max_cosine)
+        chosen = _chosen(kind, encoded, classes)
         features.append(encoded[chosen])
         mined += [kind.words[place] for place in chosen.tolist()]
     count = sum(len(kind.words) for kind in others)
@@ -196,6 +234,19 @@ def corpus_features(
     """
     others = [replace(kind, words=_no_class(kind.words, class_names)) for kind in candidates]
     return torch.cat([_encoded(kind, templates, backbone, storage) for kind in others])
+
+
+def _chosen(kind: Candidates, encoded: Tensor, classes: Tensor) -> Tensor:
+    """Places of the chosen words of a kind, the farthest first, by unit text features."""
+    if not kind.are_near:
+        return mine_negatives(encoded, classes, max_cosine=kind.max_cosine)
+    chosen = all_but_names(encoded, classes, max_cosine=kind.max_cosine)
+    if not len(chosen):
+        raise UserError(
+            f"negative_pool=near: every word has a cosine above {kind.max_cosine} with a class; "
+            "this backbone tells none of them from the classes"
+        )
+    return chosen
 
 
 def _encoded(

@@ -1,8 +1,9 @@
-"""Negative labels: words that are far from every class, against which images are compared.
+"""Negative labels: words that are no class, against which images are compared.
 
 Jiang et al. 2024, "Negative Label Guided OOD Detection with Pretrained Vision-Language Models",
 section 3.1 (NegMining); Chen et al. 2024, "Conjugated Semantic Pool Improves OOD Detection with
-Pre-trained Vision-Language Models". The score that uses them is `pipelines.ood.scores.neg_label`.
+Pre-trained Vision-Language Models". Words that are near by choice are chosen by another rule,
+`all_but_names`. The score that uses them is `pipelines.ood.scores.neg_label`.
 """
 
 import math
@@ -81,6 +82,33 @@ def mine_negatives(
     )
     kept = max(1, math.floor(share * len(candidates)))
     return torch.sort(distance, descending=True, stable=True).indices[:kept]
+
+
+def all_but_names(words: Array, classes: Array, *, max_cosine: float) -> Tensor:
+    """Places of the words that name no class, the farthest first: for words that are to be near.
+
+    The published mining keeps the farthest words, and would choose among the relatives of classes
+    the least related. Here each word is kept whose cosine with every class is at most `max_cosine`.
+
+    Args:
+        words: (W, D) unit text features of the candidates.
+        classes: (K, D) unit text features of the classes.
+        max_cosine: in (0, 1).
+
+    Returns:
+        (M,) int64, M at most W; none where every word names a class.
+
+    Raises:
+        ValueError: no word, vectors of different sizes, or a bound out of range.
+    """
+    if not 0 < max_cosine < 1:
+        raise ValueError(f"need 0 < max_cosine < 1, came {max_cosine}")
+    order = mine_negatives(words, classes, share=1.0, max_cosine=max_cosine)
+    candidates, known = (
+        as_tensor(given, "features", rank=2).double() for given in (words, classes)
+    )
+    nearest = [(part @ known.T).amax(dim=1) for part in torch.split(candidates, _BLOCK)]
+    return order[(torch.cat(nearest) <= max_cosine)[order]]
 
 
 def _distance(words: Tensor, classes: Tensor, percentile: float, max_cosine: float) -> Tensor:

@@ -111,7 +111,7 @@ class Run:
         content = {k: v for k, v in plain(config).items() if k not in NOT_CONTENT}
         identity = dict(network.identity(backbone))
         if scoring.reads_words(config.scores):
-            words = read_words(config.negative_classes, config.negative_pool)
+            words = read_words(config.negative_classes, config.negative_pool, benchmark.class_names)
             identity["words"] = digest([kind.what for kind in words])
         identity |= {f"of {name}": digest(network.identity(other)) for name, other in own.items()}
         run_id = digest([content, benchmark.address, identity], length=12)

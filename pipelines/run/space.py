@@ -116,9 +116,10 @@ class FeatureSpace:
         """The address of the words by the name of their record, where a score reads them."""
         if not scoring.reads_words(self.scores):
             return {}
+        config, class_names = self.run.config, self.run.benchmark.class_names
         address = negative_classes.keep(
-            read_words(self.run.config.negative_classes, self.run.config.negative_pool),
-            self.run.benchmark.class_names,
+            read_words(config.negative_classes, config.negative_pool, class_names),
+            class_names,
             self.run.benchmark.templates,
             self.backbone,
             self.storage,

@@ -32,12 +32,13 @@ class RunWords(Section):
         "nouns",
         description="words that neg_label compares images with beside the classes: a file with a "
         "word a line, a list in conf/negative_classes/, or a folder with WordNet's words in files "
-        "noun.*.txt and adj.*.txt",
+        "noun.*.txt and adj.*.txt, or with its database (negative_pool=near)",
     )
-    negative_pool: Literal["words", "csp"] = Field(
+    negative_pool: Literal["words", "csp", "near"] = Field(
         "words",
-        description="of a folder's adjectives: themselves, or the conjugated semantic pool of "
-        "Chen 2024, names like 'wooden structure'",
+        description="words: of a folder, nouns and adjectives; csp: names like 'wooden structure' "
+        "for the adjectives, the conjugated semantic pool of Chen 2024; near: relatives of the ID "
+        "classes, of a folder with WordNet's data.noun and index.noun",
     )
     sweep: SweepConfig
     compare_defaults: bool = Field(

@@ -132,6 +132,24 @@ EDITS = {
         "percentile: float = 0.06",
         {"words"},
     ),
+    "which near words are kept": (
+        "ood/negatives.py",
+        "nearest) <= max_cosine)",
+        "nearest) < max_cosine)",
+        {"words"},
+    ),
+    "by which rule words are chosen": (
+        "fitted/negative_words.py",
+        "if not kind.are_near:",
+        "if kind.are_near:",
+        {"words"},
+    ),
+    "which relatives are near, which the words themselves say": (
+        "fitted/wordnet.py",
+        "DEPTH = 2",
+        "DEPTH = 3",
+        set(),
+    ),
     "decoding": ("data/images.py", "def decode(", "def decode(*, _edited=1,", FEATURES),
     "one source": (
         "data/digits.py",

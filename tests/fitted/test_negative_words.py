@@ -15,8 +15,9 @@ from pipelines.config import UserError
 from pipelines.data.storage import Storage
 from pipelines.fitted import negative_words
 from pipelines.fitted.negative_words import Candidates, corpus_features, keep, read_words
-from pipelines.ood.negatives import mine_negatives
+from pipelines.ood.negatives import all_but_names, mine_negatives
 from pipelines.score import by_name as scoring
+from tests.wordnet_files import write_database
 
 
 def rows(count: int, first: int) -> Tensor:
@@ -55,6 +56,20 @@ def test_blocks_of_words_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     whole = mine_negatives(words, classes, share=1.0, max_cosine=0.9)
     monkeypatch.setattr("pipelines.ood.negatives._BLOCK", 9)
     assert torch.equal(mine_negatives(words, classes, share=1.0, max_cosine=0.9), whole)
+
+
+def test_near_words_are_all_but_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosines 1, 0.96, 0.94, 0.6 and -1 with one class; the other is at a right angle."""
+    cosines = [0.6, 1.0, 0.94, -1.0, 0.96]
+    words = torch.tensor([[c, 0.0, (1 - c * c) ** 0.5] for c in cosines])
+    classes = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    for block in (4096, 2):
+        monkeypatch.setattr("pipelines.ood.negatives._BLOCK", block)
+        assert all_but_names(words, classes, max_cosine=0.95).tolist() == [3, 0, 2]
+    assert all_but_names(words, classes, max_cosine=0.99).tolist() == [3, 0, 2, 4]
+    assert all_but_names(words[1:2], classes, max_cosine=0.95).tolist() == []
+    with pytest.raises(ValueError, match="0 < max_cosine < 1"):
+        all_but_names(words, classes, max_cosine=1.0)
 
 
 def test_the_shipped_list() -> None:
@@ -126,6 +141,62 @@ def test_a_folder_without_words_or_text(folder: Path) -> None:
         read_words(str(folder))
 
 
+ANIMALS = {
+    "animal": ("animal", ""),
+    "dog": ("dog", "animal"),
+    "hound": ("hound", "dog"),
+    "wolf": ("wolf grey_wolf", "animal"),
+    "bear": ("bear", "animal"),
+    "polar_bear": ("polar_bear", "bear"),
+}
+
+
+def test_relatives_of_the_classes_of_wordnets_database(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = str(write_database(tmp_path, ANIMALS))
+    expected = Candidates(("wolf", "grey wolf", "bear", "polar bear"), None, 0.95, are_near=True)
+    assert read_words(name, "near", ["dog"]) == (expected,)
+    assert not caplog.records
+    for _ in range(2):  # a run reads its words several times, and says this once
+        assert read_words(name, "near", ["dog", "striped"]) == (expected,)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "1 of 2 classes have no entry in" in line
+    assert line.endswith("none of their kinds is left out: striped")
+    with pytest.raises(UserError, match=r"no class has a relative there; names are looked up"):
+        read_words(name, "near", ["animal"])
+    with pytest.raises(UserError, match=r"negative_classes=nouns: it takes a folder with WordNet"):
+        read_words("nouns", "near", ["dog"])
+
+
+def test_near_words_are_kept_though_they_are_near(
+    tmp_path: Path, backbone_files: dict[str, tuple[Path, Path]]
+) -> None:
+    config, path = backbone_files["vit"]
+    backbone = BackboneConfig(name="tiny", config=str(config), path=str(path))
+    storage, known, templates = Storage(str(tmp_path)), ("dog", "bear"), ("a {}.",)
+    loaded = network.load(backbone)
+
+    def features(*names: str) -> Tensor:
+        encoded = loaded.encode_text([f"a {name}." for name in names])
+        return encoded / encoded.norm(dim=1, keepdim=True)
+
+    words = ("wolf", "Bear", "grey wolf", *(f"thing {n}" for n in range(9)))
+    others = [word for word in words if word != "Bear"]
+    nearest = (features(*others) @ features(*known).T).amax(dim=1).tolist()
+    low, high = sorted(nearest)[3:5]  # a bound between two words: four are no name of a class
+    near = Candidates(words, None, (low + high) / 2, are_near=True)
+    address = keep([near], known, templates, backbone, storage)
+    manifest = storage.read_json("cache", "fitted", address, "manifest.json")
+    wanted = {word for word, cosine in zip(others, nearest, strict=True) if cosine <= low}
+    assert len(wanted) == 4
+    assert set(manifest["words"]) == wanted
+    assert manifest["candidates"] == len(others)
+    names = Candidates(("wolf",), None, nearest[0] / 2, are_near=True)
+    with pytest.raises(UserError, match=r"negative_pool=near: every word has a cosine above 0\."):
+        keep([names], known, templates, backbone, storage)
+
+
 def test_words_of_the_backbones_own_tower_without_class_names(
     tmp_path: Path, backbone_files: dict[str, tuple[Path, Path]]
 ) -> None:
@@ -157,5 +228,10 @@ def test_words_of_the_backbones_own_tower_without_class_names(
 def test_what_is_made_of_a_folder_is_part_of_the_address(folder: Path, tmp_path: Path) -> None:
     both = [[kind.what for kind in read_words(str(folder), pool)] for pool in ("words", "csp")]
     assert both[0] != both[1]
-    apart = [Candidates(("a",)), Candidates(("a",), ("{}",)), Candidates(("a",), None, 0.9)]
-    assert len({str(kind.what) for kind in apart}) == 3
+    apart = [
+        Candidates(("a",)),
+        Candidates(("a",), ("{}",)),
+        Candidates(("a",), None, 0.9),
+        Candidates(("a",), None, 0.9, are_near=True),
+    ]
+    assert len({str(kind.what) for kind in apart}) == 4

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from pipelines.config import CONF
 from tests.ray.commands import job_here
+from tests.wordnet_files import write_database
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -37,6 +39,18 @@ WORDS = {
     "noun.plant.txt": lines("oak fern moss pine elm rose ivy lily ash yew rye oat sedge reed"),
     "noun.person.txt": lines("baker sailor miller cook smith monk"),
     "adj.all.txt": lines("wooden red quiet old small round late cold loud thin dry wet odd raw"),
+}
+# A carp is beside the classes, and so is a dace, two levels down; koi is a kind of goldfish.
+RELATIVES = {
+    "animal": ("animal", ""),
+    "cyprinid": ("cyprinid", "animal"),
+    "tench": ("tench", "cyprinid"),
+    "goldfish": ("goldfish", "cyprinid"),
+    "koi": ("koi", "goldfish"),
+    "carp": ("carp", "cyprinid"),
+    "leuciscus": ("Leuciscus", "cyprinid"),
+    "dace": ("dace", "leuciscus"),
+    "oak": ("oak", "animal"),
 }
 Score = Callable[[list[float], list[float]], float]
 
@@ -165,12 +179,37 @@ def test_a_recipe_gives_the_figures_of_its_formula(
     assert row["fpr"]["mean"]["mean"] == pytest.approx(expected)
 
 
+def test_near_words_are_the_same_whatever_is_unknown(
+    root: Path, backbone_files: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """The OOD sets of a benchmark have no part in its near words: one record for both runs."""
+    config, path = backbone_files["vit"]
+    tiny = {"name": "tiny", "config": str(config), "path": str(path)}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    words = [
+        f"benchmark.root={root}", f"benchmark.class_names=[{', '.join(CLASSES.values())}]",
+        f"backbone=@{tmp_path / 'tiny.yaml'}", f"storage={tmp_path / 'storage'}",
+        f"negative_classes={write_database(tmp_path, RELATIVES)}", "negative_pool=near",
+        "methods.zero_shot.score_params={neg_label: {tau: 0.01, groups: 2}}",
+    ]  # fmt: skip
+    without = [f"benchmark.sets.ood/far/{key}=null" for key in SETS if key != "sun"]
+    for given in (words, words + without):
+        done = job_here("pipeline", "preset=jiang2024", *given)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "storage").glob("runs/*"))) == 2
+    assert manifest(tmp_path)["candidates"] == 3
+    assert set(chosen_words(tmp_path)) <= {"carp", "Leuciscus", "dace"}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """Of the only record of words."""
+    (path,) = (folder / "storage" / "cache" / "fitted").glob("*/manifest.json")
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
 def chosen_words(folder: Path) -> list[str]:
-    (manifest,) = (
-        json.loads(path.read_text())
-        for path in (folder / "storage" / "cache" / "fitted").glob("*/manifest.json")
-    )
-    return list(manifest["words"])
+    return list(manifest(folder)["words"])
 
 
 def own_templates(preset: str, word: str, templates: list[str]) -> list[str]:
