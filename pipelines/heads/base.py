@@ -156,7 +156,9 @@ class HeadPlugin(Generic[ConfigT]):
         Config: the head's settings.
         build: (config, context, seed) to the head, an `nn.Module` that follows `Head`.
         similarity: the rule of the predictor, of features (N, D) to (N, K); with local features
-            (N, P, D) as a further argument where `Config.columns` names them.
+            (N, P, D) as a further argument where `Config.columns` names them. A head with several
+            prompts a class may give (N, M K): column j is of class j mod K, the first K columns
+            predict the class, and scores read all of them.
         compared: the rule for the unit features (..., D) that are compared with text: `unchanged`,
             or what an adapter makes of them. The predictor's arrays then hold the classes'
             `text_features` (K, D). None: the head has no cosine with a word (a linear probe, a
@@ -244,7 +246,7 @@ class Predictor:
     def similarity(
         self, features: NDArray[np.float32], local: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """(N, K) similarities of unit features (N, D).
+        """(N, K) similarities of unit features (N, D); (N, M K) of M prompts a class.
 
         Args:
             features: of N images.
@@ -259,44 +261,48 @@ class Predictor:
                 "with embed.local_features=true, or give images"
             )
         given = (features, local) if self.takes_local and local is not None else (features,)
-        return self.in_blocks(self.plugin.similarity, (len(self.class_names),), *given)
+        return self.in_blocks(self.plugin.similarity, *given)
 
-    def in_blocks(
-        self, rule: Rule, shape: tuple[int, ...], *given: NDArray[Any]
-    ) -> NDArray[np.float32]:
-        """`rule(arrays, settings, *rows)` (N, *shape) of N rows of every array in `given`.
+    def in_blocks(self, rule: Rule, *given: NDArray[Any]) -> NDArray[np.float32]:
+        """`rule(arrays, settings, *rows)` (N, ...) of N rows of every array in `given`.
 
         Computed in float64 in blocks of a fixed number of rows and rounded to float32 at the
         end, so that a row's result does not depend on the batch it comes in.
         """
         arrays = {name: array.astype(np.float64) for name, array in self.arrays.items()}
         count = len(given[0])
-        result = np.empty((count, *shape), dtype=np.float32)
-        for start in range(0, count, BLOCK_ROWS):
+        result: NDArray[np.float32] | None = None
+        # One block even of no rows: the rule says how many columns there are.
+        for start in range(0, max(count, 1), BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, count)
             blocks = []
             for array in given:
                 block = np.zeros((BLOCK_ROWS, *array.shape[1:]))
                 block[: stop - start] = array[start:stop]
                 blocks.append(block)
-            result[start:stop] = rule(arrays, self.settings, *blocks)[: stop - start]
+            block_result = rule(arrays, self.settings, *blocks)
+            if result is None:
+                result = np.empty((count, *block_result.shape[1:]), dtype=np.float32)
+            result[start:stop] = block_result[: stop - start]
+        assert result is not None
         return result
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """Logits (N, K) as the predicted class sees them; scores take them unadjusted.
+        """Logits (N, K) as the predicted class sees them, of (N, K) or more; scores take all as is.
 
         Menon 2021, equation 9 ("AdjLogit" of Choi 2023): f - adjustment x log class_prior.
         """
+        logits = logits[:, : len(self.class_names)]
         if not self.adjustment:
             return logits
         return adjust_logits(logits, torch.tensor(self.class_prior), self.adjustment)
 
     def class_logits(self, similarity: NDArray[np.float32]) -> Tensor:
-        """Logits (N, K), float64, whose largest names the class, of similarities (N, K)."""
+        """Logits (N, K), float64, whose largest names the class, of `similarity`."""
         return self.adjusted(torch.from_numpy(similarity).double() * self.logit_scale)
 
     def predicted(self, similarity: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The class (N,) of each row of similarities (N, K)."""
+        """The class (N,) of each row of `similarity`."""
         chosen: NDArray[np.int64] = self.class_logits(similarity).argmax(dim=1).numpy()
         return chosen
 

@@ -18,15 +18,18 @@ LEARNED_NEGATIVES = "negative_text_features"
 
 
 def global_similarity(predictor: Predictor, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Similarities (N, K) of whole images (N, D), without what a head adds from local features."""
+    """Similarities (N, K) of whole images (N, D), without what a head adds from local features.
+
+    Of M prompts a class (N, M K), as `HeadPlugin.similarity` has it; so do local features.
+    """
     rule = predictor.plugin.global_similarity or predictor.plugin.similarity
-    return predictor.in_blocks(rule, (len(predictor.class_names),), features)
+    return predictor.in_blocks(rule, features)
 
 
 def local_similarity(predictor: Predictor, local: NDArray[np.float32]) -> NDArray[np.float32]:
     """Similarities (N, P, K) of local features (N, P, D) of unit length."""
     rule = predictor.plugin.local_similarity or _text_similarity(_compared(predictor))
-    return predictor.in_blocks(rule, (local.shape[1], len(predictor.class_names)), local)
+    return predictor.in_blocks(rule, local)
 
 
 def negative_similarity(
@@ -40,7 +43,7 @@ def negative_similarity(
         product: NDArray[np.float64] = compared(arrays, settings, rows) @ text
         return product
 
-    return predictor.in_blocks(rule, (len(learned),), features)
+    return predictor.in_blocks(rule, features)
 
 
 def _compared(predictor: Predictor) -> Rule:

@@ -220,6 +220,7 @@ def search_held_out_classes(
     labels: NDArray[np.int64],
     logit_scale: float,
     config: PostHocConfig,
+    num_classes: int,
 ) -> list[Setting]:
     """Every setting of `score`, judged without any OOD image: ID classes are unknown in turn.
 
@@ -230,15 +231,16 @@ def search_held_out_classes(
 
     Args:
         score: its name in SCORES.
-        similarity: (N, K) of ID validation images.
+        similarity: (N, K) of ID validation images, or (N, M K) with M prompts a class.
         labels: (N,) their classes.
         logit_scale: logits = similarity x logit_scale.
         config: the search space.
+        num_classes: K; column j is of class j mod K.
 
     Raises:
         UserError: for fewer than three classes.
     """
-    num_classes = similarity.shape[1]
+    of_class = np.arange(similarity.shape[1]) % num_classes
     if num_classes < 3:
         raise UserError(
             f"{num_classes} classes and neither validation_ood nor outliers: nothing to choose "
@@ -252,7 +254,7 @@ def search_held_out_classes(
     )
     of_parts = []
     for part in range(num_parts):
-        kept = np.arange(num_classes) % num_parts != part
+        kept = of_class % num_parts != part
         unknown = labels % num_parts == part
         if unknown.any() and not unknown.all():
             rows = similarity[:, kept]

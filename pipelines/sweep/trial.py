@@ -254,9 +254,8 @@ def _of_similarities(
     scale, known = predictor.logit_scale, similarities.validation
     if similarities.ood:
         return posthoc.search(score, known, similarities.ood, scale, shared.posthoc)
-    return posthoc.search_held_out_classes(
-        score, known, shared.validation.labels, scale, shared.posthoc
-    )
+    labels, num_classes = shared.validation.labels, len(predictor.class_names)
+    return posthoc.search_held_out_classes(score, known, labels, scale, shared.posthoc, num_classes)
 
 
 def further_searches(scores: Sequence[str]) -> list[str]:

@@ -68,8 +68,9 @@ def numbers(method: MethodConfig, toy: Toy) -> dict[str, float]:
     features = toy.data.validation_features
     local = toy.data.validation_columns["local_features"]
     similarity = trained.predictor.similarity(features, local)
+    predicted = trained.predictor.predicted(similarity)
     head = {
-        "head/accuracy": (similarity.argmax(axis=1) == toy.data.validation_labels).mean(),
+        "head/accuracy": (predicted == toy.data.validation_labels).mean(),
         "head/logit_scale": trained.predictor.logit_scale,
         **_summary("head/similarity", torch.as_tensor(similarity)),
     }

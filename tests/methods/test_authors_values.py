@@ -13,6 +13,10 @@ CPU and with `waves` for every input, so that anybody can make the values again:
                    github LinLLLL/CRoFT, e16d0e13: CoOp/trainers: CustomCLIP of each, CRoFT's
                    feature_perturbation and EDR with lambda2 = 0, BCAL.forward_backward with its KL
                    at 0, TIP_ADAPTER.forward_backward, DPLCLIP's MLP before CoOp's TextEncoder
+    fa_*           github 0xFAFA/FA, 9cf7f88c: model.py, CustomCLIP with K = 1 and 3 and given
+                   features, its context moved by `waves`; the scores by the lines of main.py's
+                   test, which divides logits by 100, CLIP's scale (here 10); its layer norm in
+                   float64 and GELU for QuickGELU, as the small tower here has them
     liu_*          github wetliu/energy_ood, 77f3c09b: CIFAR/train.py, train
     balanced_*     github hyunjunChhoi/Balanced_Energy, 62260c7f: classification/inf_train_res.py,
                    train and influence
@@ -22,6 +26,7 @@ Gradients are those of the loss in the named array. Ours are computed in float32
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +41,7 @@ from pipelines.methods.base import Batch, Outputs
 from pipelines.methods.croft import inner_loss
 from pipelines.ood import balanced_energy_margin, energy_margin
 from pipelines.ood.scores import neg_mcm
+from pipelines.score.judge import judge
 from tests.small_clip import CLASS_NAMES, small_clip
 
 VALUES = json.loads(Path(__file__).with_name("authors_values.json").read_text())
@@ -332,6 +338,25 @@ def test_learned_prompts(name):
     same(head.context.grad, f"{name}_context_gradient", rtol=2e-4)
     if name == "cocoop":
         same(head.down.grad, "cocoop_down_gradient", rtol=2e-4)
+
+
+@pytest.mark.parametrize("coefficient", [1, 3])
+def test_fas_prompts_its_loss_and_its_scores(coefficient):
+    config = METHODS["fa"].Config(head={"name": "fa", "coefficient": coefficient})
+    head, images = on_the_tower(config.head)
+    head.forced.context.data.add_(0.5 * waves(4, 32, start=0.8))
+    encoded = head.encode(images)
+    given = outputs(encoded.similarity, images=images, rows=encoded.rows)
+    given = replace(given, logits=encoded.similarity * 10, logit_scale=10.0)
+    losses, _ = METHODS["fa"].loss(given, Batch(labels=torch.tensor([0, 1, 2, 3, 0])), config)
+    same(losses["cross_entropy"], f"fa_{coefficient}_loss")
+    losses["cross_entropy"].backward()
+    same(head.forced.context.grad, f"fa_{coefficient}_context_gradient", rtol=2e-4)
+    predictor, local = head.predictor(), unit(5, 3, 16, start=0.9).numpy()
+    same(predictor.similarity(images.numpy()) * 10, f"fa_{coefficient}_logits")
+    judged = judge(predictor, {"mcm": {}, "gl_mcm": {}}, images.numpy(), local=local)
+    same(judged["score_mcm"], f"fa_{coefficient}_mcm", rtol=2e-6)
+    same(judged["score_gl_mcm"], f"fa_{coefficient}_gl_mcm", rtol=2e-6)
 
 
 def test_dplclips_prompts_of_a_mean_feature():

@@ -86,7 +86,7 @@ class TestWhatStandsForTheUnknown:
         with pytest.raises(UserError, match="2 classes and neither validation_ood nor outliers"):
             posthoc.search_held_out_classes(
                 "mcm", np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), 1.0,
-                PostHocConfig(),
+                PostHocConfig(), num_classes=2,
             )  # fmt: skip
 
 
