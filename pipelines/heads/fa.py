@@ -74,8 +74,10 @@ class FA(nn.Module):
         return HeadOutput(image_features @ text.T, image_features, text, rows=rows)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """Similarity (N, K)."""
-        return self.encode(image_features).similarity
+        """Similarity (N, (1 + coefficient) K), as the predictor gives it."""
+        encoded = self.encode(image_features)
+        copies = [encoded.rows[ORIGINAL_SIMILARITY]] * self.coefficient if self.coefficient else []
+        return torch.cat([encoded.similarity, *copies], dim=1)
 
     def predictor(self) -> Predictor:
         """The product with the forced prompts as they are now, and with the original ones."""
