@@ -93,7 +93,9 @@ def write(metrics: Metrics, inputs: ReportInputs) -> str:
         config_yaml=inputs.config_yaml,
         stamp=inputs.stamp,
         tables=tables,
-        main=tables.table(metrics, tables.main_columns(metrics)),
+        main=tables.table(
+            metrics, [*tables.main_columns(metrics), *tables.full_spectrum_columns(metrics)]
+        ),
         shifted=tables.once_per_method(tables.table(metrics, tables.shifted_columns(metrics))),
         by_set=tables.table(metrics, tables.set_columns(metrics)),
         further=tables.table(metrics, tables.further_columns(metrics)),

@@ -109,11 +109,16 @@ def body(page: Page, name: str) -> list[list[str]]:
 def test_the_main_table_shows_every_number_of_every_row(evidence, page):
     shown = body(page, "main")
 
-    assert [row[1:] for row in shown] == [numbers_of(row) for row in evidence.metrics.rows]
+    expected = []
+    for row in evidence.metrics.rows:
+        assert row.full_spectrum is not None
+        both = percent(row.full_spectrum.auroc), percent(row.full_spectrum.fpr)
+        expected.append([*numbers_of(row), *both])
+    assert [row[1:] for row in shown] == expected
     assert [row[0].split()[0] for row in shown] == list(SCORES) * 2
     assert page.tables["main"][1][1:3] == ["ID ACC", "OOD ACC"]
-    assert page.tables["main"][1][3:] == ["near", "far", "mean"] * 2
-    assert page.tables["main"][0] == ["", "", "AUROC", "FPR at 95 % TPR"]
+    assert page.tables["main"][1][3:] == ["near", "far", "mean"] * 2 + ["AUROC", "FPR"]
+    assert page.tables["main"][0] == ["", "", "AUROC", "FPR at 95 % TPR", "full spectrum"]
 
 
 def test_chosen_parameters_and_the_labels_of_marked_rows(page):
@@ -320,7 +325,7 @@ def test_settings_trials_and_stamp(evidence, page):
     ("arguments", "absent", "columns"),
     [
         ({"without": "shifted"}, "shifted", 9),
-        ({"without": "ood/far"}, "none", 7),
+        ({"without": "ood/far"}, "none", 9),
         ({"without": "ood/"}, "by-set", 3),
     ],
 )
