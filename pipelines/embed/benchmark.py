@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipelines.backbones import network
 from pipelines.backbones.class_texts import refuse_equal_prompts
 from pipelines.backbones.description import BackboneConfig
+from pipelines.backbones.pixel_pass import PixelPass
 from pipelines.compute.cluster import ComputeConfig
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.features import FeatureCache
@@ -15,7 +16,8 @@ from pipelines.data.storage import Storage
 from pipelines.embed import leaks
 from pipelines.embed.config import EmbedConfig
 from pipelines.embed.result import EmbeddedSource, EmbedResult, Rejection
-from pipelines.embed.stage import embed_for_each
+from pipelines.embed.stage import embed_for_each, embed_sources
+from pipelines.records import Role
 
 
 def embed_benchmark(
@@ -65,6 +67,45 @@ def embed_benchmark(
         )
         for backbone, caches in zip(backbones, found, strict=True)
     ]
+
+
+def embed_pass(
+    benchmark: Benchmark,
+    roles: Sequence[Role],
+    pixel_pass: PixelPass,
+    backbone: BackboneConfig,
+    storage: Storage,
+    *,
+    settings: EmbedConfig,
+    compute: ComputeConfig,
+    on_progress: Progress | None = None,
+) -> dict[str, FeatureCache]:
+    """What a pass over the pixels gives of the images of some sets, by source.
+
+    Args:
+        benchmark: its sources and sets.
+        roles: of the sets whose images are meant.
+        pixel_pass: what is encoded in place of the images as they are.
+        backbone: resolved.
+        storage: holds cache/features.
+        settings: as `embed_sources`; a pass has no local features.
+        compute: as there.
+        on_progress: as there.
+
+    Raises:
+        UserError: as there.
+    """
+    keys = benchmark.keys_by_source(*roles)
+    return embed_sources(
+        {source: benchmark.sources[source] for source in keys},
+        backbone,
+        storage,
+        settings=settings.model_copy(update={"local_features": False}),
+        compute=compute,
+        keys=keys,
+        pixel_pass=pixel_pass,
+        on_progress=on_progress,
+    )
 
 
 def _embedded(cache: FeatureCache) -> EmbeddedSource:

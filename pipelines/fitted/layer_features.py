@@ -40,17 +40,16 @@ def added(
     Raises:
         UserError: where an image has features and no activations.
     """
-    from pipelines.embed.stage import embed_sources  # takes seconds, and a found run needs it not
+    from pipelines.embed.benchmark import embed_pass  # takes seconds, and a found run needs it not
 
-    keys = benchmark.keys_by_source("train")
-    caches = embed_sources(
-        {source: benchmark.sources[source] for source in keys},
+    caches = embed_pass(
+        benchmark,
+        ["train"],
+        LayerPass(backbone.layers),
         backbone,
         storage,
-        settings=settings.model_copy(update={"local_features": False}),
+        settings=settings,
         compute=compute,
-        keys=keys,
-        pixel_pass=LayerPass(backbone.layers),
         on_progress=on_progress,
     )
     sets = FeatureSets(benchmark, caches)

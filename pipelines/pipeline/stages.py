@@ -11,8 +11,7 @@ import pyarrow as pa
 from pipelines.compute.stamp import stamp
 from pipelines.config import to_yaml
 from pipelines.data import kept
-from pipelines.embed import stage as embed
-from pipelines.embed.benchmark import embed_benchmark
+from pipelines.embed.benchmark import embed_benchmark, embed_pass
 from pipelines.embed.result import EmbeddedSource, EmbedResult, NetworkFeatures
 from pipelines.evaluate import against_default
 from pipelines.evaluate import stage as evaluate
@@ -290,16 +289,15 @@ def _features_of_pass(
 ) -> dict[str, str]:
     """The addresses of the features that one such score judges, by source."""
     run = space.run
-    keys = run.benchmark.keys_by_source(*score.SCORED_ROLES)
     record = load_records(run.storage, {name: fitted[name]})
-    caches = embed.embed_sources(
-        {source: run.benchmark.sources[source] for source in keys},
+    caches = embed_pass(
+        run.benchmark,
+        score.SCORED_ROLES,
+        scoring.pixel_pass(name, params, record, space.backbone),
         space.backbone,
         run.storage,
-        settings=run.config.embed.model_copy(update={"local_features": False}),
+        settings=run.config.embed,
         compute=run.config.compute,
-        keys=keys,
-        pixel_pass=scoring.pixel_pass(name, params, record, space.backbone),
         on_progress=lambda done, total, _: run.observer.progress(done, total, f"images, {name}"),
     )
     return {source: cache.address for source, cache in caches.items()}
@@ -309,8 +307,10 @@ def _trainings(run: Run) -> list[HeadTraining]:
     """How the heads of the chosen settings were trained; those that train nothing have none."""
     found = []
     for head in run.finetuned.heads:
+        if head.key.variant != "chosen":
+            continue
         record = head_cache.read_record(run.storage, head.address)
-        if head.key.variant == "chosen" and record.history:
+        if record.history:
             last = dict(record.history[-1])
             epochs = int(last.pop("epoch"))
             found.append(

@@ -297,9 +297,10 @@ def negative_words(records: Records) -> NDArray[np.float64]:
 
 
 def compared_dtype(score: str) -> torch.dtype:
-    """Of the similarities that a score of COMPARING reads.
+    """The type of the similarities that a score of COMPARING is given.
 
-    neg_label is as precise of float32, and there are thousands of words.
+    neg_label takes float32: its result keeps the digits that matter, and a copy of the similarities
+    to thousands of words would cost more than the score.
     """
     return torch.float32 if score == NEG_LABEL else torch.float64
 

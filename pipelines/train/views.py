@@ -27,7 +27,7 @@ from pipelines.data.augmentation import Augmentation
 from pipelines.data.benchmarks import Benchmark
 from pipelines.data.shards import Progress
 from pipelines.data.storage import Storage
-from pipelines.embed import stage as embed
+from pipelines.embed.benchmark import embed_pass
 from pipelines.embed.config import EmbedConfig
 from pipelines.train.augment import augment
 from pipelines.train.draws import Ids
@@ -91,15 +91,14 @@ def embed_views(
     """
     if not settings.views or "train" not in benchmark.sets:
         return {}
-    keys = benchmark.keys_by_source("train")
-    caches = embed.embed_sources(
-        {source: benchmark.sources[source] for source in keys},
+    caches = embed_pass(
+        benchmark,
+        ["train"],
+        Views(settings.views, settings.augmentation),
         backbone,
         storage,
-        settings=settings.model_copy(update={"local_features": False}),
+        settings=settings,
         compute=compute,
-        keys=keys,
-        pixel_pass=Views(settings.views, settings.augmentation),
         on_progress=on_progress,
     )
     return {source: cache.address for source, cache in caches.items()}
