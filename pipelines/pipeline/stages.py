@@ -310,7 +310,7 @@ def _trainings(run: Run) -> list[HeadTraining]:
         if head.key.variant != "chosen":
             continue
         record = head_cache.read_record(run.storage, head.address)
-        if record.history:
+        if record.best_epoch:
             last = dict(record.history[-1])
             epochs = int(last.pop("epoch"))
             found.append(

@@ -110,6 +110,11 @@ def test_it_leaves_the_evidence(first: Finished) -> None:
         "Zhu 2025: CoOp + MCM",
         "Zhu 2025: EBM + DeltaEnergy",
     }
+    # zero_shot trains nothing; the two others train two epochs, of which one is kept.
+    trained = {t["key"]["method"]: t for t in found["trainings"]}
+    assert set(trained) == {"coop", "ebm"}
+    assert all(t["epochs"] == 2 and t["best_epoch"] in (1, 2) for t in trained.values())
+    assert trained["ebm"]["figures"]["bound_gradient_ratio"] > 0
     for method in METHODS:
         parts = (storage / "cache" / "scores" / table_of(folder, method)).glob("*.parquet")
         rows = sum(pq.read_metadata(part).num_rows for part in parts)
